@@ -1,0 +1,1 @@
+"""LongRecipe, offline half: a text corpus to shards of compressed long-context rows."""

@@ -1,0 +1,75 @@
+"""Sizes as people write them: 128k (= 131,072 tokens), 38400, 30%, 64MB."""
+
+import re
+from typing import Any
+
+import click
+
+from lrdata.errors import LongRecipeError
+
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
+
+
+def parse_count(text: str | int) -> int:
+    """`128k` -> 131072, `38400` -> 38400, `64MB` -> 67108864. Raises LongRecipeError otherwise."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]b?)?", str(text).strip().lower().replace("_", ""))
+    if not match:
+        raise LongRecipeError(f"{text!r} is not a size; write 131072, 128k or 64MB")
+    value = float(match[1]) * _UNITS[match[2] or ""]
+    if value != int(value):
+        raise LongRecipeError(f"{text!r} is not a whole number; write 131072 or 128k")
+    return int(value)
+
+
+def parse_share(text: str | float) -> float:
+    """`30%` -> 0.3, `0.3` -> 0.3. Raises LongRecipeError unless the share is in [0, 1]."""
+    try:
+        written = str(text).strip()
+        value = float(written[:-1]) / 100 if written.endswith("%") else float(written)
+    except ValueError:
+        raise LongRecipeError(f"{text!r} is not a share; write 10% or 0.1") from None
+    if not 0 <= value <= 1:
+        raise LongRecipeError(f"{text!r} is not between 0 and 100 %")
+    return value
+
+
+class Count(click.ParamType):
+    """A click type for `parse_count`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_count(value)
+        except LongRecipeError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class Counts(click.ParamType):
+    """A click type for a comma-separated list of sizes: `8k,32k,128k`."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            return [parse_count(part) for part in str(value).split(",")]
+        except LongRecipeError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+class Share(click.ParamType):
+    """A click type for `parse_share`."""
+
+    name = "share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return parse_share(value)
+        except LongRecipeError as problem:
+            self.fail(str(problem), param, ctx)

@@ -1,0 +1,1 @@
+"""LongRecipe, training half: shards to an extended, annealed and merged model."""
