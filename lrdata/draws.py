@@ -1,0 +1,67 @@
+"""Random draws that are the same on every machine, in every order, for ever.
+
+NumPy does not promise its distributions across versions, so only raw 64-bit Philox words are used,
+mapped to integers here. A stream is keyed by what it is for, never by when it is asked: the blake2b
+of (seed, file, record, window, purpose), so no scheduling can change a draw.
+"""
+
+import hashlib
+
+import numpy as np
+
+
+class Draws:
+    """A family of independent streams under one key; `stream(purpose)` opens one of them."""
+
+    def __init__(self, *key: int | str) -> None:
+        self._key = "\x1f".join(str(part) for part in key)
+
+    def stream(self, purpose: str) -> "Stream":
+        digest = hashlib.blake2b(f"{self._key}\x1e{purpose}".encode(), digest_size=16).digest()
+        return Stream(int.from_bytes(digest, "little"))
+
+    def share(self, purpose: str) -> float:
+        """One number in [0, 1) for a yes-or-no decision about the key, without opening a stream."""
+        digest = hashlib.blake2b(f"{self._key}\x1e{purpose}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") / 2.0**64
+
+
+class Stream:
+    """A sequence of Philox words (4x64, 10 rounds) and integers mapped from them."""
+
+    def __init__(self, key: int) -> None:
+        self._philox = np.random.Philox(key=key)
+
+    def words(self, count: int) -> np.ndarray:
+        """`count` raw words, uint64 [count]."""
+        return np.asarray(self._philox.random_raw(count), np.uint64)
+
+    def below(self, bounds: np.ndarray | int, count: int | None = None) -> np.ndarray:
+        """Integers uniform in [0, bound), int64: the word's upper half times the bound, shifted.
+
+        `bounds` < 2**32, one bound for `count` draws or an array with a bound for each draw. The
+        bias of the mapping is below 2**-32 x bound.
+        """
+        limits = np.asarray(bounds, np.uint64)
+        words = self.words(limits.size if count is None else count)
+        words = words.reshape(limits.shape) if count is None else words
+        return (((words >> np.uint64(32)) * limits) >> np.uint64(32)).astype(np.int64)
+
+    def subset(self, size: int, count: int) -> np.ndarray:
+        """`count` distinct integers of [0, size), every subset equally likely; sorted int64 [count].
+
+        Integers are drawn one after another and repeats passed over; for more than half of the
+        range the complement is drawn instead. Raises ValueError when `count` > `size`.
+        """
+        if count > size:
+            raise ValueError(f"cannot draw {count} distinct integers of {size}")
+        if 2 * count > size:
+            kept = np.ones(size, bool)
+            kept[self.subset(size, size - count)] = False
+            return np.flatnonzero(kept)
+        drawn = np.empty(0, np.int64)
+        while True:
+            drawn = np.concatenate([drawn, self.below(size, count + 16)])
+            values, first = np.unique(drawn, return_index=True)
+            if len(values) >= count:
+                return np.sort(values[np.argsort(first, kind="stable")[:count]])

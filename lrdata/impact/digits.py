@@ -1,0 +1,20 @@
+"""Tokens that hold a digit: what the paper's released code keeps sentences for."""
+
+import numpy as np
+
+from lrdata.draws import Draws
+from lrdata.tokenizer import Tokenizer
+from lrdata.windows import Window
+
+
+class Digits:
+    """1 for tokens whose bytes hold an ASCII digit, else 0; special tokens score 0."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        values, offsets = tokenizer.token_bytes
+        digits_before = np.concatenate([[0], np.cumsum((values >= 0x30) & (values <= 0x39))])
+        holds = digits_before[offsets[1:]] > digits_before[offsets[:-1]]
+        self._table = (holds & ~tokenizer.special).astype(np.float32)
+
+    def score(self, window: Window, draws: Draws) -> np.ndarray:
+        return self._table[window.ids]

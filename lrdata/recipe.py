@@ -1,0 +1,135 @@
+"""Every option of a build, in one frozen dataclass."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from lrdata.errors import LongRecipeError
+
+POSITIONS = ("longrecipe", "pose", "randpos", "full", "source")
+SELECTS = ("draw", "top")
+JOINS = ("attend", "mask")
+TRAIN_SHARE = 0.30
+"""The paper's share of the target length; the length is floored to a multiple of 16."""
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """What is built. Two builds with equal recipes, corpora and versions give equal bytes."""
+
+    corpora: tuple[str, ...]
+    """Files, folders or globs."""
+    tokenizer: str
+    """A folder with tokenizer.json, or a hub id."""
+    target_len: int
+    """Tokens of a window: the context length that training simulates."""
+    train_len: int = 0
+    """Tokens of a row; 0 means 30 % of target_len (all of it for positions `full`)."""
+    positions: str = "longrecipe"
+    segment_tokens: int = 88
+    """Aim for the length of a segment; 88 as in the paper."""
+    impact: str = "digits"
+    select: str = "draw"
+    join: str = "attend"
+    """Whether documents joined into one window attend to each other."""
+    replay: tuple[str, ...] = ()
+    replay_ratio: float = 0.10
+    """Replay tokens as a share of the extend tokens."""
+    prompt_field: str | None = None
+    response_field: str | None = None
+    chat_template: bool = False
+    holdout: float = 0.0
+    """Share of documents that are held out, by a hash of the document's place."""
+    max_rows: int | None = None
+    min_doc_tokens: int = 1
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Per source: 2 uses each document twice, with new draws; 0.5 uses half of them."""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    text_field: str = "text"
+    id_field: str | None = None
+    source_field: str | None = None
+    eot: str | None = None
+    seed: int = 0
+    unit_bytes: int = 128 * 1024**2
+    """Aim for the size of a unit of work; part of the recipe because windows end with units."""
+
+    def __post_init__(self) -> None:
+        if not self.train_len:
+            share = self.target_len if self.positions == "full" else self.target_len * TRAIN_SHARE
+            length = int(share) if self.positions == "full" else int(share) // 16 * 16
+            object.__setattr__(self, "train_len", length)
+        for name, value, known in (
+            ("--positions", self.positions, POSITIONS),
+            ("--select", self.select, SELECTS),
+            ("--join", self.join, JOINS),
+        ):
+            if value not in known:
+                raise LongRecipeError(f"{name} {value} is unknown; choose one of {', '.join(known)}")
+        if not self.corpora:
+            raise LongRecipeError("no corpus given; name a file, folder or glob")
+        if self.target_len < 16:
+            raise LongRecipeError(f"--target-len {self.target_len} is too short; 16 is the least")
+        if self.positions == "full" and self.train_len != self.target_len:
+            raise LongRecipeError(
+                f"--positions full trains on whole windows: leave --train-len {self.train_len} out"
+            )
+        if self.positions != "full" and not 0 < self.train_len < self.target_len:
+            raise LongRecipeError(
+                f"--train-len {self.train_len} must be below --target-len {self.target_len} "
+                "(use --positions full to train on whole windows)"
+            )
+        for name, number, least in (
+            ("--segment-tokens", self.segment_tokens, 1),
+            ("--min-doc-tokens", self.min_doc_tokens, 0),
+            ("--max-rows", 1 if self.max_rows is None else self.max_rows, 1),
+        ):
+            if number < least:
+                raise LongRecipeError(f"{name} {number} must be at least {least}")
+        if not 0 <= self.holdout < 1:
+            raise LongRecipeError(f"--holdout {self.holdout:.1%} must be below 100 %")
+        if self.replay and not self.replay_ratio > 0:
+            raise LongRecipeError("--replay with --replay-ratio 0: leave --replay out")
+        if bool(self.prompt_field) != bool(self.response_field):
+            raise LongRecipeError("--prompt-field and --response-field go together; give both")
+        if self.chat_template and not self.prompt_field:
+            raise LongRecipeError("--chat-template needs --prompt-field and --response-field")
+        for source, weight in self.weights.items():
+            if weight < 0:
+                raise LongRecipeError(f"--weight {source}={weight} must not be negative")
+
+    def portable(self) -> dict[str, Any]:
+        """The recipe as JSON without the folders of this machine: what the manifest stores."""
+        values = asdict(self)
+        for name in ("corpora", "replay"):
+            values[name] = [_last_part(path) for path in values[name]]
+        values["tokenizer"] = portable_name(self.tokenizer)
+        values["impact"] = ":".join(_last_part(part) for part in self.impact.split(":"))
+        values["weights"] = dict(self.weights)
+        values["licences"] = dict(self.licences)
+        return values
+
+
+def portable_name(tokenizer: str) -> str:
+    """A hub id as it is; of a path only its last part."""
+    path = PurePath(tokenizer)
+    looks_local = path.is_absolute() or tokenizer.startswith((".", "~")) or len(path.parts) != 2
+    return _last_part(tokenizer) if looks_local else tokenizer
+
+
+def _last_part(path: str) -> str:
+    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`, `a.jsonl` -> `a.jsonl`."""
+    parts = PurePath(path).parts
+    magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
+    first = magic[0] - 1 if magic else len(parts) - 1
+    return "/".join(part.strip("/") for part in parts[max(first, 0) :])
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """`name: a, not b` for each option in which two portable recipes differ."""
+    names = sorted(set(one) | set(other))
+    return [
+        f"{name}: {one.get(name)!r}, not {other.get(name)!r}"
+        for name in names
+        if one.get(name) != other.get(name)
+    ]

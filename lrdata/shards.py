@@ -1,0 +1,349 @@
+"""The rows of a dataset: schema, atomic Parquet writer, random-access reader.
+
+This file and `lrdata.manifest` are the data contract. What a row holds:
+
+    input_ids         the kept tokens (labels are not stored: they are input_ids)
+    position_ids      their positions, < target_len; strictly increasing along an extend row,
+                      0..n-1 along a holdout row, restarting at 0 in each document of a replay row
+    seq_lengths       lengths of the row's attention documents, summing to its length
+    impact_mask       impactful tokens; loss_mask: tokens that count in the loss
+    segment_starts    where in the window each contiguous piece of the row came from,
+    segment_lengths     in order; positions jump only between pieces
+    doc_ids           the documents of the window, in order: id,
+    doc_offsets         first token used (of the document's tokens, its end-of-text token included),
+    doc_lengths         tokens used
+    window_tokens     length of the window; target_len: the window that the positions simulate
+
+**Alignment.** `loss_mask[i]`, `impact_mask[i]` and `lsd[i]` belong to token i as the *target*,
+predicted from the tokens before it. The first token of an attention document is never a target.
+
+**Rebuilding a row.** With tokens(d) = encode(text of d) + [end of text], the window of an extend
+or holdout row is [start of text, if the tokenizer adds one] + tokens(d)[offset : offset + length]
+for each of its documents, and input_ids is that window at the row's segments. In a replay row,
+where every document is read on its own, tokens(d) begins with the start-of-text token itself.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrdata.atomic import replacing
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import FileEntry, Manifest, read_manifest, safe_path
+
+KINDS = ("extend", "replay", "holdout")
+
+ROW_GROUP_BYTES = 32 * 1024**2
+"""Rows are buffered to about this many decoded bytes before a row group is written."""
+
+
+def _list_of(name: str, item: pa.DataType) -> pa.Field:
+    return pa.field(name, pa.list_(pa.field("element", item, nullable=False)), nullable=False)
+
+
+def _scalar(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+SCHEMA = pa.schema(
+    [
+        _list_of("input_ids", pa.int32()),
+        _list_of("position_ids", pa.int32()),
+        _list_of("seq_lengths", pa.int32()),
+        _list_of("impact_mask", pa.bool_()),
+        _list_of("loss_mask", pa.bool_()),
+        _list_of("segment_starts", pa.int32()),
+        _list_of("segment_lengths", pa.int32()),
+        _list_of("doc_ids", pa.string()),
+        _list_of("doc_offsets", pa.int64()),
+        _list_of("doc_lengths", pa.int32()),
+        _scalar("sample_id", pa.string()),
+        _scalar("source", pa.string()),
+        _scalar("kind", pa.string()),
+        _scalar("window_tokens", pa.int32()),
+        _scalar("target_len", pa.int32()),
+    ]
+)
+LSD_FIELD = _list_of("lsd", pa.float16())
+
+_DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
+_DICTIONARY_COLUMNS = ["source", "kind", "doc_ids.list.element"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, as NumPy arrays. Shapes: n tokens, d attention documents, s segments, w documents."""
+
+    input_ids: np.ndarray  # int32 [n]
+    position_ids: np.ndarray  # int32 [n]
+    seq_lengths: np.ndarray  # int32 [d]
+    impact_mask: np.ndarray  # bool [n]
+    loss_mask: np.ndarray  # bool [n]
+    segment_starts: np.ndarray  # int32 [s]
+    segment_lengths: np.ndarray  # int32 [s]
+    doc_ids: list[str]  # [w]
+    doc_offsets: np.ndarray  # int64 [w]
+    doc_lengths: np.ndarray  # int32 [w]
+    sample_id: str
+    source: str
+    kind: str
+    window_tokens: int
+    target_len: int
+    lsd: np.ndarray | None = None  # float16 [n]
+
+
+def rows_to_table(rows: Sequence[Row], schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Rows as one Arrow table in `schema`, without a Python object per token."""
+    return pa.Table.from_arrays(
+        [_column([getattr(row, field.name) for row in rows], field.type) for field in schema],
+        schema=schema,
+    )
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    if pa.types.is_string(kind.value_type):
+        flat = pa.array([item for value in values for item in value], pa.string())
+    else:
+        flat = pa.array(np.concatenate(values) if values else [], kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+
+
+def table_to_rows(table: pa.Table) -> Iterator[Row]:
+    """The rows of a table, one at a time; token columns are zero-copy views where Arrow allows."""
+    names = {field.name for field in fields(Row)} & set(table.column_names)
+    for batch in table.to_batches():
+        columns = {name: batch.column(name) for name in names}
+        for index in range(batch.num_rows):
+            yield Row(**{name: _value(column, index) for name, column in columns.items()})
+
+
+def _value(column: pa.Array, index: int) -> Any:
+    if not pa.types.is_list(column.type):
+        return column[index].as_py()
+    if pa.types.is_string(column.type.value_type):
+        return column[index].as_py()
+    return column[index].values.to_numpy(zero_copy_only=False)
+
+
+class ContentHash:
+    """sha256 over the decoded columns: the same for every grouping, encoding and library version.
+
+    For each column, in schema order: the digest of the row lengths (int64, little-endian; lists
+    and strings) and of the values (little-endian; bool as one byte, strings as UTF-8 each preceded
+    by its length). The content hash is the sha256 of those digests, joined.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._hashers = {name: (hashlib.sha256(), hashlib.sha256()) for name in schema.names}
+
+    def update(self, table: pa.Table) -> None:
+        for name, (lengths, values) in self._hashers.items():
+            for chunk in table.column(name).chunks:
+                array = chunk
+                if pa.types.is_list(array.type):
+                    lengths.update(np.diff(array.offsets.to_numpy()).astype("<i8").tobytes())
+                    array = array.flatten()
+                if pa.types.is_string(array.type):
+                    for text in array.to_pylist():
+                        data = text.encode()
+                        values.update(len(data).to_bytes(8, "little") + data)
+                elif pa.types.is_boolean(array.type):
+                    values.update(array.to_numpy(zero_copy_only=False).tobytes())
+                else:
+                    plain = array.to_numpy(zero_copy_only=False)
+                    values.update(plain.astype(plain.dtype.newbyteorder("<")).tobytes())
+
+    def hexdigest(self) -> str:
+        parts = (part.digest() for pair in self._hashers.values() for part in pair)
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+class ShardWriter:
+    """Writes rows of one kind to one Parquet file. Use through `writing_shard`."""
+
+    def __init__(self, path: Path, schema: pa.Schema = SCHEMA) -> None:
+        self.schema, self.rows, self.tokens = schema, 0, 0
+        self.content = ContentHash(schema)
+        self._pending: list[Row] = []
+        self._pending_bytes = 0
+        dictionary = [name for name in _DICTIONARY_COLUMNS]
+        self._parquet = pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=dictionary,
+            column_encoding={f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA_COLUMNS},
+            write_page_index=True,
+            write_page_checksum=True,
+            use_content_defined_chunking=True,
+            # The row group is bounded here by bytes; the library's own limit counts rows.
+            store_schema=True,
+        )
+
+    def write(self, row: Row) -> None:
+        self._pending.append(row)
+        self._pending_bytes += 10 * len(row.input_ids)
+        self.rows += 1
+        self.tokens += len(row.input_ids)
+        if self._pending_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = rows_to_table(self._pending, self.schema)
+            self.content.update(table)
+            self._parquet.write_table(table, row_group_size=len(self._pending))
+            self._pending, self._pending_bytes = [], 0
+
+    def close(self) -> None:
+        self._flush()
+        self._parquet.close()
+
+
+@contextmanager
+def writing_shard(path: Path, schema: pa.Schema = SCHEMA) -> Iterator[ShardWriter]:
+    """Write one shard atomically: `path` exists only when it is complete and on the disk."""
+    with replacing(path) as partial:
+        writer = ShardWriter(partial, schema)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, streamed."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Shards:
+    """A built dataset, opened for reading. Use through `open_shards`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, cached_groups: int = 4) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._cached_groups = cached_groups
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that hold at least one row."""
+        return [kind for kind in KINDS if self.rows(kind)]
+
+    def files(self, kind: str) -> list[FileEntry]:
+        return [entry for entry in self.manifest.files if entry.kind == kind]
+
+    def rows(self, kind: str) -> int:
+        return sum(entry.rows for entry in self.files(kind))
+
+    def tokens(self, kind: str) -> int:
+        return sum(entry.tokens for entry in self.files(kind))
+
+    @property
+    def target_len(self) -> int:
+        return self.manifest.target_len
+
+    @property
+    def train_len(self) -> int:
+        return self.manifest.train_len
+
+    @property
+    def fingerprint(self) -> str:
+        """The tokenizer's id-to-bytes fingerprint: the trainer refuses another tokenizer."""
+        return self.manifest.tokenizer.fingerprint
+
+    @property
+    def eot_id(self) -> int:
+        return self.manifest.tokenizer.eot_id
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.manifest.tokenizer.bos_id
+
+    def path(self, entry: FileEntry) -> Path:
+        return safe_path(self.folder, entry.path)
+
+    @cached_property
+    def _layout(self) -> dict[str, list[tuple[Path, int, int]]]:
+        """Per kind, for each row group in order: file, group number, first row index."""
+        layout: dict[str, list[tuple[Path, int, int]]] = {kind: [] for kind in KINDS}
+        for kind in KINDS:
+            first = 0
+            for entry in self.files(kind):
+                path = self.path(entry)
+                metadata = _open(path).metadata
+                for group in range(metadata.num_row_groups):
+                    layout[kind].append((path, group, first))
+                    first += metadata.row_group(group).num_rows
+        return layout
+
+    def read_row(self, kind: str, index: int) -> Row:
+        """Row `index` of a kind, counted over its files in order.
+
+        Row groups are decoded whole and the last few are kept, so neighbouring rows are cheap.
+        """
+        if not 0 <= index < self.rows(kind):
+            raise LongRecipeError(
+                f"{self.folder} has {self.rows(kind)} {kind} rows; there is no row {index}"
+            )
+        groups = self._layout[kind]
+        starts = [first for _, _, first in groups]
+        at = int(np.searchsorted(starts, index, side="right")) - 1
+        path, group, first = groups[at]
+        key = (str(path), group)
+        if key not in self._groups:
+            self._groups[key] = _read_group(path, group)
+            while len(self._groups) > self._cached_groups:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return next(table_to_rows(self._groups[key].slice(index - first, 1)))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise LongRecipeError(f"{path} cannot be read as Parquet ({problem}); pull it again") from None
+
+
+def _read_group(path: Path, group: int) -> pa.Table:
+    try:
+        table = _open(path).read_row_group(group)
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise LongRecipeError(
+            f"{path} row group {group} is damaged ({problem}); run `lrdata verify` and pull it again"
+        ) from None
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise LongRecipeError(f"{path} lacks the column {missing[0]}; build the dataset again")
+    return table.combine_chunks()
+
+
+def open_shards(folder: str | Path) -> Shards:
+    """Open a built dataset; raises LongRecipeError when it is not one that this version reads."""
+    root = Path(folder)
+    shards = Shards(root, read_manifest(root))
+    for entry in shards.manifest.files:
+        path = shards.path(entry)
+        if not path.exists():
+            raise LongRecipeError(f"{path} is named by the manifest but missing; pull it again")
+        if path.stat().st_size != entry.bytes:
+            raise LongRecipeError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}; "
+                "pull it again"
+            )
+    return shards
