@@ -21,9 +21,12 @@ class Draws:
         return Stream(int.from_bytes(digest, "little"))
 
     def share(self, purpose: str) -> float:
-        """One number in [0, 1) for a yes-or-no decision about the key, without opening a stream."""
+        """One number in [0, 1) for a yes-or-no decision about the key, without opening a stream.
+
+        The digest's upper 53 bits, which a float holds exactly.
+        """
         digest = hashlib.blake2b(f"{self._key}\x1e{purpose}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") / 2.0**64
+        return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
 class Stream:
@@ -48,20 +51,15 @@ class Stream:
         return (((words >> np.uint64(32)) * limits) >> np.uint64(32)).astype(np.int64)
 
     def subset(self, size: int, count: int) -> np.ndarray:
-        """`count` distinct integers of [0, size), every subset equally likely; sorted int64 [count].
+        """`count` distinct integers of [0, size), each subset equally likely; sorted int64 [count].
 
         Integers are drawn one after another and repeats passed over; for more than half of the
-        range the complement is drawn instead. Raises ValueError when `count` > `size`.
+        range the complement is drawn instead. O(size). Raises ValueError when `count` > `size`.
         """
         if count > size:
             raise ValueError(f"cannot draw {count} distinct integers of {size}")
-        if 2 * count > size:
-            kept = np.ones(size, bool)
-            kept[self.subset(size, size - count)] = False
-            return np.flatnonzero(kept)
-        drawn = np.empty(0, np.int64)
-        while True:
-            drawn = np.concatenate([drawn, self.below(size, count + 16)])
-            values, first = np.unique(drawn, return_index=True)
-            if len(values) >= count:
-                return np.sort(values[np.argsort(first, kind="stable")[:count]])
+        fewer = min(count, size - count)
+        drawn = np.zeros(size, bool)
+        while missing := fewer - int(np.count_nonzero(drawn)):
+            drawn[self.below(size, missing)] = True
+        return np.flatnonzero(drawn if fewer == count else ~drawn)

@@ -1,12 +1,12 @@
 """What a person sees when something is wrong: one line, an exit code, no traceback.
 
-`error: what, where, what to do`. Exit codes: 0 done, 2 bad usage, 1 anything else. `--debug` shows
-the traceback instead.
+`error: what, where, what to do`. Exit codes: 0 done, 2 bad usage, 130 interrupted, 1 anything else.
+`--debug` shows the traceback instead.
 """
 
 import errno
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -16,28 +16,47 @@ class LongRecipeError(Exception):
 
 
 class Commands(click.Group):
-    """A click group that turns expected failures into one line and exit code 1.
+    """A click group that turns failures into one line and an exit code.
 
     Unexpected exceptions are bugs: they too become one line, which names `--debug`.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = list(kwargs.pop("args", None) or (args[0] if args else sys.argv[1:]))
-        debug = "--debug" in arguments
+        given = kwargs.pop("args", args[0] if args else None)
+        given = sys.argv[1:] if given is None else given
+        debug = "--debug" in given
+        arguments = [arg for arg in given if arg != "--debug"]
         try:
-            return super().main([a for a in arguments if a != "--debug"], **kwargs)
+            code = super().main(arguments, **{**kwargs, "standalone_mode": False})
+        except click.UsageError as problem:
+            if arguments:
+                _stop(f"{problem.format_message()}{_where_to_look(problem)}", 2)
+            problem.show()  # the bare command: its help
+            sys.exit(2)
+        except click.ClickException as problem:
+            _stop(problem.format_message(), problem.exit_code)
         except (Exception, KeyboardInterrupt) as problem:
             if debug:
                 raise
-            click.echo(f"error: {describe(problem)}", err=True)
-            sys.exit(130 if isinstance(problem, KeyboardInterrupt) else 1)
+            interrupted = isinstance(problem, (KeyboardInterrupt, click.Abort))
+            _stop(describe(problem), 130 if interrupted else 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _where_to_look(problem: click.UsageError) -> str:
+    return f" (see {problem.ctx.command_path} --help)" if problem.ctx else ""
 
 
 def describe(problem: BaseException) -> str:
     """One line for any exception."""
     if isinstance(problem, LongRecipeError):
         return " ".join(str(problem).split())
-    if isinstance(problem, KeyboardInterrupt):
+    if isinstance(problem, (KeyboardInterrupt, click.Abort)):
         return "interrupted; the same command goes on from what is finished"
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         where = problem.filename or "the output folder"

@@ -120,7 +120,9 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check `manifest.json`. Raises LongRecipeError for anything that is not ours."""
     path = folder / MANIFEST
     if not path.exists():
-        raise LongRecipeError(f"{folder} is not a built dataset (no {MANIFEST}); run `lrdata build`")
+        raise LongRecipeError(
+            f"{folder} is not a built dataset (no {MANIFEST}); run `lrdata build`"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = str(raw["format_version"])

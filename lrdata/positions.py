@@ -59,7 +59,7 @@ def pose_chunks(length: int, target_len: int, stream: Stream, chunks: int) -> np
 def randpos(
     kept: np.ndarray, segment_lengths: np.ndarray, target_len: int, stream: Stream
 ) -> np.ndarray:
-    """RandPos / RPES (arXiv 2305.16843): 0 and L - 1 further distinct integers of [1, T), sorted."""
+    """RandPos / RPES (arXiv 2305.16843): 0 and L - 1 more distinct integers of [1, T), sorted."""
     rest = stream.subset(target_len - 1, len(kept) - 1) + 1
     return np.concatenate([[0], rest]).astype(np.int32)
 

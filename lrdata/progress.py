@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Task:
-    """A piece of work with a known or unknown total. `advance` moves it, `note` says how it goes."""
+    """Work with a known or unknown total. `advance` moves it on; `note` says how it goes."""
 
     def __init__(self, what: str, total: int | None) -> None:
         self.what, self.total, self.done, self.text = what, total, 0, ""

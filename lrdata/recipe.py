@@ -65,7 +65,9 @@ class BuildRecipe:
             ("--join", self.join, JOINS),
         ):
             if value not in known:
-                raise LongRecipeError(f"{name} {value} is unknown; choose one of {', '.join(known)}")
+                raise LongRecipeError(
+                    f"{name} {value} is unknown; choose one of {', '.join(known)}"
+                )
         if not self.corpora:
             raise LongRecipeError("no corpus given; name a file, folder or glob")
         if self.target_len < 16:

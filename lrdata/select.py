@@ -44,22 +44,34 @@ def draw_order(
     Returns:
         int64 [s]: sentence numbers, the first to keep first.
     """
-    holds = np.add.reduceat(mask, _starts(lengths), dtype=np.int64) > 0
-    return np.lexsort((stream.words(len(lengths)), ~holds))
+    holds = np.logical_or.reduceat(mask, _starts(lengths))
+    # One integer to sort by: without (1 bit), random (39 bits), number (24 bits: no two are equal).
+    key = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
+    key |= (~holds).astype(np.uint64) << np.uint64(63) | np.arange(len(lengths), dtype=np.uint64)
+    return (np.sort(key) & np.uint64(0xFFFFFF)).astype(np.int64)
 
 
 def top_order(
     lengths: np.ndarray, scores: np.ndarray, mask: np.ndarray, stream: Stream
 ) -> np.ndarray:
     """By the mean score of the best quarter of each sentence's tokens; ties in a random order."""
-    sentence = np.repeat(np.arange(len(lengths)), lengths)
-    best_first = scores[np.lexsort((-scores, sentence))].astype(np.float64)
     starts = _starts(lengths)
     rank = np.arange(len(scores)) - np.repeat(starts, lengths)
     count = np.maximum(1, (lengths * _BEST_SHARE).astype(np.int64))
-    best_first[rank >= np.repeat(count, lengths)] = 0.0
-    mean = np.add.reduceat(best_first, starts) / count
+    best = _best_first(lengths, scores).astype(np.float64)
+    best[rank >= np.repeat(count, lengths)] = 0.0
+    mean = np.add.reduceat(best, starts) / count
     return np.lexsort((stream.words(len(lengths)), -mean))
+
+
+def _best_first(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The scores, the highest of each sentence first: float32 [n]."""
+    # The bits of floats >= 0 sort as the floats do: with the sentence above them, one sort of
+    # integers does it, ten times as fast as np.lexsort.
+    sentence = np.repeat(np.arange(len(lengths)), lengths)
+    bits = np.abs(scores).view(np.uint32).astype(np.int64)
+    key = np.sort(sentence << 32 | 0xFFFFFFFF - bits)
+    return (0xFFFFFFFF - (key & 0xFFFFFFFF)).astype(np.uint32).view(np.float32)
 
 
 def first_order(

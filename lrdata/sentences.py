@@ -1,110 +1,187 @@
 """Sentence ends from the bytes of the tokens: for every tokenizer and script, without decoding.
 
 A sentence ends after a token
-  - that holds a line end, unless more line ends follow (blank lines stay with the line above);
-  - that ends, closing quotes and brackets aside, in `. ? !` or `…` and is followed by white space;
-    a full stop does not count after a single letter (`J.`, `e.g.`), after a common abbreviation
-    (`Dr.`), or before a lower-case word;
-  - that ends in a terminator of a script that writes no space after it (CJK) or uses its own
+  - that holds a line end (blank lines stay with the line above);
+  - that ends in `. ? !` or `…`, before white space and a word that does not begin in lower case;
+    but not in a full stop after a single letter (`J.`, `e.g.`) or a common abbreviation (`Dr.`);
+  - that ends in a terminator of a script that writes no space after it (CJK) or has its own
     (Devanagari, Arabic, Ethiopic, Khmer, Myanmar, Armenian), unless another one follows;
   - that is the end-of-text token.
-Hence not inside 3.14, e.g., a URL or `foo.bar()`. A sentence longer than `max_tokens` is cut.
+Closing quotes and brackets belong to the terminator; a terminator before a line end or the end of
+the text leaves the end to that. Hence no sentence ends inside 3.14, e.g., a URL or `foo.bar()`. A
+sentence longer than `max_tokens` is cut.
 
-Only tokens that could end a sentence are looked at closely: the last eight bytes before the end of
-such a token are put together from it and the three tokens before, so that a terminator, a closing
-quote or an abbreviation may be spread over several tokens, as tokenizers with small vocabularies do.
+Tables over the vocabulary decide nearly all tokens. Where a character, a quote or an abbreviation
+is spread over tokens, their bytes are put together, so that tokenizers of any vocabulary agree
+wherever their token boundaries do.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from unicodedata import ucd_3_2_0 as unicode_data  # frozen: another version would move ends
 
 import numpy as np
 
 from lrdata.tokenizer import Tokenizer
 
 _ABBREVIATIONS = (
-    "mr mrs ms dr prof st vs etc cf fig eq eqs sec ch vol no nos pp ed eds al ca approx dept inc "
+    "mr mrs ms dr prof st vs etc cf fig eq eqs sec ch vol pp ed eds al ca approx dept inc "
     "ltd co corp jr sr gen col capt lt sgt rev hon jan feb mar apr jun jul aug sep sept oct nov dec"
-).split()
-_SPACED = "?!…"  # with the full stop, these need white space after them
-_UNSPACED = "。！？．｡।॥؟۔።។။։"
-_CLOSERS = "\"')]}*_`»”’」』）】》"
+)
+_SPACED = ".?!…"  # need white space after them
+_UNSPACED = "。！？．｡।॥؟۔።፧។៕။།༎᠃։"
+_CLOSERS = "\"')]}*_`»›”’」』）】》〉］｝〕〗"
+_OPENERS = "“‘«‹"  # they close in German and Danish („So.“ Da), but open in 。“他
+_MOST_CLOSERS = 3
+_MOST_SPACES = 64  # tokens of white space between a terminator and the word after it
 
-# Classes of the first byte(s) of a token, for what follows a possible end.
-_OTHER, _SPACE, _SPACE_LOWER, _NEWLINE, _TERMINATOR = range(5)
+# What a character is, as bit flags.
+_SPACE, _LINE, _SMALL, _LETTER, _WORD, _DIGIT, _SPACED_END, _UNSPACED_END, _CLOSER, _OPENER = (
+    1 << bit for bit in range(10)
+)
+_NO_CHARACTER = 0xFFFF  # beyond the basic plane, or no whole character: no flags
+
+# What a token ends with. _STOP: an ASCII terminator and perhaps closers; _CLOSED: it is nothing but
+# ASCII closers; _WIDE: the last byte of a terminator or closer beyond ASCII.
+_NOTHING, _LINE_END, _STOP, _CLOSED, _WIDE, _EOT = range(6)
+
+# What follows a token. Directly: _TEXT (anything else), _LOWER (a small letter), _NUMBER,
+# _TERMINATOR (or a closer). After white space: _SENTENCE, _LOWER_WORD. Either way: _LINE_OR_EOT.
+# _SPACES alone and _UNCLEAR (less than a character) need a look at the token after.
+_UNCLEAR, _SPACES, _TEXT, _LOWER, _NUMBER, _TERMINATOR, _SENTENCE, _LOWER_WORD, _LINE_OR_EOT = (
+    range(9)
+)
+_AFTER_SPACES = np.full(9, _SENTENCE, np.uint8)  # what the above become after white space
+_AFTER_SPACES[[_LOWER, _LOWER_WORD]] = _LOWER_WORD
+_AFTER_SPACES[[_UNCLEAR, _SPACES, _LINE_OR_EOT]] = _UNCLEAR, _SPACES, _LINE_OR_EOT
+
+_U = np.uint64
+_BYTE = _U(0xFF)
 
 
-def _word(data: bytes) -> int:
-    """The last eight bytes of `data` as an integer, the last byte lowest."""
-    return int.from_bytes(data[-8:], "big")
+@cache
+def _character_flags() -> np.ndarray:
+    """Flags of every character of the basic plane, uint16 [65536]."""
+    flags = np.zeros(1 << 16, np.uint16)
+    for code in range(_NO_CHARACTER):
+        category = unicode_data.category(chr(code))
+        flags[code] |= _WORD * (category[0] in "LMN") | _SPACE * (category[0] == "Z")
+        flags[code] |= _SMALL * (category == "Ll") | _DIGIT * (category == "Nd")
+        # Initials are of alphabets with at most two bytes a letter: Latin, Cyrillic, Arabic, ...
+        flags[code] |= _LETTER * (category[0] == "L" and code < 0x800)
+    groups = {
+        _SPACE: "\t\v\f",
+        _LINE: "\r\n\0",  # a special token reads as NUL
+        _SPACED_END: _SPACED,
+        _UNSPACED_END: _UNSPACED,
+        _CLOSER: _CLOSERS,
+        _OPENER: _OPENERS,
+    }
+    for flag, characters in groups.items():
+        flags[[ord(char) for char in characters]] |= flag
+    return flags
+
+
+def _has(code: np.ndarray, flags: int) -> np.ndarray:
+    """Whether characters have one of `flags`."""
+    return _character_flags()[code] & flags != 0
 
 
 @dataclass(frozen=True)
 class SentenceTables:
-    """What the splitter needs to know of each token id. Arrays of length vocab_size."""
+    """What the splitter needs to know of each token id: arrays of length vocab_size."""
 
-    may_end: np.ndarray  # bool: the token could be the last of a sentence
-    line_end: np.ndarray  # bool: it holds a line end
-    lead: np.ndarray  # uint8: class of what it begins with
-    tail: np.ndarray  # uint64: its last eight bytes
-    size: np.ndarray  # uint64: its length in bytes, at most 8
-    eot_id: int
+    end: np.ndarray  # uint8: what it ends with
+    after: np.ndarray  # uint8: what it is to a token before it
+    head: np.ndarray  # uint64: its first eight bytes, the first lowest
+    tail: np.ndarray  # uint64: its last eight bytes, the last lowest
+    size: np.ndarray  # int64: its bytes; 8 for a special token, which reads as NULs
+    stop: np.ndarray  # int64: where it ends in `values`
+    values: np.ndarray  # uint8: the bytes of all tokens
 
 
 def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     """Tables for a tokenizer, from its id-to-bytes table."""
     values, offsets = tokenizer.token_bytes
-    blob = values.tobytes()
-    bounds = offsets.tolist()
-    pieces = [blob[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    pieces = [b"" if special else p for p, special in zip(pieces, tokenizer.special, strict=True)]
+    special = tokenizer.special
+    sizes = np.where(special, 0, np.diff(offsets))
+    head = _eight_bytes(values, offsets[:-1], sizes, 1)
+    tail = _eight_bytes(values, offsets[1:] - 1, sizes, -1)
 
-    finals = {c.encode()[-1] for c in "." + _SPACED + _UNSPACED + _CLOSERS}
-    line_end = np.array([b"\n" in piece or b"\r" in piece for piece in pieces], bool)
-    may_end = np.array([bool(piece) and piece[-1] in finals for piece in pieces], bool) | line_end
-    may_end[tokenizer.eot_id] = True
-    return SentenceTables(
-        may_end=may_end,
-        line_end=line_end,
-        lead=np.array([_lead_class(piece) for piece in pieces], np.uint8),
-        tail=np.array([_word(piece) for piece in pieces], np.uint64),
-        size=np.array([min(len(piece), 8) for piece in pieces], np.uint64),
-        eot_id=tokenizer.eot_id,
+    end = _what_ends(tail, sizes)
+    lines = np.concatenate([[0], np.cumsum((values == 0x0A) | (values == 0x0D))])
+    end[(lines[offsets[1:]] > lines[offsets[:-1]]) & ~special] = _LINE_END
+    end[tokenizer.eot_id] = _EOT
+    sizes[special] = 8
+    after = _what_follows(head, sizes)
+    for start in range(8, int(sizes.max(initial=0)), 8):  # tokens of more white space than that
+        long = np.flatnonzero((after == _SPACES) & (sizes > start))
+        rest = sizes[long] - start
+        words = _eight_bytes(values, offsets[long] + start, rest, 1)
+        after[long] = _AFTER_SPACES[_what_follows(words, rest)]
+    return SentenceTables(end, after, head, tail, sizes, offsets[1:], values)
+
+
+def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
+    """Up to eight bytes of each token from `first` on in direction `step`, that one lowest."""
+    words = np.zeros(len(sizes), np.uint64)
+    for index in range(8):
+        long = np.flatnonzero(sizes > index)
+        words[long] |= values[first[long] + step * index].astype(np.uint64) << _U(8 * index)
+    return words
+
+
+def _what_ends(word: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """What text of `size` bytes ends with, uint8, by its last eight bytes, the last lowest."""
+    ascii_closers = [ord(char) for char in _CLOSERS if char.isascii()]
+    finals = {char.encode()[-1] for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS}
+    rest, left = word, size
+    for _ in range(_MOST_CLOSERS):
+        closed = np.isin(rest & _BYTE, ascii_closers) & (left > 0)
+        rest, left = np.where(closed, rest >> _U(8), rest), left - closed
+    wide = np.isin(word & _BYTE, [byte for byte in finals if byte > 0x7F])
+    stop = np.isin(rest & _BYTE, list(finals.difference(ascii_closers)))
+    end = np.select([wide, (left == 0) & (size > 0), stop], [_WIDE, _CLOSED, _STOP], _NOTHING)
+    return end.astype(np.uint8)
+
+
+def _what_follows(word: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """What text is to the token before it, uint8, by its first `size` bytes, the first lowest."""
+    size = np.minimum(size, 8)
+    spaced = np.zeros(word.shape, bool)
+    while True:
+        code, length = _first_character(word)
+        whole = length <= size
+        space = _has(code, _SPACE) & whole
+        if not space.any():
+            break
+        spaced |= space
+        word = np.where(space, word >> _bits(length), word)
+        size = np.where(space, size - length, size)
+    closing = _has(code, _SPACED_END | _UNSPACED_END | _CLOSER) & (code > 0x7F)
+    direct = np.select(
+        [~whole, _has(code, _SMALL), _has(code, _DIGIT), closing, _has(code, _LINE)],
+        [_UNCLEAR, _LOWER, _NUMBER, _TERMINATOR, _LINE_OR_EOT],
+        _TEXT,
     )
-
-
-_TERMINATOR_BYTES = tuple(c.encode() for c in "." + _SPACED + _UNSPACED + _CLOSERS)
-_LINE_BYTES = b"\r\n"
-_SPACE_BYTES = (b" ", b"\t", "\u00a0".encode(), "\u3000".encode())
-
-
-def _lead_class(piece: bytes) -> int:
-    if not piece:
-        return _SPACE  # a special token: the text stops here
-    stripped = piece.lstrip(b" \t")
-    if stripped[:1] in (b"\r", b"\n"):
-        return _NEWLINE
-    if stripped != piece or piece.startswith(_SPACE_BYTES):
-        return _SPACE_LOWER if _starts_lower(stripped) else _SPACE
-    return _TERMINATOR if piece.startswith(_TERMINATOR_BYTES) else _OTHER
-
-
-def _starts_lower(piece: bytes) -> bool:
-    first = piece[:4].decode("utf-8", errors="ignore")[:1]
-    return first.islower()
+    what = np.where(spaced & whole, _AFTER_SPACES[direct], direct)
+    what[spaced & (size == 0)] = _SPACES
+    return what.astype(np.uint8)
 
 
 def sentence_lengths(ids: np.ndarray, tables: SentenceTables, max_tokens: int) -> np.ndarray:
     """Lengths of the sentences of `ids`, int64, each in [1, max_tokens], summing to len(ids)."""
     if not len(ids):
         return np.zeros(0, np.int64)
-    at = np.flatnonzero(tables.may_end[ids[:-1]])  # the last token always ends a sentence
-    ends = at[_is_end(ids, at, tables)]
+    ends = _sentence_ends(ids.astype(np.intp), tables)
     lengths = np.diff(np.concatenate([[-1], ends, [len(ids) - 1]]))
     return _cut(lengths, max_tokens)
 
 
 def _cut(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
     """Cut lengths into pieces of max_tokens and a rest."""
+    if lengths.max() <= max_tokens:
+        return lengths
     pieces = -(-lengths // max_tokens)
     cut = np.full(int(pieces.sum()), max_tokens, np.int64)
     last = np.cumsum(pieces) - 1
@@ -112,73 +189,166 @@ def _cut(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
     return cut
 
 
-def _is_end(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """For each candidate token index in `at` (never the last), whether a sentence ends there."""
-    lead = tables.lead[ids[at + 1]]
-    line = tables.line_end[ids[at]] & (lead != _NEWLINE)
-    word = _strip_closers(_bytes_before_end(ids, at, tables))
-    spaced_next = (lead == _SPACE) | (lead == _SPACE_LOWER) | (lead == _NEWLINE)
-    stop = ((word & _BYTE) == _ord(".")) & spaced_next
-    stop &= (lead != _SPACE_LOWER) & ~_is_abbreviation(word >> _U8)
-    spaced = _ends_with(word, _SPACED) & spaced_next
-    unspaced = _ends_with(word, _UNSPACED) & (lead != _TERMINATOR)
-    # A terminator before a line end closes the sentence together with that line end.
-    inner = (stop | spaced | unspaced) & (lead != _NEWLINE)
-    return line | inner | (ids[at] == tables.eot_id)
+def _sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Indices of the tokens that end a sentence, the last token aside."""
+    kinds = tables.end[ids]
+    at = np.flatnonzero(kinds[:-1] != _NOTHING)
+    kind, after = kinds[at], _after(ids, at, tables)
+    ends = (kind == _EOT) | (kind == _LINE_END) & (after != _LINE_OR_EOT)
+    # Where the text must be looked at. Closers alone need a token before them that may be an end.
+    spaced = (kind == _STOP) | (kind == _CLOSED) & (kinds[at - 1] != _NOTHING)
+    unspaced = (kind == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
+    near = np.flatnonzero(spaced & (after == _SENTENCE) | unspaced)
+    ends[near] = _is_terminated(ids, at[near], after[near], tables)
+    return at[ends]
 
 
-def _bytes_before_end(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """The last eight bytes of the text up to and including each token, from it and three before."""
-    word = tables.tail[ids[at]]
-    filled = tables.size[ids[at]]
-    for back in (1, 2, 3):
-        before = at - back
-        token = ids[np.maximum(before, 0)]
-        more = (before >= 0) & (filled < 8)
-        shift = np.minimum(filled, _U7) << np.uint64(3)
-        word = np.where(more, word | (tables.tail[token] << shift), word)
-        filled = np.where(more, np.minimum(filled + tables.size[token], _U8), filled)
-    return word
+def _after(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """What follows each token in `at`."""
+    place = at + 1
+    after = tables.after[ids[place]]
+    spaced = np.flatnonzero(after == _SPACES)
+    walking = spaced
+    for _ in range(_MOST_SPACES):
+        if not len(walking):
+            break
+        place[walking] = np.minimum(place[walking] + 1, len(ids) - 1)
+        after[walking] = tables.after[ids[place[walking]]]
+        walking = walking[after[walking] == _SPACES]
+    after[walking] = _SENTENCE
+    unclear = np.flatnonzero(after == _UNCLEAR)
+    if len(unclear):
+        word, size = _joined(ids, place[unclear], 1, tables.head, tables.size, 0)
+        what = _what_follows(word, size)
+        far = (what <= _SPACES) & _has(_first_character(word)[0], _SPACE)
+        after[unclear] = np.where(far, _SENTENCE, what)
+    after[spaced] = _AFTER_SPACES[after[spaced]]
+    return after
 
 
-_U7, _U8, _BYTE = np.uint64(7), np.uint64(8), np.uint64(0xFF)
+def _is_terminated(
+    ids: np.ndarray, at: np.ndarray, after: np.ndarray, tables: SentenceTables
+) -> np.ndarray:
+    """Whether the text ends in a terminator at each token in `at`, given what follows."""
+    skip = np.zeros(len(at), np.int64)  # bytes of closers
+    code, length = _character_before(ids, at, skip, tables)
+    wide = (code > 0x7F) & ~_has(code, _OPENER)
+    closed = np.arange(len(at))
+    for _ in range(_MOST_CLOSERS):
+        closed = closed[_has(code[closed], _CLOSER | _OPENER)]
+        if not len(closed):
+            break
+        skip[closed] += length[closed]
+        code[closed], length[closed] = _character_before(ids, at[closed], skip[closed], tables)
+    decimal = (code == ord("．")) & (after == _NUMBER)
+    unspaced = wide & _has(code, _UNSPACED_END) & ~decimal
+    spaced = _has(code, _SPACED_END) & (after == _SENTENCE)
+    stops = np.flatnonzero(spaced & (code == ord(".")) & (skip == 0))
+    before, _ = _joined(ids, at[stops], -1, tables.tail, tables.size, skip[stops] + 1)
+    spaced[stops] = ~_is_abbreviation(before)
+    return unspaced | spaced
 
 
-def _ord(char: str) -> np.uint64:
-    return np.uint64(ord(char))
+def _character_before(
+    ids: np.ndarray, at: np.ndarray, skip: np.ndarray, tables: SentenceTables
+) -> tuple[np.ndarray, np.ndarray]:
+    """The last character and its length up to the end of each token, less `skip` bytes."""
+    stop = tables.stop[ids[at]] - skip
+    code, length = _last_character(*(tables.values[stop - back] for back in (1, 2, 3)))
+    split = np.flatnonzero(length > tables.size[ids[at]] - skip)
+    if len(split):
+        word, _ = _joined(ids, at[split], -1, tables.tail, tables.size, skip[split])
+        code[split], length[split] = _last_character(*_low_bytes(word))
+    return code, length
 
 
-def _ends_with(word: np.ndarray, characters: str) -> np.ndarray:
-    """Whether the bytes end in one of `characters`."""
-    found = np.zeros(word.shape, bool)
-    for char in characters:
-        data = char.encode()
-        mask = np.uint64((1 << 8 * len(data)) - 1)
-        found |= (word & mask) == np.uint64(_word(data))
-    return found
+def _joined(
+    ids: np.ndarray,
+    at: np.ndarray,
+    step: int,
+    parts: np.ndarray,
+    sizes: np.ndarray,
+    skip: np.ndarray | int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eight bytes of text from token `at` on in direction `step`, after the first `skip`.
 
-
-def _strip_closers(word: np.ndarray) -> np.ndarray:
-    """Take up to three closing quotes or brackets off the end."""
-    by_size = {n: "".join(c for c in _CLOSERS if len(c.encode()) == n) for n in (1, 2, 3)}
-    for _ in range(3):
-        for size, characters in by_size.items():
-            word = np.where(_ends_with(word, characters), word >> np.uint64(8 * size), word)
-    return word
-
-
-def _is_letter(byte: np.ndarray) -> np.ndarray:
-    folded = byte | np.uint64(0x20)
-    return ((folded >= _ord("a")) & (folded <= _ord("z"))) | (byte >= np.uint64(0x80))
+    Returns uint64 [m], the first byte lowest, and int64 [m]: how many there are (8 or more, or less
+    where the window ends).
+    """
+    word = np.zeros(len(at), np.uint64)
+    filled = np.zeros(len(at), np.int64) - skip
+    todo, place = np.arange(len(at)), at
+    while len(todo):
+        part, shift = parts[ids[place]], _bits(filled[todo])
+        word[todo] |= part << shift | part >> -shift  # of these, the one that wraps around is 0
+        filled[todo] += sizes[ids[place]]
+        place = place + step
+        more = (filled[todo] < 8) & (place >= 0) & (place < len(ids))
+        todo, place = todo[more], place[more]
+    return word, filled
 
 
 def _is_abbreviation(word: np.ndarray) -> np.ndarray:
-    """Whether the bytes end in a lone letter or a known abbreviation, a non-letter before it."""
-    found = _is_letter(word & _BYTE) & ~_is_letter((word >> _U8) & _BYTE)
-    lower = word | np.uint64(0x2020202020202020)
-    for name in _ABBREVIATIONS:
-        size = np.uint64(8 * len(name))
-        mask = np.uint64((1 << 8 * len(name)) - 1)
-        same = (lower & mask) == np.uint64(_word(name.encode()))
-        found |= same & ~_is_letter((word >> size) & _BYTE)
-    return found
+    """Whether text ends in a lone letter or a known abbreviation; its last byte is the lowest."""
+    code, length = _last_character(*_low_bytes(word))
+    bytes_ = word.astype("<u8").view(np.uint8).reshape(-1, 8)
+    size = np.argmin(_ASCII_LETTER[bytes_], axis=1)  # letters at the end; 0 also for eight
+    name = (word | _U(0x2020202020202020)) & ~(_U(0xFFFFFFFFFFFFFFFF) << _bits(size))
+    known = _NAMES[np.searchsorted(_NAMES[:-1], name)] == name
+    size = np.maximum(size, length)
+    lone = _has(code, _LETTER) & (size == length)
+    before, _ = _last_character(*_low_bytes(word >> _bits(size)))
+    return (lone | known) & ~_has(before, _WORD)
+
+
+_NAMES = np.sort(
+    np.array([int.from_bytes(n.encode(), "big") for n in _ABBREVIATIONS.split()], np.uint64)
+)
+_ASCII_LETTER = np.array([chr(byte).isalpha() and byte < 0x80 for byte in range(256)])
+
+
+def _first_character(word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first UTF-8 character of bytes, the first lowest, and its length: int64, int64."""
+    one, two, three = _low_bytes(word)
+    length = 1 + (one >= 0xC0).astype(np.int64) + (one >= 0xE0) + (one >= 0xF0)
+    return _character(one, two, three, length), length
+
+
+def _last_character(
+    one: np.ndarray, two: np.ndarray, three: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 character that ends in byte `one`, and its length: int64, int64.
+
+    The bytes `two` and `three` stand before it.
+    """
+    code, length = one.astype(np.int64), np.ones(len(one), np.int64)
+    wide = np.flatnonzero(one > 0x7F)
+    if len(wide):
+        one, two, three = one[wide], two[wide], three[wide]
+        is_two = (two >= 0xC0) & (two < 0xE0)
+        length[wide] = np.where(is_two, 2, np.where(three >= 0xE0, 3, 4))
+        lead, second = np.where(is_two, two, three), np.where(is_two, one, two)
+        code[wide] = _character(lead, second, one, length[wide])
+    return code, length
+
+
+def _character(
+    lead: np.ndarray, second: np.ndarray, third: np.ndarray, length: np.ndarray
+) -> np.ndarray:
+    """The character of UTF-8 bytes, int64; _NO_CHARACTER where there are four or it is none."""
+    lead, second, third = (byte.astype(np.int64) for byte in (lead, second, third))
+    two = (lead & 0x1F) << 6 | second & 0x3F
+    three = (lead & 0x0F) << 12 | (second & 0x3F) << 6 | third & 0x3F
+    code = np.where(length == 1, lead, np.where(length == 2, two, three))
+    code[(length == 4) | (length == 1) & (lead > 0x7F)] = _NO_CHARACTER
+    return code
+
+
+def _low_bytes(word: np.ndarray) -> list[np.ndarray]:
+    """The three lowest bytes, the lowest first."""
+    return [word >> _U(8 * index) & _BYTE for index in range(3)]
+
+
+def _bits(count: np.ndarray) -> np.ndarray:
+    """Bytes to bits for a shift: uint64, less than 0 wrapped around. Shifts by >= 64 give 0."""
+    return (count << 3).astype(np.uint64)

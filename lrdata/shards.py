@@ -186,7 +186,9 @@ class ShardWriter:
             compression="zstd",
             compression_level=3,
             use_dictionary=dictionary,
-            column_encoding={f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA_COLUMNS},
+            column_encoding={
+                f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA_COLUMNS
+            },
             write_page_index=True,
             write_page_checksum=True,
             use_content_defined_chunking=True,
@@ -317,7 +319,9 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as problem:
-        raise LongRecipeError(f"{path} cannot be read as Parquet ({problem}); pull it again") from None
+        raise LongRecipeError(
+            f"{path} cannot be read as Parquet ({problem}); pull it again"
+        ) from None
 
 
 def _read_group(path: Path, group: int) -> pa.Table:

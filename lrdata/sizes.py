@@ -1,6 +1,7 @@
 """Sizes as people write them: 128k (= 131,072 tokens), 38400, 30%, 64MB."""
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import click
@@ -11,12 +12,13 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "kb": 1024, "mb": 1024**
 
 
 def parse_count(text: str | int) -> int:
-    """`128k` -> 131072, `38400` -> 38400, `64MB` -> 67108864. Raises LongRecipeError otherwise."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]b?)?", str(text).strip().lower().replace("_", ""))
+    """`128k` -> 131072, `38400` -> 38400, `64MB` -> 67108864. Else raises LongRecipeError."""
+    written = str(text).strip().lower().replace("_", "")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]b?)?", written)
     if not match:
         raise LongRecipeError(f"{text!r} is not a size; write 131072, 128k or 64MB")
-    value = float(match[1]) * _UNITS[match[2] or ""]
-    if value != int(value):
+    value = Fraction(match[1]) * _UNITS[match[2] or ""]
+    if value.denominator != 1:
         raise LongRecipeError(f"{text!r} is not a whole number; write 131072 or 128k")
     return int(value)
 

@@ -67,7 +67,10 @@ class Window:
 
 
 class WindowJoiner:
-    """Cuts a stream of documents into windows. Holds fewer than target_len tokens at a time."""
+    """Cuts a stream of documents into windows.
+
+    Holds the documents of fewer than target_len tokens that wait for their window.
+    """
 
     def __init__(self, target_len: int, bos_id: int | None) -> None:
         self._lead = np.array([] if bos_id is None else [bos_id], np.int32)

@@ -11,8 +11,8 @@ import numpy as np
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact.digits import Digits
-from lrdata.impact.random import Random
 from lrdata.impact.none import NoImpact
+from lrdata.impact.random import Random
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Window
 
@@ -31,11 +31,10 @@ class Scorer(Protocol):
 
 def open_scorer(spec: str, tokenizer: Tokenizer) -> Scorer:
     """The scorer that `--impact` names."""
-    name, _, _argument = spec.partition(":")
-    if name == "digits":
+    if spec == "digits":
         return Digits(tokenizer)
-    if name == "random":
+    if spec == "random":
         return Random()
-    if name == "none":
+    if spec == "none":
         return NoImpact()
     raise LongRecipeError(f"--impact {spec}: unknown scorer; known: digits, random, none")

@@ -1,0 +1,264 @@
+"""Corpus files -> units: what there is to read, and how it is cut into pieces of work.
+
+    files = find_files(["books/", "web/*.jsonl.zst"])    # sorted; names do not tell where they lie
+    units = plan_units(files)                            # fixed by bytes, never by workers
+    for documents, rejected in records.read_unit(units[0], fields): ...
+
+A corpus is a file, a folder or a glob. The suffix says how a file is read:
+
+    .jsonl .ndjson .jsonlines .json    a JSON object a line, also as .zst or .gz
+    .parquet                           a row a document
+    .arrow .feather                    Arrow IPC, file or stream format (what `datasets` writes)
+    .txt .text .md .rst                a file a document, also as .zst or .gz
+
+A folder gives its files with these suffixes, of all its subfolders, hidden ones left out. Any other
+suffix is read as plain text, but only where a file or a glob such as `lib/**/*.py` names it.
+"""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lrdata.errors import LongRecipeError
+
+UNIT_BYTES = 128 * 1024**2
+"""Aim for the size of a unit: bytes of text, estimated for compressed files."""
+
+COMPRESSION_RATIO = 3
+"""What compressed text is taken to expand by when units are planned."""
+
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+_COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
+_UNREADABLE = frozenset((".xz", ".bz2", ".lz4", ".zip", ".7z", ".tar", ".tgz", ".rar"))
+_BOOKKEEPING = frozenset(
+    ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+)
+"""What `datasets` writes beside the data of a saved dataset: not records."""
+
+_SUFFIXES = f"{' '.join(_FORMATS)} (JSON lines and text also as .zst or .gz)"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A corpus file. `name` and `source` are what a dataset publishes: they hold no folder of ours.
+
+    name: `<folder's name>/<path inside>` for a file found in a folder or by a glob, else its own.
+    source: the folder's name, or the file's name without suffixes. Windows join documents of one
+    source only. format: jsonl, parquet, arrow or text. compression: zstd, gzip or None.
+    """
+
+    path: Path
+    name: str
+    source: str
+    size: int
+    format: str
+    compression: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: [start, stop) in bytes of plain JSONL (the lines whose first byte lies in
+    it) or in row groups of Parquet; any other file is one piece, 0..size."""
+
+    file: SourceFile
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read, encoded and written as one: pieces of one source, in corpus order."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+
+
+def open_source(file: SourceFile, mapped: bool = False) -> pa.NativeFile:
+    """The one place where corpus files are opened, for random access; raises OSError."""
+    return pa.memory_map(str(file.path)) if mapped else pa.OSFile(str(file.path), "rb")
+
+
+def source_hash(file: SourceFile) -> str:
+    """sha256 of the file's bytes as they lie on the disk, streamed."""
+    with open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_files(corpora: Sequence[str]) -> list[SourceFile]:
+    """The files of all corpora, each once, sorted by name.
+
+    Raises LongRecipeError for a corpus that is missing or holds nothing to read, for a file that
+    cannot be read, and for two files that would have the same name in the dataset.
+    """
+    files: dict[str, SourceFile] = {}
+    places: set[str] = set()
+    for corpus in corpora:
+        for file in _expand(corpus):
+            # A link is a file of its own, but a linked folder is the folder it leads to.
+            place = os.path.join(os.path.realpath(file.path.parent), file.path.name)
+            if place in places:
+                continue
+            places.add(place)
+            if file.name in files:
+                raise LongRecipeError(
+                    f"{files[file.name].path} and {file.path} would both be named {file.name}; "
+                    "rename one, or give a folder that holds both"
+                )
+            files[file.name] = file
+    return [files[name] for name in sorted(files)]
+
+
+def _expand(corpus: str) -> Iterator[SourceFile]:
+    """The files of one corpus argument, in the order of the file system's names."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", corpus):
+        raise LongRecipeError(
+            f"{corpus} is a remote corpus, which this version does not read; download it first"
+        )
+    path = Path(os.path.abspath(os.path.expanduser(corpus)))
+    if path.is_dir():
+        yield from _inside(path, _walk(path), corpus)
+    elif os.path.lexists(path):
+        format, compression, stem = _kind(path.name)
+        yield _source_file(path, path.name, stem or path.name, format, compression)
+    elif glob.has_magic(corpus):
+        matches = glob.iglob(str(path), recursive=True)
+        named = (match for match in matches if not os.path.isdir(match))
+        yield from _inside(_fixed_part(path), named, corpus)
+    else:
+        raise LongRecipeError(f"{corpus} does not exist; name a file, folder or glob")
+
+
+def _inside(folder: Path, paths: Iterator[str], corpus: str) -> Iterator[SourceFile]:
+    source = folder.name or "corpus"  # only the root folder has no name
+    path = None
+    for path in paths:
+        name = f"{source}/{Path(path).relative_to(folder).as_posix()}"
+        format, compression, _ = _kind(path)
+        yield _source_file(Path(path), name, source, format, compression)
+    if path is None:
+        raise LongRecipeError(f"{corpus} holds no corpus file; known suffixes: {_SUFFIXES}")
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Visible files with known suffixes; linked folders are followed, but not in circles."""
+    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not _encloses(os.path.join(folder, name), folder)
+        ]
+        for name in names:
+            if not name.startswith(".") and name not in _BOOKKEEPING and _kind(name)[0]:
+                yield os.path.join(folder, name)
+
+
+def _raise(problem: OSError) -> NoReturn:
+    raise problem
+
+
+def _encloses(subfolder: str, folder: str) -> bool:
+    """Whether a subfolder is a link to its own folder or to one above it."""
+    if not os.path.islink(subfolder):
+        return False
+    above, here = os.path.realpath(subfolder), os.path.realpath(folder)
+    return os.path.commonpath([above, here]) == above
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder above the first part of a glob that holds a wildcard."""
+    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+
+
+def _kind(name: str) -> tuple[str | None, str | None, str]:
+    """(format, compression, stem) by the suffixes of a file name; format None where unknown."""
+    stem, suffix = os.path.splitext(name)
+    compression = _COMPRESSIONS.get(suffix.lower())
+    if compression:
+        stem, suffix = os.path.splitext(stem)
+    format = _FORMATS.get(suffix.lower())
+    if suffix.lower() in _UNREADABLE or (compression and format in ("parquet", "arrow")):
+        return None, "unreadable", stem
+    return format, compression, stem
+
+
+def _source_file(
+    path: Path, name: str, source: str, format: str | None, compression: str | None
+) -> SourceFile:
+    if compression == "unreadable":
+        raise LongRecipeError(f"{path} is packed in a way that is not read here; unpack it first")
+    if not name.isprintable():  # such as the surrogates that stand for bytes that are not UTF-8
+        raise LongRecipeError(f"{str(path)!r} cannot be published under that name; rename it")
+    if path.exists() and not path.is_file():
+        raise LongRecipeError(f"{path} is not a regular file; write its content to one first")
+    return SourceFile(path, name, source, path.stat().st_size, format or "text", compression)
+
+
+def plan_units(files: Sequence[SourceFile], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+    """Cut files into pieces and group these, in order, to units of about `unit_bytes`.
+
+    Depends on the bytes of the files and on `unit_bytes` alone. A unit holds one source. Plain
+    JSONL is cut into equal byte ranges, Parquet between row groups (by their uncompressed size);
+    other files are never cut, so one of them may exceed `unit_bytes`.
+    """
+    units: list[list[Piece]] = []
+    filled = 0
+    for file in files:
+        for piece, size in _cut(file, unit_bytes):
+            last = units[-1][-1] if units else None
+            if last is None or last.file.source != file.source or filled + size > unit_bytes:
+                units.append([piece])
+                filled = size
+                continue
+            filled += size
+            if last.file is file:
+                units[-1][-1] = Piece(file, last.start, piece.stop)
+            else:
+                units[-1].append(piece)
+    return [Unit(index, tuple(pieces)) for index, pieces in enumerate(units)]
+
+
+def _cut(file: SourceFile, unit_bytes: int) -> Iterator[tuple[Piece, int]]:
+    """The smallest pieces of a file, in order, and about how many bytes of text each holds."""
+    if file.format == "parquet":
+        yield from _row_groups(file)
+    elif file.format == "jsonl" and file.compression is None:
+        count = max(1, round(file.size / unit_bytes))
+        edges = [file.size * index // count for index in range(count + 1)]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            yield Piece(file, start, stop), stop - start
+    else:
+        ratio = COMPRESSION_RATIO if file.compression else 1
+        yield Piece(file, 0, file.size), file.size * ratio
+
+
+def _row_groups(file: SourceFile) -> Iterator[tuple[Piece, int]]:
+    try:
+        metadata = pq.read_metadata(open_source(file))
+        sizes = [metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)]
+    except (OSError, pa.ArrowException) as problem:
+        if isinstance(problem, OSError) and problem.errno:
+            raise
+        yield Piece(file, 0, 0), file.size  # reading it says that it is damaged
+        return
+    for at, size in enumerate(sizes):
+        yield Piece(file, at, at + 1), max(size, 0)

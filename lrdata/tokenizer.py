@@ -1,0 +1,443 @@
+"""Exact, fast token ids, and what a tokenizer must tell the rest of the pipeline.
+
+    tokenizer = Tokenizer.load("meta-llama/Meta-Llama-3-8B")
+    ids, offsets = tokenizer.encode(["one text", "another"])  # ids[offsets[i] : offsets[i + 1]]
+
+The reference is always the `tokenizers` library with `encode_special_tokens=True`: text is data, so
+a special token written in a text stays text, and no special token is added. `fastokens` gives the
+same ids some 30 times faster, as two flat buffers; it is used only after it proved equal on a
+built-in probe (`lrdata.probe`), else `tokenizers` encodes, and `encoder_note` says why.
+
+Special are the tokens that tokenizer.json flags so, and the end and start of text. Other added
+tokens (`<think>` of Qwen) are words of the vocabulary to `tokenizers`, and so they are here.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import tokenizers
+
+from lrdata.errors import LongRecipeError
+from lrdata.probe import probe_texts
+from lrdata.vocabulary import TokenBytes, frozen, offsets_of, read_vocabulary, table_fingerprint
+
+MAX_DOCUMENT_BYTES = 256 * 1024**2
+"""A document is encoded whole; one with more UTF-8 bytes than this belongs in quarantine."""
+
+Encoded = tuple[np.ndarray, np.ndarray]
+Encoder = Literal["auto", "fastokens", "tokenizers"]
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_END_OF_TEXT = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<|endofdocument|>",
+    "[EOS]",
+    "<EOS>",
+    "<|eot_id|>",
+    "<|im_end|>",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokenizer:
+    """A fast tokenizer of the Hugging Face kind, ready to encode text exactly. See `load`."""
+
+    name: str
+    """The path or hub id it was loaded from, as given."""
+    vocab_size: int
+    """The largest id + 1; the table below has so many rows."""
+    eot_id: int
+    """End of text: follows each document."""
+    bos_id: int | None
+    """Start of text, where the tokenizer adds one."""
+    encoder: Literal["fastokens", "tokenizers"]
+    """Which library encodes."""
+    encoder_note: str
+    """Why it is that one, in words."""
+    token_bytes: TokenBytes
+    """The bytes each id stands for: values uint8 [total], offsets int64 [vocab_size + 1]. Added
+    tokens stand for their text; an id that is not in use, for nothing."""
+    special: np.ndarray
+    """bool [vocab_size]: control tokens, which a text that spells them does not yield."""
+    fingerprint: str
+    """sha256 of the id-to-bytes table, see `table_fingerprint`."""
+    probe_fingerprint: str
+    """sha256 of the reference encoding of the probe: ids as int32, then offsets as int64, both
+    little-endian."""
+    chat_template: str | None
+    """The Jinja template, where the tokenizer has one."""
+    _reference: tokenizers.Tokenizer
+    _fast: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def load(cls, path_or_id: str, *, eot: str | None = None, encoder: Encoder = "auto") -> Self:
+        """Load a folder with tokenizer.json, the file itself, or a model of the Hugging Face hub.
+
+        `eot` names the end-of-text token; without it the tokenizer's configuration says which, or
+        else one of a few well-known names is taken. `encoder` forces one of the two libraries.
+        Raises LongRecipeError when a file is missing or broken, when no end-of-text token is found,
+        or when `encoder="fastokens"` and fastokens is not equal to `tokenizers` here.
+        """
+        file = _find(path_or_id)
+        settings = _Settings.read(file.parent)
+        with ThreadPoolExecutor(1) as beside:  # fastokens is the slower one to load
+            loading = None if encoder == "tokenizers" else beside.submit(_load_fast, file)
+            reference = _load_reference(file)
+            table, flags = read_vocabulary(reference)
+            fingerprint = table_fingerprint(table, flags)
+            eot_id = _end_of_text(reference, settings, eot, path_or_id)
+            bos_id = _start_of_text(reference, settings, path_or_id)
+            marked = _mark_special(reference, flags, eot_id, bos_id)
+            texts = probe_texts(_added_texts(reference))
+            expected = _encode_slowly(reference, texts)
+            fast, note = None, "asked for"
+            if loading is not None:
+                fast, note = _proven(loading.result, reference, marked, texts, expected)
+        if fast is None and encoder == "fastokens":
+            raise LongRecipeError(
+                f"fastokens cannot encode for {path_or_id}: {note}; use the encoder tokenizers"
+            )
+        return cls(
+            name=path_or_id,
+            vocab_size=len(flags),
+            eot_id=eot_id,
+            bos_id=bos_id,
+            encoder="tokenizers" if fast is None else "fastokens",
+            encoder_note=note,
+            token_bytes=table,
+            special=frozen(flags),
+            fingerprint=fingerprint,
+            probe_fingerprint=hashlib.sha256(b"".join(map(bytes, expected))).hexdigest(),
+            chat_template=settings.chat_template,
+            _reference=reference,
+            _fast=fast,
+        )
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids int32 [total] of all texts, and offsets int64 [len(texts) + 1]; both read-only.
+
+        Special tokens are neither added nor recognised. Texts are of any length (a document above
+        MAX_DOCUMENT_BYTES should not get here), without lone surrogates. Raises LongRecipeError
+        for a text that no encoder can take, such as ten million spaces in a row.
+        """
+        return self._encode(texts, specials=False)
+
+    def encode_with_specials(self, text: str) -> np.ndarray:
+        """Ids int32 [n], special tokens recognised: for trusted text such as a chat template's."""
+        return self._encode([text], specials=True)[0]
+
+    def encode_reference(self, texts: Sequence[str]) -> Encoded:
+        """The same as `encode`, always through the `tokenizers` library."""
+        return self._encode_slowly(texts, specials=False)
+
+    def _encode(self, texts: Sequence[str], specials: bool) -> Encoded:
+        if self._fast is None:
+            return self._encode_slowly(texts, specials)
+        return _encode_exactly(self._fast, self._encode_slowly, texts, specials)
+
+    def _encode_slowly(self, texts: Sequence[str], specials: bool) -> Encoded:
+        with self._lock:  # whether it recognises special tokens is a state of the reference
+            return _encode_slowly(self._reference, texts, specials)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some ids, special tokens included."""
+        return str(self._reference.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+
+
+# Files
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the files beside tokenizer.json say."""
+
+    config: dict[str, Any]
+    special_tokens: dict[str, Any]
+    chat_template: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        config = _read_json(folder / "tokenizer_config.json")
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several named ones
+            named = {entry.get("name"): entry.get("template") for entry in template}
+            template = named.get("default")
+        jinja = folder / "chat_template.jinja"
+        if jinja.is_file():
+            template = jinja.read_text(encoding="utf-8")
+        return cls(config, _read_json(folder / "special_tokens_map.json"), template)
+
+    def token(self, role: str) -> str | None:
+        """The text of `eos_token` or `bos_token`, or None."""
+        for source in (self.config, self.special_tokens):
+            value = source.get(role)
+            content = value.get("content") if isinstance(value, dict) else value
+            if isinstance(content, str) and content:
+                return content
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise LongRecipeError(f"{file} is not JSON ({problem}); get it anew") from None
+    if not isinstance(value, dict):
+        raise LongRecipeError(f"{file} does not hold a JSON object; get it anew")
+    return value
+
+
+def _find(path_or_id: str) -> Path:
+    """tokenizer.json, with its neighbours beside it."""
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        folder = path
+    elif _HUB_ID.fullmatch(path_or_id):
+        folder = _download(path_or_id)
+    else:
+        raise LongRecipeError(
+            f"no tokenizer at {path_or_id}; name a folder with tokenizer.json, or a hub id"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise LongRecipeError(
+            f"{path_or_id} has no tokenizer.json; make one with transformers: "
+            f"AutoTokenizer.from_pretrained({path_or_id!r}).save_pretrained(FOLDER)"
+        )
+    return folder / "tokenizer.json"
+
+
+def _download(hub_id: str) -> Path:
+    """The tokenizer's files of a hub model, in the hub's own cache; nothing else is fetched."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_FILES)))
+    except GatedRepoError:
+        reason = "its owner must grant you access; ask there, then run `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such model, or it is private (then run `hf auth login`)"
+    except (OSError, ValueError, RuntimeError) as problem:
+        reason = f"it is not in the cache and the hub cannot be reached ({_one_line(problem)})"
+    raise LongRecipeError(
+        f"no folder and no hub tokenizer {hub_id}: {reason}; or name a folder with tokenizer.json"
+    )
+
+
+# Loading
+
+
+def _load_reference(file: Path) -> tokenizers.Tokenizer:
+    try:
+        reference = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as problem:  # the library raises bare Exception
+        raise LongRecipeError(
+            f"{file} is not a tokenizer.json ({_one_line(problem)}); get it anew"
+        ) from None
+    reference.no_truncation()
+    reference.no_padding()
+    reference.encode_special_tokens = True
+    if getattr(reference.model, "dropout", None):
+        reference.model.dropout = None  # it would make every encoding another
+    return reference
+
+
+def _load_fast(file: Path) -> Any:
+    import fastokens
+
+    fast = fastokens.Tokenizer.from_file(str(file))
+    fast.no_truncation()
+    fast.no_padding()
+    return fast
+
+
+def _proven(
+    load: Callable[[], Any],
+    reference: tokenizers.Tokenizer,
+    marked: list[tokenizers.AddedToken],
+    texts: list[str],
+    expected: Encoded,
+) -> tuple[Any, str]:
+    """The fast encoder and a note if it equals the reference on the probe, else None and why."""
+    refused: list[str] = []
+
+    def slowly(texts: Sequence[str], specials: bool) -> Encoded:
+        refused.extend(texts)
+        return _encode_slowly(reference, texts, specials)
+
+    try:
+        with _panics_as_errors():
+            fast = load()
+            if marked:
+                fast.add_tokens(marked)
+        found = _encode_exactly(fast, slowly, texts, specials=False)
+    except Exception as problem:  # whatever it is, the reference does the work
+        return None, f"fastokens failed with {type(problem).__name__}: {_one_line(problem)}"
+    if not all(map(np.array_equal, found, expected)):
+        return None, "fastokens gave other ids than tokenizers on the probe"
+    if len(refused) > len(texts) // 10:
+        return None, f"fastokens refused {len(refused)} of {len(texts)} texts of the probe"
+    trusted = texts[-1:]  # holds all special tokens
+    found, expected = (
+        _encode_exactly(fast, slowly, trusted, specials=True),
+        _encode_slowly(reference, trusted, specials=True),
+    )
+    if not all(map(np.array_equal, found, expected)):
+        return None, "fastokens gave other ids than tokenizers on special tokens"
+    return fast, "fastokens equals tokenizers on the probe"
+
+
+# Encoding
+
+
+def _encode_exactly(
+    fast: Any,
+    slowly: Callable[[Sequence[str], bool], Encoded],
+    texts: Sequence[str],
+    specials: bool,
+) -> Encoded:
+    """By the fast encoder; a text that it refuses goes to the reference.
+
+    It refuses a text with a byte that has no token (SmolLM2 knows no byte 0x04). The reference
+    leaves such a byte out.
+    """
+    try:
+        with _panics_as_errors():
+            ids, offsets = fast.encode_batch_flat(list(texts), split_special_tokens=not specials)
+        return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
+    except (ValueError, RuntimeError):
+        if len(texts) == 1:
+            return slowly(texts, specials)
+    middle = len(texts) // 2
+    halves = (texts[:middle], texts[middle:])
+    (ids, starts), (more, ends) = (_encode_exactly(fast, slowly, half, specials) for half in halves)
+    offsets = np.concatenate([starts, starts[-1] + ends[1:]])
+    return frozen(np.concatenate([ids, more])), frozen(offsets)
+
+
+def _encode_slowly(
+    reference: tokenizers.Tokenizer, texts: Sequence[str], specials: bool = False
+) -> Encoded:
+    reference.encode_special_tokens = not specials
+    try:
+        with _panics_as_errors():
+            encodings = reference.encode_batch_fast(list(texts), add_special_tokens=False)
+    except RuntimeError as problem:
+        longest = max(len(text.encode()) for text in texts)
+        raise LongRecipeError(
+            f"`tokenizers` cannot encode a text (the longest of the batch has {longest:,} bytes): "
+            f"{_one_line(problem)}; leave it out"
+        ) from None
+    finally:
+        reference.encode_special_tokens = True
+    rows = [encoding.ids for encoding in encodings]
+    offsets = offsets_of(map(len, rows), len(rows))
+    return frozen(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1]))), offsets
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of a Rust library comes as a BaseException of a type that cannot be imported."""
+    try:
+        yield
+    except BaseException as problem:
+        if type(problem).__name__ != "PanicException":
+            raise
+        raise RuntimeError(_one_line(problem)) from None
+
+
+def _one_line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
+
+
+# Special tokens
+
+
+def _added_texts(reference: tokenizers.Tokenizer) -> list[str]:
+    """The texts of the added tokens, in the order of their ids."""
+    added = reference.get_added_tokens_decoder()
+    return [added[id_].content for id_ in sorted(added)]
+
+
+def _mark_special(
+    reference: tokenizers.Tokenizer, flags: np.ndarray, *ids: int | None
+) -> list[tokenizers.AddedToken]:
+    """Make end and start of text special where tokenizer.json does not; what was marked.
+
+    As transformers does: a document must not be able to end itself.
+    """
+    unmarked = [id_ for id_ in ids if id_ is not None and not flags[id_]]
+    names = (reference.id_to_token(id_) or "" for id_ in unmarked)
+    tokens = [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
+    reference.add_special_tokens(tokens)
+    flags[unmarked] = True
+    return tokens
+
+
+def _end_of_text(
+    reference: tokenizers.Tokenizer, settings: _Settings, eot: str | None, name: str
+) -> int:
+    wanted = eot or settings.token("eos_token")
+    found = next((token for token in _END_OF_TEXT if _id(reference, token) is not None), None)
+    token = wanted or found
+    if token is None:
+        raise LongRecipeError(
+            f"tokenizer {name} names no end-of-text token; choose one with --eot TOKEN"
+        )
+    id_ = _id(reference, token)
+    if id_ is None:
+        hint = f" (it has {found})" if found else ""
+        raise LongRecipeError(
+            f"end-of-text token {token!r} is not in tokenizer {name}{hint}; "
+            "choose another with --eot TOKEN"
+        )
+    return id_
+
+
+def _start_of_text(reference: tokenizers.Tokenizer, settings: _Settings, name: str) -> int | None:
+    """What the post-processor puts before a text, or the bos_token if the configuration adds it."""
+    plain = reference.encode("a", add_special_tokens=False).ids
+    whole = reference.encode("a", add_special_tokens=True).ids
+    starts = (at for at in range(len(whole)) if whole[at : at + len(plain)] == plain)
+    before = whole[: next(starts, 0)]
+    if len(before) > 1:
+        tokens = " ".join(map(str, map(reference.id_to_token, before)))
+        raise LongRecipeError(
+            f"tokenizer {name} puts {len(before)} tokens before a text ({tokens}); only one is "
+            "supported: change the post_processor in its tokenizer.json"
+        )
+    if before:
+        return int(before[0])
+    token = settings.token("bos_token")
+    return _id(reference, token) if token and settings.config.get("add_bos_token") is True else None
+
+
+def _id(reference: tokenizers.Tokenizer, token: str) -> int | None:
+    id_ = reference.token_to_id(token)
+    return None if id_ is None else int(id_)

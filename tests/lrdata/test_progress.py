@@ -1,0 +1,53 @@
+import io
+
+import pytest
+from rich.console import Console
+
+import lrdata.progress
+from lrdata.progress import progress
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("building", total=3) as task:
+        for _ in range(3):
+            task.advance(1, note="3.1 Mtok/s")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "building: 3/3 3.1 Mtok/s\n"  # quick work: the end only
+
+
+def test_slow_work_speaks_up_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
+    with progress("reading") as task:
+        for _ in range(31):
+            task.advance(2)
+            now += 1.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["reading: 22", "reading: 42", "reading: 62"]
+
+
+def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        lrdata.progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
+    )
+    with progress("training", total=4) as task:
+        task.advance(3, note="loss 2.5")
+    assert task.done == 3
+    assert "training" in screen.getvalue()
+    assert "3/4" in screen.getvalue()
+    assert "loss 2.5" in screen.getvalue()
+
+
+def test_an_error_inside_passes_through() -> None:
+    def work() -> None:
+        with progress("building", total=2):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
