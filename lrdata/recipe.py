@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from lrdata.errors import LongRecipeError
 
@@ -12,6 +12,7 @@ SELECTS = ("draw", "top")
 JOINS = ("attend", "mask")
 TRAIN_SHARE = 0.30
 """The paper's share of the target length; the length is floored to a multiple of 16."""
+_SHORTEST_TARGET, _SHORTEST_ROW = 64, 16
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ class BuildRecipe:
     id_field: str | None = None
     source_field: str | None = None
     eot: str | None = None
+    encoder: Literal["auto", "fastokens", "tokenizers"] = "auto"
+    """Which library encodes; auto takes fastokens where it proved equal to tokenizers."""
     seed: int = 0
     unit_bytes: int = 128 * 1024**2
     """Aim for the size of a unit of work; part of the recipe because windows end with units."""
 
     def __post_init__(self) -> None:
         if not self.train_len:
-            share = self.target_len if self.positions == "full" else self.target_len * TRAIN_SHARE
-            length = int(share) if self.positions == "full" else int(share) // 16 * 16
+            whole = self.positions == "full"
+            length = self.target_len if whole else int(self.target_len * TRAIN_SHARE) // 16 * 16
             object.__setattr__(self, "train_len", length)
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
@@ -70,13 +73,19 @@ class BuildRecipe:
                 )
         if not self.corpora:
             raise LongRecipeError("no corpus given; name a file, folder or glob")
-        if self.target_len < 16:
-            raise LongRecipeError(f"--target-len {self.target_len} is too short; 16 is the least")
+        if self.target_len < _SHORTEST_TARGET:
+            raise LongRecipeError(
+                f"--target-len {self.target_len} is too short; {_SHORTEST_TARGET} is the least"
+            )
         if self.positions == "full" and self.train_len != self.target_len:
             raise LongRecipeError(
                 f"--positions full trains on whole windows: leave --train-len {self.train_len} out"
             )
-        if self.positions != "full" and not 0 < self.train_len < self.target_len:
+        if self.train_len < _SHORTEST_ROW:
+            raise LongRecipeError(
+                f"--train-len {self.train_len} is too short; {_SHORTEST_ROW} is the least"
+            )
+        if self.positions != "full" and not self.train_len < self.target_len:
             raise LongRecipeError(
                 f"--train-len {self.train_len} must be below --target-len {self.target_len} "
                 "(use --positions full to train on whole windows)"
@@ -120,7 +129,7 @@ def portable_name(tokenizer: str) -> str:
 
 
 def _last_part(path: str) -> str:
-    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`, `a.jsonl` -> `a.jsonl`."""
+    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`."""
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1

@@ -13,8 +13,6 @@ from lrdata.shards import Row
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Window
 
-_LONGEST_SENTENCE = 2  # segments: text without sentence ends still gives segments of about one
-
 
 @dataclass(frozen=True)
 class Compressor:
@@ -47,8 +45,8 @@ class Compressor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Window offsets of the kept tokens, int32 [train_len], and the segments' lengths."""
         recipe, lead = self.recipe, window.lead
-        longest = _LONGEST_SENTENCE * recipe.segment_tokens
-        lengths = sentence_lengths(window.ids[lead:], self.tables, longest)
+        # Longer sentences are cut, so that text without sentence ends gives segments of this size.
+        lengths = sentence_lengths(window.ids[lead:], self.tables, recipe.segment_tokens)
         rule = select.ORDERS["first" if recipe.impact == "none" else recipe.select]
         order = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
         counts = select.keep(lengths, order, recipe.train_len - lead)

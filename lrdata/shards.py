@@ -81,7 +81,7 @@ _DICTIONARY_COLUMNS = ["source", "kind", "doc_ids.list.element"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row, as NumPy arrays. Shapes: n tokens, d attention documents, s segments, w documents."""
+    """One row. n tokens, d attention documents, s segments, w documents of the window."""
 
     input_ids: np.ndarray  # int32 [n]
     position_ids: np.ndarray  # int32 [n]
@@ -179,13 +179,12 @@ class ShardWriter:
         self.content = ContentHash(schema)
         self._pending: list[Row] = []
         self._pending_bytes = 0
-        dictionary = [name for name in _DICTIONARY_COLUMNS]
         self._parquet = pq.ParquetWriter(
             path,
             schema,
             compression="zstd",
             compression_level=3,
-            use_dictionary=dictionary,
+            use_dictionary=_DICTIONARY_COLUMNS,
             column_encoding={
                 f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA_COLUMNS
             },
@@ -329,7 +328,7 @@ def _read_group(path: Path, group: int) -> pa.Table:
         table = _open(path).read_row_group(group)
     except (OSError, pa.ArrowInvalid) as problem:
         raise LongRecipeError(
-            f"{path} row group {group} is damaged ({problem}); run `lrdata verify` and pull it again"
+            f"{path} row group {group} is damaged ({problem}); pull it again"
         ) from None
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:

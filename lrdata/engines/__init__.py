@@ -1,0 +1,1 @@
+"""Engines schedule units; they never look inside them."""

@@ -1,0 +1,100 @@
+"""Prompt / response records -> token ids with a mask on the response, with or without a template.
+
+A chat template is text from the tokenizer's files, with control tokens spelled out; the prompt and
+the response are data, whose look-alikes of control tokens must stay text. So the template is
+rendered around two placeholders, its own parts are encoded with control tokens recognised, and the
+record's parts as ordinary text.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lrdata.errors import LongRecipeError
+from lrdata.tokenizer import Tokenizer
+
+_PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The fixed token ids around the record's parts. int32 arrays."""
+
+    before: np.ndarray
+    between: np.ndarray
+    after: np.ndarray
+
+    @property
+    def inserted(self) -> int:
+        """Tokens that every record gets beside its own."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def tokens(self, prompt: np.ndarray, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [n] and loss mask bool [n]: the response and what ends it count."""
+        head = np.concatenate([self.before, prompt, self.between])
+        answer = np.concatenate([response, self.after])
+        mask = np.arange(len(head) + len(answer)) >= len(head)
+        return np.concatenate([head, answer]).astype(np.int32), mask
+
+
+def plain_conversation(tokenizer: Tokenizer) -> Conversation:
+    """Start of text (where the tokenizer adds one), prompt, response, end of text."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return Conversation(_ids(start), _ids([]), _ids([tokenizer.eot_id]))
+
+
+def template_conversation(tokenizer: Tokenizer) -> Conversation:
+    """As the tokenizer's chat template writes one user message and one answer."""
+    if not tokenizer.chat_template:
+        raise LongRecipeError(
+            f"tokenizer {tokenizer.name} has no chat template; leave --chat-template out"
+        )
+    rendered = _render(tokenizer, tokenizer.chat_template)
+    parts = re.split(f"{re.escape(_PROMPT)}|{re.escape(_RESPONSE)}", rendered)
+    if len(parts) != 3 or rendered.find(_PROMPT) > rendered.find(_RESPONSE):
+        raise LongRecipeError(
+            f"the chat template of {tokenizer.name} does not write a prompt and then its response "
+            "once each; leave --chat-template out"
+        )
+    before, between, after = (tokenizer.encode_with_specials(part) for part in parts)
+    if not np.isin(tokenizer.eot_id, after):
+        after = np.append(after, np.int32(tokenizer.eot_id))
+    return Conversation(before, between, after)
+
+
+def _render(tokenizer: Tokenizer, template: str) -> str:
+    try:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        raise LongRecipeError(
+            "--chat-template needs jinja2; install it with: pip install 'longrecipe[chat]'"
+        ) from None
+
+    def refuse(message: str) -> Any:
+        raise jinja2.TemplateError(message)
+
+    values, offsets = tokenizer.token_bytes
+    eot, bos = tokenizer.eot_id, tokenizer.bos_id
+    names = {
+        name: "" if id_ is None else values[offsets[id_] : offsets[id_ + 1]].tobytes().decode()
+        for name, id_ in (("eos_token", eot), ("bos_token", bos))
+    }
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    sandbox.globals["raise_exception"] = refuse
+    messages = [
+        {"role": "user", "content": _PROMPT},
+        {"role": "assistant", "content": _RESPONSE},
+    ]
+    try:
+        return sandbox.from_string(template).render(messages=messages, **names)
+    except jinja2.TemplateError as problem:
+        raise LongRecipeError(
+            f"the chat template of {tokenizer.name} failed ({problem}); leave --chat-template out"
+        ) from None
+
+
+def _ids(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)

@@ -1,0 +1,202 @@
+"""The `lrdata` command: options and help; the work is elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrdata.errors import Commands, LongRecipeError
+from lrdata.sizes import Count, Share, parse_count, parse_share
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: lrdata build corpus/ --tokenizer MODEL --target-len 128k --out shards/",
+)
+def main() -> None:
+    """Turn a text corpus into a shareable dataset of compressed long-context training rows.
+
+    Offline, on CPUs, without torch. Sizes are written 128k (= 131,072 tokens), 38400 or 30%. Add
+    --debug to any command to see the traceback of an error.
+    """
+
+
+@main.command()
+@click.argument("corpora", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The dataset folder.")
+@click.option("--tokenizer", required=True, help="A folder with tokenizer.json, or a hub id.")
+@click.option("--target-len", type=Count(), required=True, help="The window to extend to: 128k.")
+@click.option("--train-len", help="Tokens of a row: 38400 or 30%.  [default: 30%]")
+@click.option(
+    "--positions",
+    default="longrecipe",
+    show_default=True,
+    help="Position scheme: longrecipe, pose, randpos, full or source.",
+)
+@click.option(
+    "--segment-tokens",
+    type=Count(),
+    default=88,
+    show_default=True,
+    help="About how many tokens keep consecutive positions.",
+)
+@click.option(
+    "--impact",
+    default="digits",
+    show_default=True,
+    help="What makes a token impactful: digits, random, or none (keep the start).",
+)
+@click.option(
+    "--select",
+    default="draw",
+    show_default=True,
+    help="draw: sentences with impactful tokens, at random; top: by score.",
+)
+@click.option(
+    "--join",
+    default="attend",
+    show_default=True,
+    help="Whether documents joined in a window attend to each other: attend, mask.",
+)
+@click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable.")
+@click.option(
+    "--replay-ratio",
+    type=Share(),
+    default=0.1,
+    show_default="10%",
+    help="Replay tokens as a share of the extend tokens.",
+)
+@click.option("--prompt-field", help="Replay records: the prompt; only the response is learned.")
+@click.option("--response-field", help="Replay records: the response.")
+@click.option("--chat-template", is_flag=True, help="Write prompts in the tokenizer's template.")
+@click.option(
+    "--holdout",
+    type=Share(),
+    default=0.0,
+    show_default="0%",
+    help="Share of documents kept out, as whole windows.",
+)
+@click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order.")
+@click.option(
+    "--min-doc-tokens",
+    type=Count(),
+    default=1,
+    show_default=True,
+    help="Set shorter documents aside.",
+)
+@click.option(
+    "--weight",
+    multiple=True,
+    metavar="SOURCE=W",
+    help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+)
+@click.option(
+    "--license",
+    "licence",
+    multiple=True,
+    metavar="SOURCE=ID",
+    help="A source's licence, for the dataset card; repeatable.",
+)
+@click.option("--text-field", default="text", show_default=True, help="Field of the text.")
+@click.option("--id-field", help="Field of the document id.  [default: file and record]")
+@click.option("--source-field", help="Field of the source.  [default: the folder or file]")
+@click.option("--eot", help="End-of-text token.  [default: the tokenizer's]")
+@click.option(
+    "--encoder",
+    type=click.Choice(["auto", "fastokens", "tokenizers"]),
+    default="auto",
+    show_default=True,
+    help="Which library encodes; the ids are the same.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier build in OUT first.")
+def build(out: Path, workers: int | None, overwrite: bool, **options: Any) -> None:
+    """Build a dataset of training rows from CORPORA: files, folders or globs.
+
+    JSONL (plain, .zst, .gz), Parquet, Arrow and plain text. Each window of --target-len tokens
+    becomes a row of --train-len tokens: the sentences with impactful tokens, with position ids
+    that span the whole window. The same command goes on after an interruption.
+
+    \b
+    Examples:
+      lrdata build books/ web.jsonl.zst --tokenizer ./llama3 --target-len 128k --out shards
+      lrdata build 'lib/**/*.py' --tokenizer ./llama3 --target-len 32k --out code \\
+          --replay instruct.jsonl --prompt-field question --response-field answer
+    """
+    from lrdata.build import build as build_dataset
+    from lrdata.build import describe
+    from lrdata.recipe import BuildRecipe
+
+    options["licences"] = _pairs("--license", options.pop("licence"))
+    options["weights"] = {
+        source: _number("--weight", value)
+        for source, value in _pairs("--weight", options.pop("weight")).items()
+    }
+    options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
+    manifest = build_dataset(BuildRecipe(**options), out, workers=workers, overwrite=overwrite)
+    for line in describe(manifest):
+        click.echo(line)
+    click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Also hash the decoded columns.")
+def verify(folder: Path, deep: bool) -> None:
+    """Check a dataset: schema, ranges, sums, checksums, accounting."""
+    from lrdata.verify import verify as problems_of
+
+    problems = problems_of(folder, deep=deep)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise LongRecipeError(f"{folder} has {len(problems)} problems; build or pull it again")
+    click.echo(f"{folder} is whole")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--row", type=int, default=0, show_default=True, help="Which row of its kind.")
+@click.option(
+    "--kind",
+    type=click.Choice(["extend", "replay", "holdout"]),
+    default="extend",
+    show_default=True,
+)
+@click.option("--tokenizer", help="A folder or hub id.  [default: the one of the build]")
+@click.option("--full", is_flag=True, help="Show the whole row, however long.")
+def inspect(folder: Path, row: int, kind: str, tokenizer: str | None, full: bool) -> None:
+    """Show what a row became: kept text, gaps with their sizes, span, documents."""
+    from rich.console import Console
+
+    from lrdata.inspect import open_tokenizer, show
+
+    show(folder, kind, row, open_tokenizer(folder, tokenizer), Console(), full=full)
+
+
+def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        source, equals, given = value.rpartition("=")
+        if not equals or not source or not given:
+            raise click.BadParameter(f"{option} {value}: write SOURCE=VALUE")
+        pairs[source] = given
+    return pairs
+
+
+def _number(option: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{option} {value}: not a number") from None
+
+
+def _train_len(text: str | None, target_len: int) -> int:
+    """0 (the default share) without the option; a share is floored to a multiple of 16."""
+    if text is None:
+        return 0
+    if text.strip().endswith("%"):
+        return int(parse_share(text) * target_len) // 16 * 16
+    return parse_count(text)

@@ -1,0 +1,223 @@
+"""Replay: short documents like the original training data, packed into rows.
+
+Every document is read on its own: it has its own attention (`seq_lengths`), its positions start at
+0, and where the tokenizer adds a start-of-text token it begins with one. Prompt / response records
+count in the loss on the response only. Rows are filled best-fit; documents longer than a row are
+cut into row-sized parts.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lrdata.chat import Conversation, plain_conversation, template_conversation
+from lrdata.corpus import SourceFile, plan_units
+from lrdata.draws import Draws
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import FileEntry, Ledger
+from lrdata.progress import progress
+from lrdata.recipe import BuildRecipe
+from lrdata.records import Documents, Fields, read_unit
+from lrdata.shards import Row
+from lrdata.shelf import Shelf
+from lrdata.tokenizer import Tokenizer
+from lrdata.unit import encode_documents
+from lrdata.windows import Document
+
+_BLOCK_ROWS = 64  # documents are packed this many rows' worth at a time: bounded memory
+_SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens [start, start + length) of a document; `loss` bool [length]."""
+
+    document: Document
+    start: int
+    loss: np.ndarray
+
+    @property
+    def length(self) -> int:
+        return len(self.loss)
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Pack items into bins of `capacity`: longest first, each into the fullest bin that takes it.
+
+    Returns the item numbers of each bin; items of equal length keep their order. Every length must
+    be in [1, capacity].
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(rooms, (lengths[item], -1))
+        if at == len(rooms):
+            bins.append([])
+            room, chosen = capacity, len(bins) - 1
+        else:
+            room, chosen = rooms.pop(at)
+        bins[chosen].append(item)
+        insort(rooms, (room - lengths[item], chosen))
+    return bins
+
+
+def build_replay(
+    recipe: BuildRecipe,
+    files: list[SourceFile],
+    tokenizer: Tokenizer,
+    staging: Path,
+    extend_tokens: int,
+) -> tuple[list[FileEntry], Ledger]:
+    """Write replay shards to the staging folder until there are enough tokens.
+
+    Raises LongRecipeError when the corpus is too short: nothing is ever repeated silently.
+    """
+    budget = math.ceil(recipe.replay_ratio * extend_tokens)
+    ledger = Ledger()
+    entries: list[FileEntry] = []
+    rows = _rows(recipe, files, tokenizer, budget, ledger, staging)
+    while True:
+        with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
+            for row in islice(rows, _SHARD_ROWS):
+                shelf.write(row)
+        if not shelf.entries:
+            break
+        entries += shelf.entries
+    if ledger.kept < budget:
+        raise LongRecipeError(
+            f"the replay corpus has {ledger.kept:,} tokens; --replay-ratio "
+            f"{recipe.replay_ratio:g} of {extend_tokens:,} extend tokens needs {budget:,}: "
+            "give more or lower the ratio"
+        )
+    return entries, ledger
+
+
+def _rows(
+    recipe: BuildRecipe,
+    files: list[SourceFile],
+    tokenizer: Tokenizer,
+    budget: int,
+    ledger: Ledger,
+    staging: Path,
+) -> Iterator[Row]:
+    with closing(_parts(recipe, files, tokenizer, ledger, staging)) as parts:
+        while ledger.kept < budget:
+            block: list[Part] = []
+            tokens = 0
+            wanted = min(_BLOCK_ROWS * recipe.train_len, budget - ledger.kept)
+            while tokens < wanted and (part := next(parts, None)) is not None:
+                block.append(part)
+                tokens += part.length
+            if not block:
+                return
+            ledger.kept += tokens
+            for chosen in best_fit([part.length for part in block], recipe.train_len):
+                ledger.rows += 1
+                yield replay_row([block[item] for item in chosen], recipe.target_len)
+
+
+def _parts(
+    recipe: BuildRecipe,
+    files: list[SourceFile],
+    tokenizer: Tokenizer,
+    ledger: Ledger,
+    staging: Path,
+) -> Generator[Part, None, None]:
+    """Documents in row-sized parts, the corpus's units in a seeded order."""
+    units = plan_units(files, recipe.unit_bytes)
+    keys = [
+        Draws(recipe.seed, piece.file.name, piece.start).share("replay")
+        for piece in (unit.pieces[0] for unit in units)
+    ]
+    fields = Fields(
+        text=recipe.text_field,
+        id=recipe.id_field,
+        source=recipe.source_field,
+        prompt=recipe.prompt_field,
+        response=recipe.response_field,
+    )
+    chat = template_conversation if recipe.chat_template else plain_conversation
+    conversation = chat(tokenizer)
+    with Shelf(staging, "replay") as shelf, progress("packing replay", len(units)) as task:
+        for index in np.argsort(keys, kind="stable"):
+            for documents, rejected in read_unit(units[index], fields):
+                for entry in rejected:
+                    ledger.records_read += entry.count
+                    ledger.records_quarantined += entry.count
+                    shelf.reject(entry)
+                for document, loss in _encode(documents, tokenizer, conversation):
+                    ledger.records_read += 1
+                    ledger.records_built += 1
+                    ledger.encoded -= conversation.inserted  # of all that _cut counts
+                    ledger.inserted += conversation.inserted
+                    yield from _cut(document, loss, recipe.train_len, ledger)
+            task.advance()
+
+
+def _encode(
+    documents: Documents, tokenizer: Tokenizer, conversation: Conversation
+) -> Iterator[tuple[Document, np.ndarray]]:
+    """Each document of a batch with its loss mask."""
+    ids, ends = encode_documents(documents, tokenizer)
+    prompts, prompt_ends = tokenizer.encode(documents.prompts or [""] * len(documents))
+    for index in range(len(documents)):
+        prompt = prompts[prompt_ends[index] : prompt_ends[index + 1]]
+        tokens, loss = conversation.tokens(prompt, ids[ends[index] : ends[index + 1]])
+        yield (
+            Document(
+                doc_id=documents.ids[index],
+                source=documents.sources[index],
+                file=documents.files[index],
+                record=documents.records[index],
+                tokens=tokens,
+            ),
+            loss,
+        )
+
+
+def _cut(document: Document, loss: np.ndarray, row_len: int, ledger: Ledger) -> Iterator[Part]:
+    """Parts of at most a row; those without a token that counts are dropped."""
+    tokens = len(document.tokens)
+    ledger.encoded += tokens
+    given = 0
+    try:
+        for start in range(0, tokens, row_len):
+            part = Part(document, start, loss[start : start + row_len])
+            given += part.length
+            if part.loss.any():
+                yield part
+            else:
+                ledger.dropped += part.length
+    finally:
+        ledger.tail += tokens - given  # the budget was full in the middle of the document
+
+
+def replay_row(parts: list[Part], target_len: int) -> Row:
+    """One row of packed documents. Positions restart at 0 in each."""
+    lengths = np.array([part.length for part in parts], np.int32)
+    slices = [part.document.tokens[part.start : part.start + part.length] for part in parts]
+    loss = np.concatenate([part.loss for part in parts])
+    first = parts[0].document
+    return Row(
+        input_ids=np.concatenate(slices),
+        position_ids=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        seq_lengths=lengths,
+        impact_mask=np.zeros(len(loss), bool),
+        loss_mask=loss,
+        segment_starts=(np.cumsum(lengths) - lengths).astype(np.int32),
+        segment_lengths=lengths,
+        doc_ids=[part.document.doc_id for part in parts],
+        doc_offsets=np.array([part.start for part in parts], np.int64),
+        doc_lengths=lengths,
+        sample_id=f"{first.file}:{first.record}:{parts[0].start}:replay",
+        source=first.source,
+        kind="replay",
+        window_tokens=len(loss),
+        target_len=target_len,
+    )
