@@ -64,7 +64,7 @@ def build(
     finished = _finished(out, identity)
     if finished is not None:
         return finished
-    staging = _open_staging(out, identity)
+    staging = _open_staging(out, identity, shared=overwrite)
     try:
         receipts = _run_units(recipe, files, staging, workers or os.cpu_count() or 1)
         ledger = _total(receipt.ledger for receipt in receipts)
@@ -198,13 +198,16 @@ def _refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) ->
         )
 
 
-def _open_staging(out: Path, identity: dict[str, Any]) -> Path:
+def _open_staging(out: Path, identity: dict[str, Any], shared: bool) -> Path:
+    """The staging folder, new or of an earlier run; `shared`: `out` may hold files not ours."""
     staging = out / STAGING
     plan = staging / "recipe.json"
     if plan.exists():
         _refuse_other(out, json.loads(plan.read_text(encoding="utf-8")), identity)
         return staging
-    if out.exists() and (not out.is_dir() or any(p.name != STAGING for p in out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise LongRecipeError(f"{out} is a file; choose another --out")
+    if not shared and out.exists() and any(path.name != STAGING for path in out.iterdir()):
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out, or --overwrite")
     staging.mkdir(parents=True, exist_ok=True)
     write_json(plan, identity)

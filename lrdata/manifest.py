@@ -1,9 +1,9 @@
 """What was built, from what: `manifest.json`, written last."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, get_origin
 
 from lrdata.atomic import write_json
 from lrdata.errors import LongRecipeError
@@ -11,6 +11,8 @@ from lrdata.errors import LongRecipeError
 FORMAT = "longrecipe"
 FORMAT_VERSION = "1.0"
 MANIFEST = "manifest.json"
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `manifest.json`. Raises LongRecipeError for anything that is not ours."""
+    """Read and check `manifest.json`. Raises LongRecipeError for anything that is not ours.
+
+    Keys that this version does not know are passed over: a later minor version may add some.
+    """
     path = folder / MANIFEST
     if not path.exists():
         raise LongRecipeError(
@@ -125,38 +130,62 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        version = str(raw["format_version"])
-        if raw["format"] != FORMAT:
-            raise LongRecipeError(f"{path} has the format {raw['format']!r}, not {FORMAT!r}")
-        if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-            raise LongRecipeError(
-                f"{path} has format version {version}; this longrecipe reads "
-                f"{FORMAT_VERSION.split('.')[0]}.x: install the version that wrote it"
-            )
-        replay = raw.get("replay_ledger")
-        manifest = Manifest(
-            target_len=raw["target_len"],
-            train_len=raw["train_len"],
-            seed=raw["seed"],
-            recipe=raw["recipe"],
-            tokenizer=TokenizerEntry(**raw["tokenizer"]),
-            sources=[SourceEntry(**entry) for entry in raw["sources"]],
-            files=[FileEntry(**entry) for entry in raw["files"]],
-            ledger=Ledger(**raw["ledger"]),
-            replay_ledger=Ledger(**replay) if replay else None,
-            versions=raw["versions"],
-            format_version=version,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise LongRecipeError(f"{path} is damaged ({problem}); pull the dataset again") from None
+        _check_format(path, raw)
+        manifest = _parse(raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        reason = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
+        raise LongRecipeError(f"{path} is damaged ({reason}); pull the dataset again") from None
     for entry in manifest.files:
         safe_path(folder, entry.path)
     return manifest
 
 
+def _check_format(path: Path, raw: dict[str, Any]) -> None:
+    if raw["format"] != FORMAT:
+        raise LongRecipeError(f"{path} has the format {raw['format']!r}, not {FORMAT!r}")
+    version, ours = str(raw["format_version"]), FORMAT_VERSION.split(".")[0]
+    if version.split(".")[0] != ours:
+        raise LongRecipeError(
+            f"{path} has format version {version}; this longrecipe reads {ours}.x: "
+            "install the version that wrote it"
+        )
+
+
+def _parse(raw: dict[str, Any]) -> Manifest:
+    return _entry(
+        Manifest,
+        {
+            **raw,
+            "tokenizer": _entry(TokenizerEntry, raw["tokenizer"]),
+            "sources": [_entry(SourceEntry, entry) for entry in raw["sources"]],
+            "files": [_entry(FileEntry, entry) for entry in raw["files"]],
+            "ledger": _entry(Ledger, raw["ledger"]),
+            "replay_ledger": (
+                _entry(Ledger, raw["replay_ledger"]) if raw.get("replay_ledger") else None
+            ),
+        },
+    )
+
+
+def _entry(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
+    """The known fields of a JSON object as a dataclass. TypeError for a value of another type."""
+    values = {}
+    for known in fields(kind):  # type: ignore[arg-type]  # every caller gives a dataclass
+        required = known.default is MISSING and known.default_factory is MISSING
+        if not required and known.name not in raw:
+            continue
+        value = values[known.name] = raw[known.name]
+        container = get_origin(known.type)
+        expected = container if container in (list, dict) else known.type
+        if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+            raise TypeError(f"{known.name} is {value!r}")
+    return kind(**values)
+
+
 def safe_path(folder: Path, name: str) -> Path:
     """`folder / name`, refused when the name could leave the folder."""
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+    foreign = "\\" in name or ":" in name  # separators and drives elsewhere
+    if pure.is_absolute() or ".." in pure.parts or foreign or not pure.parts:
         raise LongRecipeError(f"{folder / MANIFEST} names {name!r}, outside its folder; not opened")
     return folder / pure

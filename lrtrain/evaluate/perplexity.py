@@ -1,0 +1,132 @@
+"""Sliding-window perplexity: how much a longer context helps to predict the very same tokens.
+
+A target span is `stride` tokens of a text. At a context length L it is read as the end of a window
+of L tokens, so at a longer one the same targets have more text before them. Spans follow each other
+through the text; when there are more than asked for, evenly spread ones are taken. With a
+tokenizer that adds a start-of-text token, it is the window's first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrdata.errors import LongRecipeError
+from lrdata.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = 8192
+MAX_STRIDE = 1024
+_CHUNK = 256  # targets whose logits are made float32 at once
+_BATCH_TARGETS = 2048  # targets whose logits exist at once
+
+
+@dataclass(frozen=True)
+class Span:
+    """Targets [stop - stride, stop) of a token stream."""
+
+    stream: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class PerplexityCell:
+    """One model at one context length. For each span: summed nats, targets, bytes they stand for."""
+
+    model: str
+    length: int
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+    bytes: tuple[int, ...]
+
+
+def stride_for(lengths: list[int]) -> int:
+    """Targets per window: half the shortest context, at most 1,024."""
+    return min(MAX_STRIDE, min(lengths) // 2)
+
+
+def target_spans(
+    sizes: list[int], longest: int, stride: int, count: int, where: str
+) -> list[Span]:
+    """At most `count` spans of streams of `sizes` tokens, each with `longest` tokens up to its end.
+
+    Spans do not overlap. Raises LongRecipeError when no stream is long enough.
+    """
+    spans = [
+        Span(stream, stop)
+        for stream, size in enumerate(sizes)
+        for stop in range(longest, size + 1, stride)
+    ]
+    if not spans:
+        raise LongRecipeError(
+            f"the text of {where} has {max(sizes, default=0)} tokens in one piece, fewer than the "
+            f"{longest} of the longest context; name a longer text or shorter lengths"
+        )
+    picked = np.unique(np.linspace(0, len(spans) - 1, min(count, len(spans))).round().astype(int))
+    return [spans[index] for index in picked.tolist()]
+
+
+def window(stream: np.ndarray, stop: int, length: int, bos_id: int | None) -> np.ndarray:
+    """The `length` tokens up to `stop`, int64 [length]; the first is the start of text, if any."""
+    if bos_id is None:
+        return stream[stop - length : stop].astype(np.int64)
+    return np.concatenate([[bos_id], stream[stop - length + 1 : stop]]).astype(np.int64)
+
+
+def span_nats(model: Any, ids: "torch.Tensor", stride: int) -> np.ndarray:
+    """Summed cross-entropy of the last `stride` tokens of each window: ids int64 [B, S] -> [B].
+
+    Logits exist for the targets alone, in float32 for a chunk of them at a time.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=stride + 1).logits[:, :-1]
+        targets = ids[:, -stride:]
+        total = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
+        for first in range(0, stride, _CHUNK):
+            part = slice(first, first + _CHUNK)
+            losses = cross_entropy(
+                logits[:, part].float().transpose(1, 2), targets[:, part], reduction="none"
+            )
+            total += losses.double().sum(1)
+    return np.asarray(total.cpu().numpy())
+
+
+def measure(
+    model: Any,
+    device: "torch.device | str",
+    name: str,
+    streams: list[np.ndarray],
+    spans: list[Span],
+    length: int,
+    stride: int,
+    tokenizer: Tokenizer,
+) -> Iterator[tuple[int, PerplexityCell | None]]:
+    """Read all spans at one context length, a batch at a time.
+
+    Yields how many were read, with the cell beside the last of them.
+    """
+    import torch
+
+    sizes = np.diff(tokenizer.token_bytes[1])
+    nats, size = list[float](), max(1, min(BATCH_TOKENS // length, _BATCH_TARGETS // stride))
+    for first in range(0, len(spans), size):
+        batch = [
+            window(streams[span.stream], span.stop, length, tokenizer.bos_id)
+            for span in spans[first : first + size]
+        ]
+        nats += span_nats(model, torch.from_numpy(np.stack(batch)).to(device), stride).tolist()
+        done = len(nats) == len(spans)
+        cell = PerplexityCell(
+            name,
+            length,
+            tuple(nats),
+            (stride,) * len(spans),
+            tuple(int(sizes[streams[s.stream][s.stop - stride : s.stop]].sum()) for s in spans),
+        )
+        yield len(batch), cell if done else None
