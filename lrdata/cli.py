@@ -63,8 +63,8 @@ def main() -> None:
 @click.option(
     "--replay-ratio",
     type=Share(),
-    default=0.1,
-    show_default="10%",
+    default="10%",
+    show_default=True,
     help="Replay tokens as a share of the extend tokens.",
 )
 @click.option("--prompt-field", help="Replay records: the prompt; only the response is learned.")
@@ -73,8 +73,8 @@ def main() -> None:
 @click.option(
     "--holdout",
     type=Share(),
-    default=0.0,
-    show_default="0%",
+    default="0%",
+    show_default=True,
     help="Share of documents kept out, as whole windows.",
 )
 @click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order.")

@@ -6,8 +6,9 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from lrdata.errors import LongRecipeError
+from lrdata.positions import SCHEMES
 
-POSITIONS = ("longrecipe", "pose", "randpos", "full", "source")
+POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
 JOINS = ("attend", "mask")
 TRAIN_SHARE = 0.30
