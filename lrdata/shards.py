@@ -239,6 +239,7 @@ class Shards:
         self.folder, self.manifest = folder, manifest
         self._cached_groups = cached_groups
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._starts: dict[str, np.ndarray] = {}
 
     @property
     def kinds(self) -> list[str]:
@@ -278,62 +279,75 @@ class Shards:
     def path(self, entry: FileEntry) -> Path:
         return safe_path(self.folder, entry.path)
 
-    @cached_property
-    def _layout(self) -> dict[str, list[tuple[Path, int, int]]]:
-        """Per kind, for each row group in order: file, group number, first row index."""
-        layout: dict[str, list[tuple[Path, int, int]]] = {kind: [] for kind in KINDS}
-        for kind in KINDS:
-            first = 0
-            for entry in self.files(kind):
-                path = self.path(entry)
-                metadata = _open(path).metadata
-                for group in range(metadata.num_row_groups):
-                    layout[kind].append((path, group, first))
-                    first += metadata.row_group(group).num_rows
-        return layout
-
     def read_row(self, kind: str, index: int) -> Row:
         """Row `index` of a kind, counted over its files in order.
 
-        Row groups are decoded whole and the last few are kept, so neighbouring rows are cheap.
+        Row groups are decoded whole and the last few are kept, so neighbouring rows are cheap. A
+        file's sha256 is checked when its first row is read. Raises LongRecipeError when it is not
+        the manifest's, and when there is no such row.
         """
-        if not 0 <= index < self.rows(kind):
+        first_rows = self._first_rows[kind]
+        if not 0 <= index < first_rows[-1]:
             raise LongRecipeError(
-                f"{self.folder} has {self.rows(kind)} {kind} rows; there is no row {index}"
+                f"{self.folder} has {first_rows[-1]} {kind} rows; there is no row {index}"
             )
-        groups = self._layout[kind]
-        starts = [first for _, _, first in groups]
-        at = int(np.searchsorted(starts, index, side="right")) - 1
-        path, group, first = groups[at]
-        key = (str(path), group)
+        file = int(np.searchsorted(first_rows, index, side="right")) - 1
+        entry, within = self.files(kind)[file], index - int(first_rows[file])
+        starts = self._group_starts(entry)
+        group = int(np.searchsorted(starts, within, side="right")) - 1
+        key = (entry.path, group)
         if key not in self._groups:
-            self._groups[key] = _read_group(path, group)
+            self._groups[key] = _read_group(self.path(entry), group)
             while len(self._groups) > self._cached_groups:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
-        return next(table_to_rows(self._groups[key].slice(index - first, 1)))
+        return next(table_to_rows(self._groups[key].slice(within - int(starts[group]), 1)))
+
+    @cached_property
+    def _first_rows(self) -> dict[str, np.ndarray]:
+        """Per kind: the index of each file's first row, and at the end the number of rows."""
+        return {kind: np.cumsum([0] + [entry.rows for entry in self.files(kind)]) for kind in KINDS}
+
+    def _group_starts(self, entry: FileEntry) -> np.ndarray:
+        """The first row of each row group of a file whose bytes are as they should be."""
+        if entry.path not in self._starts:
+            path = self.path(entry)
+            if file_sha256(path) != entry.sha256:
+                raise LongRecipeError(
+                    f"{path} is damaged: its sha256 is not the manifest's; pull it again"
+                )
+            with _open(path) as file:
+                groups = range(file.metadata.num_row_groups)
+                rows = [file.metadata.row_group(group).num_rows for group in groups]
+            if sum(rows) != entry.rows:
+                raise LongRecipeError(
+                    f"{path} holds {sum(rows)} rows, the manifest says {entry.rows}; "
+                    "build the dataset again"
+                )
+            self._starts[entry.path] = np.cumsum([0, *rows])[:-1]
+        return self._starts[entry.path]
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as problem:
+    except (OSError, ValueError, pa.ArrowException) as problem:
         raise LongRecipeError(
             f"{path} cannot be read as Parquet ({problem}); pull it again"
         ) from None
 
 
 def _read_group(path: Path, group: int) -> pa.Table:
-    try:
-        table = _open(path).read_row_group(group)
-    except (OSError, pa.ArrowInvalid) as problem:
-        raise LongRecipeError(
-            f"{path} row group {group} is damaged ({problem}); pull it again"
-        ) from None
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise LongRecipeError(f"{path} lacks the column {missing[0]}; build the dataset again")
-    return table.combine_chunks()
+    with _open(path) as file:
+        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise LongRecipeError(f"{path} lacks the column {missing[0]}; build the dataset again")
+        try:
+            return file.read_row_group(group).combine_chunks()
+        except (OSError, ValueError, pa.ArrowException) as problem:
+            raise LongRecipeError(
+                f"{path} row group {group} is damaged ({problem}); pull it again"
+            ) from None
 
 
 def open_shards(folder: str | Path) -> Shards:

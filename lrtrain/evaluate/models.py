@@ -11,6 +11,8 @@ in the trainer's attention cannot hide in the evaluation.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +107,7 @@ def _parse_suffix(suffix: str) -> tuple[str | None, int | None]:
     return (rope or "auto") if suffix else None, target_len
 
 
-def _short_names(paths: list[tuple[str, str]]) -> Any:
+def _short_names(paths: list[tuple[str, str]]) -> Iterator[str]:
     """One name for each (path, suffix), in order."""
     parts = []
     for path, _ in paths:
@@ -113,11 +115,12 @@ def _short_names(paths: list[tuple[str, str]]) -> Any:
         whole = folder.resolve() if folder.is_dir() else folder
         parts.append([part for part in whole.parts if part not in ("/", "\\")] or [path])
     suffixes = [f"@{suffix}" if suffix else "" for _, suffix in paths]
+    names: list[str] = []
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(p[-depth:]) + s for p, s in zip(parts, suffixes, strict=True)]
         if len(set(names)) == len(names):
             break
-    return iter(names if parts else [])
+    return iter(names)
 
 
 def parse_dtype(dtype: str) -> str:
@@ -133,27 +136,10 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
     Raises LongRecipeError where one of them is missing or does not fit the others.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     tokenizer = Tokenizer.load(spec.path)
     config = _load_config(spec)
-    try:
-        with _quiet_loading():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                spec.path,
-                config=config,
-                dtype=getattr(torch, parse_dtype(dtype)),
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError) as problem:
-        raise LongRecipeError(f"{spec.path} cannot be loaded: {problem}") from None
-    if found["missing_keys"]:
-        raise LongRecipeError(
-            f"{spec.path} lacks the weights {sorted(found['missing_keys'])[0]}; save it again"
-        )
+    model = _load_weights(spec, config, getattr(torch, parse_dtype(dtype)))
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise LongRecipeError(
@@ -172,6 +158,29 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
         rope_type=str(parameters.get("rope_type", "default")),
         parameters=sum(weight.numel() for weight in model.parameters()),
     )
+
+
+def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                spec.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as problem:
+        raise LongRecipeError(f"{spec.path} cannot be loaded: {problem}") from None
+    model, found = loaded
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])[0]
+        raise LongRecipeError(f"{spec.path} lacks the weights {missing}; save the model again")
+    return model
 
 
 def _load_config(spec: ModelSpec) -> Any:
@@ -207,20 +216,15 @@ def _device(device: str) -> "torch.device":
     return place
 
 
-def _quiet_loading() -> Any:
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
     """No bar of transformers' own beside ours while weights are loaded."""
-    from contextlib import contextmanager
-
     from transformers.utils import logging
 
-    @contextmanager
-    def quiet() -> Any:
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            if shown:
-                logging.enable_progress_bar()
-
-    return quiet()
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -66,7 +66,9 @@ class NeedleTemplate:
             if fields - {"value", "name"}:
                 raise LongRecipeError(f"the {what} {text!r} may have {{value}} and {{name}} only")
         if "value" in _fields("question", self.question):
-            raise LongRecipeError(f"the question {self.question!r} tells the {{value}}; take it out")
+            raise LongRecipeError(
+                f"the question {self.question!r} tells the {{value}}; take it out"
+            )
         for what, alphabet, count in (
             ("value", self.value_alphabet, self.value_length),
             ("name", self.name_alphabet, self.name_length),
@@ -139,7 +141,7 @@ class PromptMaker:
 
     def __init__(self, template: NeedleTemplate, haystack: Haystack, tokenizer: Tokenizer) -> None:
         self.template, self.haystack, self.tokenizer = template, haystack, tokenizer
-        self._first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self._first = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
 
     def make(self, seed: int, length: int, depth: float, sample: int) -> Prompt:
         """The prompt of these four. Raises LongRecipeError when `length` has no room for it."""
@@ -149,12 +151,10 @@ class PromptMaker:
             "value": _word(draws.stream("value"), template.value_alphabet, template.value_length),
             "name": _word(draws.stream("name"), template.name_alphabet, template.name_length),
         }
-        needle = self._encode(
-            template.before + template.needle.format_map(words) + template.after
-        )
+        needle = self._encode(template.before + template.needle.format_map(words) + template.after)
         question = template.before + template.question.format_map(words)
         ending = self._encode(question + template.answer.format_map(words))
-        answer_tokens = len(ending) - _common_prefix(ending, self._encode(question))
+        answer_start = self._answer_start(ending, self._encode(question))
         fill = length - len(self._first) - len(needle) - len(ending)
         if fill < 0:
             raise LongRecipeError(
@@ -167,9 +167,21 @@ class PromptMaker:
         filler = self.haystack.read(offset, fill)
         ids = np.concatenate([self._first, filler[:place], needle, filler[place:], ending])
         start = len(self._first) + place
-        return Prompt(
-            ids.astype(np.int32), answer_tokens, start, start + len(needle), **words
-        )
+        return Prompt(ids, len(ending) - answer_start, start, start + len(needle), **words)
+
+    def _answer_start(self, ending: np.ndarray, question: np.ndarray) -> int:
+        """Where the answer starts in the tokens of question and answer.
+
+        Where they differ from those of the question alone: at its end, or before it if the
+        tokenizer joins the two. Tokens of white space only are not part of an answer: there is
+        nothing to retrieve in them.
+        """
+        size = min(len(ending), len(question))
+        start = int(np.argmin(np.append(ending[:size] == question[:size], False)))
+        values, offsets = self.tokenizer.token_bytes
+        pieces = [values[offsets[id_] : offsets[id_ + 1]].tobytes() for id_ in ending[start:-1]]
+        blank = [piece.isspace() for piece in pieces]
+        return start + [*blank, False].index(False)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode([text])[0])
@@ -179,17 +191,9 @@ def _word(stream: Stream, alphabet: Sequence[str], length: int) -> str:
     return "".join(alphabet[index] for index in stream.below(len(alphabet), length).tolist())
 
 
-def _common_prefix(long: np.ndarray, short: np.ndarray) -> int:
-    """How many tokens two sequences begin with in common.
-
-    An answer starts where its tokens differ from those of the question alone: mostly at the
-    question's end, or before it where the tokenizer joins the two.
-    """
-    size = min(len(long), len(short))
-    return int(np.argmin(np.append(long[:size] == short[:size], False)))
-
-
-def answers_right(model: Any, ids: "torch.Tensor", answer_tokens: Sequence[int]) -> list[np.ndarray]:
+def answers_right(
+    model: Any, ids: "torch.Tensor", answer_tokens: Sequence[int]
+) -> list[np.ndarray]:
     """Which tokens of each answer are the model's first choice: a bool [answer_tokens] per prompt.
 
     ids: int64 [B, S], the answers at the end. Logits are computed for the answers alone.

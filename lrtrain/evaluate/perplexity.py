@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class PerplexityCell:
-    """One model at one context length. For each span: summed nats, targets, bytes they stand for."""
+    """One model at one context length. For each span: summed nats, targets, and their bytes."""
 
     model: str
     length: int
@@ -49,16 +49,17 @@ def stride_for(lengths: list[int]) -> int:
 
 
 def target_spans(
-    sizes: list[int], longest: int, stride: int, count: int, where: str
+    sizes: list[int], longest: int, stride: int, count: int, *, bos: bool, where: str
 ) -> list[Span]:
-    """At most `count` spans of streams of `sizes` tokens, each with `longest` tokens up to its end.
+    """At most `count` spans of streams of `sizes` tokens, with room for a window of `longest`.
 
-    Spans do not overlap. Raises LongRecipeError when no stream is long enough.
+    Spans do not overlap. `bos`: the window's first token is the start of text and not the stream's.
+    Raises LongRecipeError when no stream is long enough; `where` names the text then.
     """
     spans = [
         Span(stream, stop)
         for stream, size in enumerate(sizes)
-        for stop in range(longest, size + 1, stride)
+        for stop in range(longest - bos, size + 1, stride)
     ]
     if not spans:
         raise LongRecipeError(
@@ -90,10 +91,11 @@ def span_nats(model: Any, ids: "torch.Tensor", stride: int) -> np.ndarray:
         total = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
         for first in range(0, stride, _CHUNK):
             part = slice(first, first + _CHUNK)
+            chunk = logits[:, part].float()
             losses = cross_entropy(
-                logits[:, part].float().transpose(1, 2), targets[:, part], reduction="none"
+                chunk.flatten(0, 1), targets[:, part].flatten(), reduction="none"
             )
-            total += losses.double().sum(1)
+            total += losses.view(len(ids), -1).double().sum(1)
     return np.asarray(total.cpu().numpy())
 
 

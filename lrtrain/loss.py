@@ -1,0 +1,126 @@
+"""Weighted cross-entropy over a large vocabulary, one chunk of logits at a time.
+
+Shape legend: N targets, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+CHUNK_TOKENS = 1024
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """sum(w * CE), with the gradients computed along with the loss.
+
+    The logits of a chunk are needed for the loss and for the gradients; doing both at once means
+    that no logits outlive their chunk and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        chunk_tokens: int,
+        differentiate: bool,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        needs_hidden = differentiate and hidden.requires_grad
+        needs_weight = differentiate and weight.requires_grad
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        # In fp32: the sum over chunks would lose small contributions in bf16.
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            if needs_weight
+            else None
+        )
+        for start in range(0, len(targets), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            logits = (hidden[part] @ weight.T).float()
+            chosen, scale = targets[part], weights[part].float()
+            log_total = logits.logsumexp(-1)
+            own = logits.gather(1, chosen[:, None])[:, 0]
+            total += ((log_total - own) * scale).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            grad = logits.sub_(log_total[:, None]).exp_()  # softmax, in place
+            grad[torch.arange(len(chosen), device=grad.device), chosen] -= 1
+            grad = (grad.mul_(scale[:, None])).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += (grad.T @ hidden[part]).float()
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        outer = grads[0]
+        return (
+            None if grad_hidden is None else grad_hidden * outer.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * outer).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def chunked_weighted_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> torch.Tensor:
+    """sum_i weights[i] * CE(hidden[i] @ weight.T, targets[i]), a float32 scalar.
+
+    Args:
+        hidden: [N, D]. weight: [V, D], the output embedding, in the same dtype.
+        targets: int64 [N]. weights: float32 [N]; targets of weight 0 cost nothing.
+        chunk_tokens: at most so many rows of logits, [chunk_tokens, V] in float32, are alive.
+    The gradient flows to `hidden` and `weight`, never to `weights`.
+    """
+    counted = torch.nonzero(weights)[:, 0]
+    if len(counted) < len(weights):
+        hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
+    loss = _ChunkedCrossEntropy.apply(
+        hidden, weight, targets, weights, chunk_tokens, torch.is_grad_enabled()
+    )
+    assert isinstance(loss, torch.Tensor)
+    return loss
+
+
+def training_loss(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    seq_lengths: Sequence[int],
+    weights: torch.Tensor,
+    attention_scale: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> torch.Tensor:
+    """sum(w * CE) of a flat row: `weights[i]` belongs to token i as the target.
+
+    Args:
+        input_ids, position_ids: int64 [1, S]. weights: float32 [S], 0 at each document's first
+            token. seq_lengths: the documents' lengths, summing to S.
+    """
+    causal: Any = model
+    hidden = causal.model(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        seq_lengths=seq_lengths,
+        attention_scale=attention_scale,
+        use_cache=False,
+    ).last_hidden_state[0]
+    return chunked_weighted_cross_entropy(
+        hidden[:-1], causal.lm_head.weight, input_ids[0, 1:], weights[1:], chunk_tokens
+    )

@@ -1,0 +1,207 @@
+"""Load a causal model for a longer window with the trainer's attention, and save it as plain HF."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrdata.atomic import write_json, write_text
+from lrdata.errors import LongRecipeError
+from lrtrain.attention import IMPLEMENTATION, register
+from lrtrain.rope import Rope, check_inv_freq, set_rope
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""The architectures whose training step is tested against a dense reference."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def quiet_transformers() -> None:
+    """Only errors: its notes and bars would hide the one progress line that matters."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_config(path_or_id: str) -> Any:
+    """The model's config; never runs code that comes with a model."""
+    from transformers import AutoConfig
+
+    quiet_transformers()
+
+    path = Path(path_or_id)
+    if path.exists() and not (path / "config.json").exists():
+        raise LongRecipeError(f"{path} has no config.json; name a Hugging Face model folder")
+    try:
+        return AutoConfig.from_pretrained(path_or_id, trust_remote_code=False)
+    except (OSError, ValueError) as problem:
+        raise LongRecipeError(f"no model at {path_or_id}: {_first_line(problem)}") from None
+
+
+def check_architecture(config: Any, name: str) -> None:
+    """Raise LongRecipeError unless the trainer computes exactly what this model computes."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise LongRecipeError(
+            f"{name} is a {kind} model; the trainer knows {', '.join(FAMILIES)}: its attention "
+            "would not be the model's own"
+        )
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if (slides and kind == "mistral") or layers != {"full_attention"}:
+        raise LongRecipeError(
+            f"{name} uses sliding-window attention (sliding_window={config.sliding_window}); "
+            "extending its window would change the model: choose one with full attention"
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sink"):
+        if getattr(config, key, None):
+            raise LongRecipeError(f"{name} has {key}, which the trainer does not compute")
+    if getattr(config, "attention_dropout", 0.0):
+        raise LongRecipeError(
+            f"{name} has attention_dropout={config.attention_dropout}; set it to 0"
+        )
+    parameters = config.rope_parameters or {}
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise LongRecipeError(f"{name} rotates a part of each head (partial_rotary_factor)")
+
+
+def check_extensible(config: Any, name: str, target_len: int) -> None:
+    """Raise LongRecipeError when the model's window is not below the target or already scaled."""
+    if config.max_position_embeddings >= target_len:
+        raise LongRecipeError(
+            f"{name} already has a window of {config.max_position_embeddings:,} tokens "
+            f"(max_position_embeddings); the shards are made for {target_len:,}"
+        )
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind != "default":
+        raise LongRecipeError(
+            f"{name} has RoPE that is already scaled (rope_type={kind}); start from the model "
+            "before it was extended"
+        )
+
+
+def load_model(
+    path_or_id: str,
+    *,
+    dtype: torch.dtype,
+    rope: Rope | None = None,
+    target_len: int | None = None,
+    device: str = "cpu",
+) -> Any:
+    """Load a causal model with the trainer's attention.
+
+    With `rope` and `target_len` its window is extended: the config is changed before the model is
+    made, and the rotary frequencies are checked afterwards. Raises LongRecipeError for anything
+    that the trainer would compute differently from the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(path_or_id)
+    check_architecture(config, path_or_id)
+    if rope is not None:
+        if target_len is None:
+            raise ValueError("a new RoPE needs a target length")
+        check_extensible(config, path_or_id, target_len)
+        set_rope(config, rope, target_len)
+    register()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path_or_id,
+            config=config,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as problem:
+        raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
+    check_inv_freq(model)
+    return model.to(device)
+
+
+def save_model(
+    model: Any, tokenizer_from: str, out: Path, *, target_len: int | None, card: str
+) -> None:
+    """Write a plain Hugging Face folder: weights, config, tokenizer, model card.
+
+    The folder appears under its name when it is complete. What was written is loaded again from
+    its config and its rotary frequencies are checked. `tokenizer_from`: a folder or hub id, whose
+    tokenizer files are copied as they are, but for model_max_length.
+    """
+    with appearing(out) as partial:
+        model.save_pretrained(partial)
+        copy_tokenizer(tokenizer_from, partial, target_len)
+        write_text(partial / "README.md", card)
+        check_saved(partial)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its name on success; removed on failure."""
+    if out.exists():
+        raise LongRecipeError(f"{out} exists; choose another folder or remove it")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_tokenizer(source: str, out: Path, target_len: int | None) -> None:
+    """Copy tokenizer files byte for byte; tokenizer_config.json gets the new model_max_length."""
+    folder = Path(source)
+    if not folder.is_dir():
+        import huggingface_hub
+
+        patterns = list(TOKENIZER_FILES)
+        folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, out / name)
+    settings = out / "tokenizer_config.json"
+    if target_len is not None and settings.exists():
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, {**config, "model_max_length": target_len})
+
+
+def check_saved(folder: Path) -> None:
+    """The rotary frequencies that plain transformers makes of a saved config."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kept = config.rope_parameters
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config)
+    embedding = type(shell.model.rotary_emb)(config)  # on meta it has no numbers: make it again
+    if config.rope_parameters != kept:
+        raise LongRecipeError(f"{folder}: transformers changed rope_parameters on loading")
+    check_inv_freq(_Rotary(config, embedding))
+
+
+class _Rotary(torch.nn.Module):
+    """Only the rotary embedding of a model, for `check_inv_freq`."""
+
+    def __init__(self, config: Any, embedding: torch.nn.Module) -> None:
+        super().__init__()
+        self.config, self.embedding = config, embedding
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
