@@ -1,0 +1,93 @@
+"""Every option of a training run, in one frozen dataclass."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lrdata.errors import LongRecipeError
+
+STAGES = ("extend", "anneal", "merge")
+SCHEDULES = ("cosine", "linear", "constant")
+DTYPES = ("bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How a model is trained. Two runs with equal recipes on one CPU give equal losses."""
+
+    stages: tuple[str, ...] = STAGES
+    """In order; `anneal` is left out when the shards hold no replay rows."""
+    rows_per_step: int = 96
+    """Rows of an optimizer step, as in the paper."""
+    micro_tokens: int = 0
+    """Rows are joined to flat batches of at most so many tokens; 0 means one row at a time."""
+    steps: int | None = None
+    """Steps of the extend stage; default one epoch."""
+    anneal_steps: int | None = None
+    """Steps of the anneal stage; default one epoch of the replay rows."""
+    lr: float = 5e-5
+    anneal_lr: float = 5e-6
+    warmup: float = 0.05
+    """Share of the extend steps over which the learning rate rises."""
+    schedule: str = "cosine"
+    """Of the extend stage, to a tenth of `lr`; anneal is always linear, to exactly zero."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    dtype: str = "bf16"
+    """bf16: parameters in bf16, master weights, accumulated gradients and moments in fp32."""
+    rope: str = "auto"
+    attention_scale: float = 1.0
+    """Factor on the softmax scale, for extend rows only; inference is unchanged."""
+    attention: str = "auto"
+    merge_weight: float = 0.5
+    """Share of the trained model in the merge."""
+    checkpointing: bool = False
+    chunk_tokens: int = 1024
+    holdout_every: int = 0
+    """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
+    holdout_rows: int = 4
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.stages or any(stage not in STAGES for stage in self.stages):
+            raise LongRecipeError(
+                f"--stages {','.join(self.stages)} is unknown; choose from {','.join(STAGES)}"
+            )
+        if [stage for stage in STAGES if stage in self.stages] != list(self.stages):
+            raise LongRecipeError(f"--stages go in this order: {','.join(STAGES)}")
+        for name, value, known in (
+            ("--schedule", self.schedule, SCHEDULES),
+            ("--dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise LongRecipeError(
+                    f"{name} {value} is unknown; choose one of {', '.join(known)}"
+                )
+        for name, number in (
+            ("--rows-per-step", self.rows_per_step),
+            ("--steps", 1 if self.steps is None else self.steps),
+            ("--anneal-steps", 1 if self.anneal_steps is None else self.anneal_steps),
+            ("--chunk-tokens", self.chunk_tokens),
+            ("--holdout-rows", self.holdout_rows),
+        ):
+            if number < 1:
+                raise LongRecipeError(f"{name} {number} must be at least 1")
+        for name, positive in (
+            ("--lr", self.lr),
+            ("--anneal-lr", self.anneal_lr),
+            ("--attention-scale", self.attention_scale),
+        ):
+            if not positive > 0:
+                raise LongRecipeError(f"{name} {positive} must be above 0")
+        for name, share in (("--warmup", self.warmup), ("--merge-weight", self.merge_weight)):
+            if not 0 <= share <= 1:
+                raise LongRecipeError(f"{name} {share} must be between 0 and 1")
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        values = asdict(self)
+        values["stages"] = list(self.stages)
+        return values

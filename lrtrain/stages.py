@@ -1,0 +1,241 @@
+"""extend -> anneal -> merge: a run folder from shards and a base model.
+
+    RUN/recipe.json      what was asked for      RUN/extend/   the extended model
+    RUN/metrics.jsonl    a line a step           RUN/anneal/   the same after replay
+    RUN/loss.png         the same as a picture   RUN/merged/   averaged with the original model
+
+Each model is a plain Hugging Face folder that appears when it is complete: a stage whose folder is
+there is done, and the same command goes on with the next one.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrdata.atomic import write_json
+from lrdata.errors import LongRecipeError
+from lrdata.recipe import differences
+from lrdata.shards import Shards, file_sha256, open_shards
+from lrdata.tokenizer import Tokenizer
+from lrtrain.attention import choose_backend
+from lrtrain.loader import StepLoader
+from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
+from lrtrain.merge import merge_models
+from lrtrain.model import (
+    check_architecture,
+    check_extensible,
+    load_config,
+    load_model,
+    save_model,
+)
+from lrtrain.optim import linear_to_zero, warmup_then
+from lrtrain.plots import plot_loss
+from lrtrain.recipe import TrainRecipe
+from lrtrain.rope import parse_rope
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run: everything that was checked before the first step."""
+
+    out: Path
+    model: str
+    shards: Shards
+    recipe: TrainRecipe
+    say: Say
+
+    def folder(self, stage: str) -> Path:
+        return self.out / FOLDERS[stage]
+
+    def is_done(self, stage: str) -> bool:
+        return self.folder(stage).exists()
+
+
+def run(
+    shards_folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say = print
+) -> list[Path]:
+    """Run the recipe's stages and return the model folders in `out`.
+
+    Everything that can be refused is refused before the first step. Raises LongRecipeError.
+    """
+    opened = _open_run(Path(shards_folder), model, Path(out), recipe, say)
+    made = []
+    for stage in recipe.stages:
+        if stage == "anneal" and not opened.shards.rows("replay"):
+            say("anneal: the shards hold no replay rows; left out (build with --replay for it)")
+            continue
+        if opened.is_done(stage):
+            say(f"{stage}: {opened.folder(stage)} is there; done")
+        elif stage == "merge":
+            _merge(opened)
+        else:
+            _train(opened, stage)
+        made.append(opened.folder(stage))
+    return made
+
+
+def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
+    shards = open_shards(folder)
+    parse_rope(recipe.rope)
+    say(f"attention: {choose_backend(recipe.attention)}")
+    config = load_config(model)
+    check_architecture(config, model)
+    check_extensible(config, model, shards.target_len)
+    _check_tokenizer(shards, model)
+    if "extend" in recipe.stages and not shards.rows("extend"):
+        raise LongRecipeError(f"{folder} holds no extend rows; build it again")
+    if recipe.stages == ("anneal",) and not shards.rows("replay"):
+        raise LongRecipeError(f"{folder} holds no replay rows to anneal on; build with --replay")
+    opened = Run(out, model, shards, recipe, say)
+    _check_order(opened)
+    _check_files(shards)
+    _claim(opened)
+    return opened
+
+
+def _check_tokenizer(shards: Shards, model: str) -> None:
+    """The model's tokenizer must be the one the shards were built with."""
+    tokenizer = Tokenizer.load(model, encoder="tokenizers")
+    if tokenizer.fingerprint != shards.fingerprint:
+        raise LongRecipeError(
+            f"{model} has another tokenizer than the shards in {shards.folder} (built with "
+            f"{shards.manifest.tokenizer.name}); build them with --tokenizer {model}"
+        )
+
+
+def _check_order(opened: Run) -> None:
+    """A stage that starts from another needs that one, here or now."""
+    stages = opened.recipe.stages
+    if "extend" not in stages and not opened.is_done("extend"):
+        raise LongRecipeError(
+            f"--stages {','.join(stages)} starts from {opened.folder('extend')}, which is not "
+            "there; run the extend stage first"
+        )
+
+
+def _check_files(shards: Shards) -> None:
+    """A damaged shard stops the run by its name, before the first step."""
+    for entry in shards.manifest.files:
+        if file_sha256(shards.path(entry)) != entry.sha256:
+            raise LongRecipeError(
+                f"{shards.path(entry)} does not have the checksum of the manifest; pull or build "
+                "the dataset again"
+            )
+
+
+def _claim(opened: Run) -> None:
+    """Write recipe.json, or compare with the one that is there."""
+    shards = opened.shards
+    wanted = {
+        **opened.recipe.as_json(),
+        "model": opened.model,
+        "shards": [entry.sha256 for entry in shards.manifest.files],
+    }
+    path = opened.out / "recipe.json"
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        # More stages of one recipe are the same run.
+        found = differences({**there, "stages": None}, {**wanted, "stages": None})
+        if found:
+            raise LongRecipeError(
+                f"{opened.out} holds another run ({found[0]}); choose another --out"
+            )
+    elif opened.out.exists() and any(opened.out.iterdir()):
+        raise LongRecipeError(f"{opened.out} is not an empty folder; choose another --out")
+    write_json(path, wanted)
+
+
+def _train(opened: Run, name: str) -> None:
+    recipe, shards = opened.recipe, opened.shards
+    extend = name == "extend"
+    torch.manual_seed(recipe.seed)
+    model = load_model(
+        opened.model if extend else str(opened.folder("extend")),
+        dtype=_DTYPES[recipe.dtype],
+        rope=parse_rope(recipe.rope) if extend else None,
+        target_len=shards.target_len if extend else None,
+        device=recipe.device,
+    )
+    if recipe.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    kind = "extend" if extend else "replay"
+    loader = StepLoader(shards, kind, recipe.seed, recipe.rows_per_step, recipe.micro_tokens)
+    steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch
+    stage = Stage(
+        name=name,
+        kind=kind,
+        steps=steps,
+        lr=recipe.lr if extend else recipe.anneal_lr,
+        factor=warmup_then(recipe.schedule, steps, recipe.warmup)
+        if extend
+        else linear_to_zero(steps),
+        attention_scale=recipe.attention_scale if extend else 1.0,
+    )
+    settings = Settings(
+        betas=(recipe.beta1, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        clip=recipe.clip,
+        chunk_tokens=recipe.chunk_tokens,
+        holdout_every=recipe.holdout_every,
+        holdout_rows=recipe.holdout_rows,
+        device=recipe.device,
+    )
+    metrics = opened.out / "metrics.jsonl"
+    _forget(metrics, name)
+    train_stage(model, shards, loader, stage, settings, MetricsLog(metrics))
+    card = _card(opened, name, steps)
+    save_model(model, opened.model, opened.folder(name), target_len=shards.target_len, card=card)
+    if not plot_loss(metrics, opened.out / "loss.png"):
+        opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
+
+
+def _forget(metrics: Path, stage: str) -> None:
+    """Drop the lines of an earlier try at this stage."""
+    if metrics.exists():
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["stage"] != stage]
+        metrics.write_text("".join(kept), encoding="utf-8")
+
+
+def _merge(opened: Run) -> None:
+    trained = "anneal" if opened.is_done("anneal") else "extend"
+    merge_models(
+        opened.model,
+        str(opened.folder(trained)),
+        opened.folder("merge"),
+        opened.recipe.merge_weight,
+    )
+
+
+def _card(opened: Run, stage: str, steps: int) -> str:
+    """The model card of a stage: what it is and how it was made."""
+    recipe, shards = opened.recipe, opened.shards
+    manifest = shards.manifest
+    rows: dict[str, Any] = {
+        "stage": stage,
+        "base model": Path(opened.model).name,
+        "window": f"{shards.target_len:,} tokens",
+        "rows": f"{shards.rows('extend'):,} of {shards.train_len:,} tokens, positions "
+        f"{manifest.recipe['positions']}, impact {manifest.recipe['impact']}",
+        "steps": steps,
+        "rows per step": recipe.rows_per_step,
+        "learning rate": recipe.lr if stage == "extend" else f"{recipe.anneal_lr}, linear to 0",
+        "RoPE": recipe.rope,
+        "attention scale in training": recipe.attention_scale if stage == "extend" else 1.0,
+        "precision": recipe.dtype,
+        "seed": recipe.seed,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"# {Path(opened.model).name}, {shards.target_len:,}-token window ({stage})\n\n"
+        "Extended with longrecipe (LongRecipe, arXiv 2409.00509): rows of selected sentences "
+        "whose position ids span the whole window.\n\n| | |\n|---|---|\n" + table + "\n"
+    )
