@@ -40,7 +40,7 @@ class Settings:
     chunk_tokens: int
     holdout_every: int
     holdout_rows: int
-    device: str
+    device: torch.device
 
 
 class MetricsLog:

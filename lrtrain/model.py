@@ -37,6 +37,19 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+def choose_device(name: str) -> torch.device:
+    """`auto` is cuda where there is one. Raises LongRecipeError for a device that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LongRecipeError(f"unknown device {name}; choose cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LongRecipeError(f"there is no {name} here; use --device cpu")
+    return device
+
+
 def load_config(path_or_id: str) -> Any:
     """The model's config; never runs code that comes with a model."""
     from transformers import AutoConfig
@@ -100,7 +113,7 @@ def load_model(
     dtype: torch.dtype,
     rope: Rope | None = None,
     target_len: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Any:
     """Load a causal model with the trainer's attention.
 

@@ -49,7 +49,7 @@ class TrainRecipe:
     """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
     holdout_rows: int = 4
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.stages or any(stage not in STAGES for stage in self.stages):

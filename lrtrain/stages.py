@@ -28,6 +28,7 @@ from lrtrain.merge import merge_models
 from lrtrain.model import (
     check_architecture,
     check_extensible,
+    choose_device,
     load_config,
     load_model,
     save_model,
@@ -85,7 +86,8 @@ def run(
 def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
     shards = open_shards(folder)
     parse_rope(recipe.rope)
-    say(f"attention: {choose_backend(recipe.attention)}")
+    device = choose_device(recipe.device)
+    say(f"attention: {choose_backend(recipe.attention)}, on {device}")
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)
@@ -156,13 +158,14 @@ def _claim(opened: Run) -> None:
 def _train(opened: Run, name: str) -> None:
     recipe, shards = opened.recipe, opened.shards
     extend = name == "extend"
+    device = choose_device(recipe.device)
     torch.manual_seed(recipe.seed)
     model = load_model(
         opened.model if extend else str(opened.folder("extend")),
         dtype=_DTYPES[recipe.dtype],
         rope=parse_rope(recipe.rope) if extend else None,
         target_len=shards.target_len if extend else None,
-        device=recipe.device,
+        device=device,
     )
     if recipe.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -186,7 +189,7 @@ def _train(opened: Run, name: str) -> None:
         chunk_tokens=recipe.chunk_tokens,
         holdout_every=recipe.holdout_every,
         holdout_rows=recipe.holdout_rows,
-        device=recipe.device,
+        device=device,
     )
     metrics = opened.out / "metrics.jsonl"
     _forget(metrics, name)

@@ -137,6 +137,8 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
     """
     import torch
 
+    from lrtrain.model import choose_device
+
     tokenizer = Tokenizer.load(spec.path)
     config = _load_config(spec)
     model = _load_weights(spec, config, getattr(torch, parse_dtype(dtype)))
@@ -146,7 +148,7 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
             f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
             "put the tokenizer there that it was trained with"
         )
-    place = _device(device)
+    place = choose_device(device)
     parameters = getattr(config, "rope_parameters", None) or {}
     return LoadedModel(
         spec=spec,
@@ -200,20 +202,6 @@ def _load_config(spec: ModelSpec) -> Any:
             raise LongRecipeError(f"{spec.path}@auto needs a target; write @target=128k")
         set_rope(config, parse_rope(spec.rope), target_len)
     return config
-
-
-def _device(device: str) -> "torch.device":
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise LongRecipeError(f"unknown device {device}; choose cpu, cuda or cuda:0") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise LongRecipeError(f"there is no {device} here; use --device cpu")
-    return place
 
 
 @contextmanager

@@ -1,0 +1,250 @@
+"""The `lrtrain` command: options and help; the work is elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrdata.errors import Commands
+from lrdata.sizes import Count, Counts
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: lrtrain run shards/ --model MODEL --out runs/first",
+)
+def main() -> None:
+    """Train a model for a longer window on shards made by `lrdata build`, and see that it works.
+
+    Needs the extra `train`: pip install 'longrecipe[train]'. Add --debug to any command to see
+    the traceback of an error.
+    """
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option(
+    "--stages", default="extend,anneal,merge", show_default=True, help="Which stages, in order."
+)
+@click.option("--steps", type=Count(), help="Steps of the extend stage.  [default: one epoch]")
+@click.option("--anneal-steps", type=Count(), help="Steps on replay.  [default: one epoch]")
+@click.option(
+    "--rows-per-step",
+    type=Count(),
+    default=96,
+    show_default=True,
+    help="Rows of one optimizer step.",
+)
+@click.option(
+    "--micro-tokens",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Join rows to batches of so many tokens; 0: a row at a time.",
+)
+@click.option("--lr", type=float, default=5e-5, show_default=True, help="Peak of the extend stage.")
+@click.option(
+    "--anneal-lr",
+    type=float,
+    default=5e-6,
+    show_default=True,
+    help="Start of the anneal stage, which ends at exactly 0.",
+)
+@click.option(
+    "--warmup", type=float, default=0.05, show_default=True, help="Share of the extend steps."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "linear", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="Of the extend stage; ends at a tenth of the peak, or stays.",
+)
+@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option("--beta1", type=float, default=0.9, show_default=True)
+@click.option("--beta2", type=float, default=0.95, show_default=True)
+@click.option(
+    "--clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0: any."
+)
+@click.option(
+    "--rope",
+    default="auto",
+    show_default=True,
+    help="auto: the paper's theta for the new window; theta=8e6; yarn; none: keep the model's.",
+)
+@click.option(
+    "--attention-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the softmax scale, for extend rows only. Below 1 teaches sharper attention.",
+)
+@click.option(
+    "--attention",
+    default="auto",
+    show_default=True,
+    help="Backend: auto, sdpa, or dense (the definition, for checks on short rows).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    default="bf16",
+    show_default=True,
+    help="Of the parameters; with bf16, master weights and gradients are kept in fp32.",
+)
+@click.option(
+    "--merge-weight",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the trained model in the merged one.",
+)
+@click.option("--checkpointing", is_flag=True, help="Recompute layers: less memory, more time.")
+@click.option(
+    "--chunk-tokens",
+    type=Count(),
+    default=1024,
+    show_default=True,
+    help="Rows of logits in memory at once.",
+)
+@click.option(
+    "--holdout-every",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Steps between losses on holdout windows; 0: after the last.",
+)
+@click.option("--holdout-rows", type=Count(), default=4, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> None:
+    """Extend MODEL on SHARDS, anneal on their replay rows, merge with the original.
+
+    \b
+    OUT/extend, OUT/anneal, OUT/merged   plain Hugging Face models
+    OUT/metrics.jsonl, OUT/loss.png      loss by step, on training rows and holdout windows
+    OUT/recipe.json                      what was asked for
+    A stage whose folder is there is not done again.
+
+    \b
+    Examples:
+      lrtrain run shards/ --model ./llama3-8b --out runs/128k --checkpointing
+      lrtrain run shards/ --model ./llama3-8b --out runs/128k --stages anneal,merge
+    """
+    from lrtrain.recipe import TrainRecipe
+    from lrtrain.stages import run as run_stages
+
+    recipe = TrainRecipe(stages=tuple(name.strip() for name in stages.split(",")), **options)
+    made = run_stages(shards, model, out, recipe, click.echo)
+    click.echo(f"made {', '.join(map(str, made))}")
+    click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
+
+
+@main.command()
+@click.argument("base")
+@click.argument("tuned")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The merged model.")
+@click.option(
+    "--weight", type=float, default=0.5, show_default=True, help="Share of TUNED: 0 to 1."
+)
+def merge(base: str, tuned: str, out: Path, weight: float) -> None:
+    """Write (1 - weight) x BASE + weight x TUNED, tensor by tensor, in constant memory.
+
+    Config, tokenizer and RoPE are those of TUNED.
+    """
+    from lrtrain.merge import merge_models
+
+    merge_models(base, tuned, out, weight)
+    click.echo(f"{out} is complete; measure it with: lrtrain eval {out}")
+
+
+@main.command("eval")
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("eval"),
+    show_default=True,
+    help="Folder for eval.json and the figures.",
+)
+@click.option(
+    "--suite",
+    default="needle,ppl",
+    show_default=True,
+    help="needle: find a pass key in a long text; ppl: perplexity by context length.",
+)
+@click.option("--lengths", type=Counts(), default="1k,2k,4k,8k", show_default=True)
+@click.option(
+    "--depths",
+    default="0,0.25,0.5,0.75,1",
+    show_default=True,
+    help="Where the needle is: 0 beginning, 1 end.",
+)
+@click.option(
+    "--samples",
+    type=Count(),
+    default=5,
+    show_default=True,
+    help="Needles for each length and depth.",
+)
+@click.option(
+    "--windows", type=Count(), default=32, show_default=True, help="Windows for perplexity."
+)
+@click.option(
+    "--haystack",
+    type=click.Path(path_type=Path),
+    help="File or folder of text around the needles.  [default: Python's documentation]",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="Text for perplexity, likewise.")
+@click.option(
+    "--shards", type=click.Path(path_type=Path), help="Use a dataset's holdout rows for it instead."
+)
+@click.option("--needle", help="What is hidden.  ['The pass key is {value}. ...']")
+@click.option("--question", help="What stands before the answer; may hold {name}.")
+@click.option("--answer", help="The answer, with {value}.  [default: ' {value}']")
+@click.option("--values", help="Characters of values, or words with commas.  [default: digits]")
+@click.option("--value-length", type=Count(), help="How many of them.  [default: 5]")
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
+def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
+    """Needle retrieval and perplexity of MODELS by context length, side by side.
+
+    \b
+    A model is a folder or hub id, with a name or another RoPE if you like:
+      lrtrain eval base=./llama3-8b ./llama3-8b@target=128k runs/128k/merged --lengths 8k,32k,128k
+    `@target=128k` is the untrained model with the theta that training would start from.
+    """
+    from lrtrain.evaluate import NeedleTemplate, print_report
+    from lrtrain.evaluate import evaluate as run_evaluation
+
+    given = {
+        "needle": options.pop("needle"),
+        "question": options.pop("question"),
+        "answer": options.pop("answer"),
+        "value_alphabet": options.pop("values"),
+        "value_length": options.pop("value_length"),
+    }
+    if given["value_alphabet"] and "," in given["value_alphabet"]:
+        given["value_alphabet"] = given["value_alphabet"].split(",")
+    report = run_evaluation(
+        models,
+        suites=[name.strip() for name in options.pop("suite").split(",")],
+        depths=_depths(options.pop("depths")),
+        needle=NeedleTemplate(**{name: value for name, value in given.items() if value}),
+        plots=not no_plots,
+        **options,
+    )
+    print_report(report)
+    click.echo(f"{options['out']} holds eval.json" + ("" if no_plots else " and the figures"))
+
+
+def _depths(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"--depths {text}: write numbers from 0 to 1: 0,0.5,1") from None

@@ -1,0 +1,352 @@
+"""Whole runs: every stage's folder, the metrics, what is refused before the first step."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import read_manifest
+from lrdata.shards import open_shards
+from lrtrain.plots import read_metrics
+from lrtrain.recipe import TrainRecipe
+from lrtrain.rope import extended_theta
+from lrtrain.stages import run
+from tests.fetch import fetch
+from tests.lrtrain.tiny_runs import ROW, TARGET, WINDOW, build_shards, save_tiny_model
+
+RECIPE = TrainRecipe(
+    steps=4, anneal_steps=3, rows_per_step=4, lr=3e-3, anneal_lr=1e-3, dtype="fp32", device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def done(shards: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    run(shards, str(model), out, RECIPE, lambda _: None)
+    return out
+
+
+def test_every_stage_leaves_a_plain_model_with_the_new_window(done: Path, model: Path) -> None:
+    theta = extended_theta(10_000.0, WINDOW, TARGET, 8)
+    for name in ("extend", "anneal", "merged"):
+        config = json.loads((done / name / "config.json").read_text())
+        assert config["max_position_embeddings"] == TARGET
+        assert config["rope_parameters"]["rope_theta"] == pytest.approx(theta)
+        plain = AutoModelForCausalLM.from_pretrained(done / name)
+        freq = plain.model.rotary_emb.inv_freq
+        assert torch.allclose(freq, theta ** -(torch.arange(0, 8, 2) / 8), rtol=1e-5)
+        assert AutoTokenizer.from_pretrained(done / name).model_max_length == TARGET
+        assert "LongRecipe" in (done / name / "README.md").read_text()
+        out = plain.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
+        assert out.shape == (1, 7)
+    files = {path.suffix for path in (done / "merged").iterdir()}
+    assert not files & {".bin", ".pt", ".pkl"}
+
+
+def test_metrics_have_a_line_a_step_and_the_picture_is_there(done: Path) -> None:
+    lines = read_metrics(done / "metrics.jsonl")
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        *(("extend", n) for n in (1, 2, 3, 4)),
+        *(("anneal", n) for n in (1, 2, 3)),
+    ]
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in lines)
+    assert lines[0]["tokens"] == 4 * ROW
+    assert lines[-1]["lr"] == 0.0  # exactly
+    assert "holdout_loss" in lines[3]
+    assert "holdout_loss" in lines[-1]
+    assert (done / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_last_anneal_step_changes_nothing(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Its learning rate is zero: one step fewer of the same schedule would be the same model."""
+    lines = read_metrics(done / "metrics.jsonl")
+    assert [line["lr"] for line in lines[4:]] == [1e-3, 5e-4, 0.0]
+
+
+def test_the_same_recipe_gives_the_same_losses(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    run(shards, str(model), tmp_path / "again", RECIPE, lambda _: None)
+    old, new = (read_metrics(folder / "metrics.jsonl") for folder in (done, tmp_path / "again"))
+    assert [line["loss"] for line in old] == [line["loss"] for line in new]
+    for name in ("extend", "anneal", "merged"):
+        file = Path(name) / "model.safetensors"
+        assert (done / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_micro_batches_do_not_change_the_loss(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    joined = replace(RECIPE, micro_tokens=10_000, stages=("extend",), steps=4)
+    run(shards, str(model), tmp_path / "joined", joined, lambda _: None)
+    old, new = (read_metrics(folder / "metrics.jsonl") for folder in (done, tmp_path / "joined"))
+    assert [line["loss"] for line in new] == pytest.approx(
+        [line["loss"] for line in old[:4]], rel=1e-5
+    )
+
+
+def test_the_first_loss_is_torchs_own(shards: Path, model: Path, done: Path) -> None:
+    """Step 1 again, with plain transformers, a dense mask and torch's cross-entropy."""
+    opened = open_shards(shards)
+    first = set(_rows_of_the_first_step(opened))
+    config = AutoModelForCausalLM.from_pretrained(model).config
+    theta = extended_theta(10_000.0, WINDOW, TARGET, 8)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+    plain = AutoModelForCausalLM.from_pretrained(model, config=config, attn_implementation="eager")
+    total, weight = 0.0, 0
+    for index in range(opened.rows("extend")):
+        row = opened.read_row("extend", index)
+        if row.sample_id not in first:
+            continue
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+        size = ids.shape[1]
+        mask = torch.full((size, size), torch.finfo(torch.float32).min).triu(1)[None, None]
+        positions = torch.from_numpy(row.position_ids.astype(np.int64))[None]
+        with torch.no_grad():
+            logits = plain(ids, attention_mask=mask, position_ids=positions).logits[0]
+        total += float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum"))
+        weight += size - 1
+    logged = read_metrics(done / "metrics.jsonl")[0]["loss"]
+    assert logged == pytest.approx(total / weight, rel=1e-5)
+
+
+def _rows_of_the_first_step(opened: object) -> list[str]:
+    from lrtrain.loader import StepLoader
+
+    loader = StepLoader(opened, "extend", 0, 4, 0)  # type: ignore[arg-type]
+    return [name for batch in loader.step(0) for name in batch.rows]
+
+
+def test_the_merge_is_the_mean_of_base_and_annealed(model: Path, done: Path) -> None:
+    base, annealed, merged = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (model, done / "anneal", done / "merged")
+    )
+    for name, tensor in merged.items():
+        mean = (base[name].double() + annealed[name].double()) / 2
+        assert torch.allclose(tensor.double(), mean, atol=1e-7)
+    assert any(not torch.equal(base[name], merged[name]) for name in merged)
+
+
+def test_stages_can_come_one_by_one(shards: Path, model: Path, done: Path, tmp_path: Path) -> None:
+    out, said = tmp_path / "steps", list[str]()
+    for stage in ("extend", "anneal", "merge"):
+        run(shards, str(model), out, replace(RECIPE, stages=(stage,)), said.append)
+    file = Path("merged", "model.safetensors")
+    assert (out / file).read_bytes() == (done / file).read_bytes()
+    before = (out / "metrics.jsonl").read_text()
+    run(shards, str(model), out, RECIPE, said.append)  # nothing is done twice
+    assert (out / "metrics.jsonl").read_text() == before
+    assert any("done" in line for line in said)
+
+
+def test_a_broken_stage_is_done_again(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "half"
+    shutil.copytree(done, out)
+    for name in ("anneal", "merged"):
+        shutil.rmtree(out / name)
+    run(shards, str(model), out, RECIPE, lambda _: None)
+    assert len(read_metrics(out / "metrics.jsonl")) == 7
+    file = Path("merged", "model.safetensors")
+    assert (out / file).read_bytes() == (done / file).read_bytes()
+
+
+def test_without_replay_the_anneal_stage_is_left_out(
+    tiny_tokenizer: Path, model: Path, tmp_path: Path
+) -> None:
+    shards = build_shards(tiny_tokenizer, tmp_path / "plain", replay=False)
+    said = list[str]()
+    made = run(shards, str(model), tmp_path / "run", replace(RECIPE, steps=1), said.append)
+    assert [folder.name for folder in made] == ["extend", "merged"]
+    assert any("no replay rows" in line for line in said)
+
+
+def test_bf16_trains(shards: Path, model: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, dtype="bf16", steps=12, stages=("extend",), checkpointing=True)
+    run(shards, str(model), tmp_path / "bf16", recipe, lambda _: None)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "bf16" / "metrics.jsonl")]
+    assert losses[-1] < losses[0] - 0.2
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "bf16" / "extend", dtype="auto")
+    assert saved.dtype == torch.bfloat16
+
+
+def test_attention_scale_changes_extend_rows_only(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, attention_scale=0.5, lr=1e-12)
+    run(shards, str(model), tmp_path / "scaled", recipe, lambda _: None)
+    scaled = read_metrics(tmp_path / "scaled" / "metrics.jsonl")
+    plain = replace(RECIPE, lr=1e-12)
+    run(shards, str(model), tmp_path / "plain", plain, lambda _: None)
+    unscaled = read_metrics(tmp_path / "plain" / "metrics.jsonl")
+    assert scaled[0]["loss"] != unscaled[0]["loss"]
+    assert scaled[3]["holdout_loss"] == pytest.approx(unscaled[3]["holdout_loss"], rel=1e-6)
+    assert scaled[4]["loss"] == pytest.approx(unscaled[4]["loss"], rel=1e-6)
+
+
+# What is refused, before the first step
+
+
+def _refused(shards: Path, model: Path | str, out: Path, recipe: TrainRecipe = RECIPE) -> str:
+    with pytest.raises(LongRecipeError) as problem:
+        run(shards, str(model), out, recipe, lambda _: None)
+    message = str(problem.value)
+    assert "\n" not in message
+    assert not (out / "metrics.jsonl").exists()
+    assert not (out / "extend").exists()
+    return message
+
+
+def test_another_tokenizer(shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
+    model = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other")
+    assert "another tokenizer" in _refused(shards, model, tmp_path / "run")
+
+
+def test_a_window_that_is_already_the_target(
+    shards: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    model = save_tiny_model(tiny_tokenizer, tmp_path / "wide", window=TARGET)
+    assert "already has a window of 512" in _refused(shards, model, tmp_path / "run")
+
+
+def test_a_newer_format(shards: Path, model: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(shards, newer)
+    manifest = json.loads((newer / "manifest.json").read_text())
+    manifest["format_version"] = "9.0"
+    (newer / "manifest.json").write_text(json.dumps(manifest))
+    assert "9.0" in _refused(newer, model, tmp_path / "run")
+
+
+def test_a_flipped_byte(shards: Path, model: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    file = damaged / next(e.path for e in read_manifest(damaged).files if e.path[0] == "e")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    message = _refused(damaged, model, tmp_path / "run")
+    assert str(file) in message
+    assert "checksum" in message
+
+
+def test_an_unsupported_architecture(shards: Path, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "gpt"
+    shutil.copytree(model, other)
+    config = json.loads((other / "config.json").read_text())
+    config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}
+    (other / "config.json").write_text(json.dumps(config))
+    assert "gemma2" in _refused(shards, other, tmp_path / "run")
+
+
+def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "config.json" in _refused(shards, empty, tmp_path / "run")
+    assert "manifest.json" in _refused(empty, model, tmp_path / "run")
+
+
+def test_another_run_in_the_folder(shards: Path, model: Path, done: Path) -> None:
+    with pytest.raises(LongRecipeError, match="another run"):
+        run(shards, str(model), done, replace(RECIPE, lr=1e-4), lambda _: None)
+
+
+def test_a_folder_with_other_things(shards: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "not an empty folder" in _refused(shards, model, tmp_path)
+
+
+def test_anneal_without_extend(shards: Path, model: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, stages=("anneal", "merge"))
+    assert "extend stage first" in _refused(shards, model, tmp_path / "run", recipe)
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    plain.model.norm.weight.data[0] = float("nan")
+    shutil.copytree(model, broken)
+    plain.save_pretrained(broken)
+    with pytest.raises(LongRecipeError, match="not finite; the rows"):
+        run(shards, str(broken), tmp_path / "run", RECIPE, lambda _: None)
+    assert not (tmp_path / "run" / "extend").exists()
+
+
+@pytest.mark.slow
+def test_smollm2_goes_through_every_stage(tmp_path: Path) -> None:
+    """The real SmolLM2-135M: 8k to 16k, two optimizer steps of each stage on short rows."""
+    base = fetch("smollm2")
+    target = 16_384
+    shards = tmp_path / "shards"
+    _build_smollm2_shards(base, shards, target)
+    recipe = TrainRecipe(
+        steps=2, anneal_steps=2, rows_per_step=1, dtype="fp32", lr=1e-5, device="cpu"
+    )
+    run(shards, str(base), tmp_path / "run", recipe, lambda _: None)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["stage"] for line in lines] == ["extend", "extend", "anneal", "anneal"]
+    assert all(line["loss"] < 5 for line in lines)  # it reads English, at a theta new to it
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged")
+    theta = extended_theta(100_000.0, 8192, target, 64)
+    expected = theta ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    assert torch.allclose(merged.model.rotary_emb.inv_freq.double(), expected, rtol=1e-5)
+    assert merged.config.max_position_embeddings == target
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "merged")
+    assert tokenizer.model_max_length == target
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    answer = merged.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+
+
+def _build_smollm2_shards(base: Path, out: Path, target: int) -> None:
+    from pydoc_data.topics import topics
+
+    from lrdata.build import build
+    from lrdata.recipe import BuildRecipe
+
+    corpus = out.with_name("corpus")
+    corpus.mkdir()
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    lines = [json.dumps({"text": part}) + "\n" for part in (text[:200_000], text[200_000:400_000])]
+    (corpus / "docs.jsonl").write_text("".join(lines), encoding="utf-8")
+    answers = [
+        {"prompt": f"What is {a} plus {b}?", "response": f"{a} plus {b} is {a + b}."}
+        for a in range(6)
+        for b in range(6)
+    ]
+    lines = [json.dumps(answer) + "\n" for answer in answers]
+    (corpus / "chat.jsonl").write_text("".join(lines), encoding="utf-8")
+    recipe = BuildRecipe(
+        corpora=(str(corpus / "docs.jsonl"),),
+        tokenizer=str(base),
+        target_len=target,
+        train_len=512,
+        replay=(str(corpus / "chat.jsonl"),),
+        replay_ratio=0.2,
+        prompt_field="prompt",
+        response_field="response",
+        chat_template=True,
+    )
+    build(recipe, out, workers=1)
