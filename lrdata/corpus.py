@@ -2,7 +2,7 @@
 
     files = find_files(["books/", "web/*.jsonl.zst"])    # sorted; names do not tell where they lie
     units = plan_units(files)                            # fixed by bytes, never by workers
-    for documents, rejected in records.read_unit(units[0], fields): ...
+    for documents, rejected in reader.read_unit(units[0], fields): ...
 
 A corpus is a file, a folder or a glob. The suffix says how a file is read:
 
@@ -17,6 +17,7 @@ suffix is read as plain text, but only where a file or a glob such as `lib/**/*.
 
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -244,7 +245,7 @@ def _cut(file: SourceFile, unit_bytes: int) -> Iterator[tuple[Piece, int]]:
     elif file.format == "jsonl" and file.compression is None:
         count = max(1, round(file.size / unit_bytes))
         edges = [file.size * index // count for index in range(count + 1)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             yield Piece(file, start, stop), stop - start
     else:
         ratio = COMPRESSION_RATIO if file.compression else 1

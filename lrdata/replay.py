@@ -22,8 +22,9 @@ from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger
 from lrdata.progress import progress
+from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
-from lrdata.records import Documents, Fields, read_unit
+from lrdata.records import Documents, Fields
 from lrdata.shards import Row
 from lrdata.shelf import Shelf
 from lrdata.tokenizer import Tokenizer

@@ -6,6 +6,7 @@ complete or not at all; a kind without rows leaves no file.
 
 import json
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -53,7 +54,7 @@ class Shelf:
         if self._quarantine is None:
             partial = self._open.enter_context(replacing(self.quarantine_path))
             self._quarantine = self._open.enter_context(partial.open("w", encoding="utf-8"))
-        self._quarantine.write(json.dumps(entry._asdict(), ensure_ascii=False) + "\n")
+        self._quarantine.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
 
     @property
     def quarantine_path(self) -> Path:

@@ -18,8 +18,9 @@ from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger
+from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
-from lrdata.records import Documents, Fields, Rejected, read_unit
+from lrdata.records import Documents, Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
 from lrdata.tokenizer import Encoder, Tokenizer

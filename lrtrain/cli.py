@@ -207,6 +207,8 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option("--answer", help="The answer, with {value}.  [default: ' {value}']")
 @click.option("--values", help="Characters of values, or words with commas.  [default: digits]")
 @click.option("--value-length", type=Count(), help="How many of them.  [default: 5]")
+@click.option("--names", help="Characters or words of names.  [default: small letters]")
+@click.option("--name-length", type=Count(), help="How many of them.  [default: 6]")
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -226,11 +228,11 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
         "needle": options.pop("needle"),
         "question": options.pop("question"),
         "answer": options.pop("answer"),
-        "value_alphabet": options.pop("values"),
+        "value_alphabet": _alphabet(options.pop("values")),
         "value_length": options.pop("value_length"),
+        "name_alphabet": _alphabet(options.pop("names")),
+        "name_length": options.pop("name_length"),
     }
-    if given["value_alphabet"] and "," in given["value_alphabet"]:
-        given["value_alphabet"] = given["value_alphabet"].split(",")
     report = run_evaluation(
         models,
         suites=[name.strip() for name in options.pop("suite").split(",")],
@@ -248,3 +250,8 @@ def _depths(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"--depths {text}: write numbers from 0 to 1: 0,0.5,1") from None
+
+
+def _alphabet(text: str | None) -> str | list[str] | None:
+    """Characters, or words with commas between them."""
+    return text.split(",") if text and "," in text else text

@@ -11,7 +11,7 @@ from lrdata.errors import LongRecipeError
 from lrtrain.demo.corpus import SYMBOLS
 
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY = 1024
+VOCABULARY = 512
 _SYMBOL_COUNT = 5000
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from lrdata.corpus import find_files, plan_units
 from lrdata.errors import LongRecipeError
-from lrdata.records import Fields, read_unit
+from lrdata.reader import read_unit
+from lrdata.records import Fields
 from lrdata.shards import open_shards
 from lrdata.tokenizer import Tokenizer
 

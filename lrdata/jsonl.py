@@ -1,0 +1,229 @@
+"""JSON lines and plain text, as they are or compressed: bytes -> lines -> records."""
+
+import codecs
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import zstandard
+
+from lrdata.corpus import Piece, SourceFile, open_source
+from lrdata.errors import LongRecipeError
+from lrdata.records import (
+    MAX_RECORD_BYTES,
+    MISSING,
+    READ_BYTES,
+    Fields,
+    Record,
+    Rejected,
+    decode_text,
+    judge,
+    too_long,
+    wrong_field,
+)
+
+_COMPRESSED_READ_BYTES = 8 * 1024
+"""So little, because a byte of zstd can stand for 32 kB of text and there is no other brake."""
+
+_MAX_WINDOW_BYTES = 2**31  # `zstd --long=31`, in which some published corpora are packed
+_BOM = codecs.BOM_UTF8
+
+
+class _Blocks:
+    """The decompressed bytes of a file from `start` on, in blocks of about READ_BYTES.
+
+    Once they are read to the end, `damage` says why they end too early (None: they do not) and
+    `position` at which byte. All members of a .gz and all frames of a .zst are read.
+    """
+
+    def __init__(self, file: SourceFile, start: int = 0) -> None:
+        self._file, self.position = file, start
+        self.damage: str | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        with open_source(self._file) as stream:
+            stream.seek(0 if self._file.compression else self.position)
+            pending: list[bytes] = []
+            size = 0
+            for block in self._inflated(stream) if self._file.compression else _raw(stream):
+                self.position += len(block)
+                pending.append(block)
+                size += len(block)
+                if size >= READ_BYTES:
+                    yield b"".join(pending)
+                    pending, size = [], 0
+            if pending:
+                yield b"".join(pending)
+
+    def _inflated(self, stream: pa.NativeFile) -> Iterator[bytes]:
+        new = _DECOMPRESSORS[self._file.compression or ""]
+        member = new()
+        while raw := stream.read(_COMPRESSED_READ_BYTES):
+            while raw:
+                if member.eof:
+                    raw = raw.lstrip(b"\0")  # padding is allowed after a member
+                    member = new() if raw else member
+                    continue
+                try:
+                    yield member.decompress(raw)
+                except (zlib.error, zstandard.ZstdError):
+                    self.damage = "damaged: the rest of the compressed file cannot be read"
+                    return
+                raw = member.unused_data if member.eof else b""
+        if not member.eof:
+            self.damage = "truncated: the compressed file ends too early"
+            yield member.flush() or b""
+
+
+def _raw(stream: pa.NativeFile) -> Iterator[bytes]:
+    while block := stream.read(READ_BYTES):
+        yield block
+
+
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+    # Not stream_reader: it returns what it has of a truncated file without a word.
+    "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj(),
+}
+
+
+def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | None]]:
+    """(offset of its first byte, line without its newline); None for a line that is too long."""
+    offset, parts, held = blocks.position, list[bytes](), 0
+    for block in blocks:
+        *ended, rest = block.split(b"\n")
+        for end in ended:
+            held += len(end)
+            line = b"".join((*parts, end)) if parts else end
+            yield offset, line if held <= MAX_RECORD_BYTES else None
+            offset += held + 1
+            parts, held = [], 0
+        held += len(rest)
+        if held > MAX_RECORD_BYTES:
+            parts = []
+        elif rest:
+            parts.append(rest)
+    if held:
+        yield offset, b"".join(parts) if held <= MAX_RECORD_BYTES else None
+
+
+# ---- JSON lines ----
+
+
+def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
+    file = piece.file
+    blocks = _Blocks(file, max(piece.start - 1, 0))
+    lines = _lines(blocks)
+    if piece.start:
+        next(lines, None)  # begins before the piece, or is what precedes the newline at its edge
+    absent, present = list(fields.needed), _Names()
+    for at, line in lines:
+        if file.compression is None and at >= piece.stop:
+            break
+        if at == 0 and line is not None:
+            line = line.removeprefix(_BOM)
+            _refuse_array(file, line)
+        if line is not None and (not line or line.isspace()):
+            continue
+        parsed = too_long(file, at) if line is None else _parse(file, at, line)
+        item: Record | Rejected
+        if isinstance(parsed, Rejected):
+            item = parsed
+        else:
+            if absent:
+                absent = [name for name in absent if _look_up(parsed, name) is MISSING]
+                present.add(parsed)
+            values = {name: _look_up(parsed, name) for name in fields.all}
+            item = judge(file, fields, at, len(line or b""), values)
+        if blocks.damage and isinstance(item, Rejected):
+            break  # the line in which a damaged file ends: its rejection is the file's
+        yield item
+    if blocks.damage:
+        yield Rejected(file.name, blocks.position, blocks.damage)
+    for name in absent:
+        if present.objects and not _occurs(piece, name):
+            raise wrong_field(file, name, present.names)
+
+
+class _Names:
+    """The names of the fields of some objects."""
+
+    def __init__(self) -> None:
+        self.objects, self.names = 0, list[str]()
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.objects += 1
+        if self.objects <= 100:
+            self.names += [name for name in record if name not in self.names]
+
+
+def _refuse_array(file: SourceFile, first_line: bytes) -> None:
+    if re.match(rb"\s*\[\s*(\{|$)", first_line):
+        raise LongRecipeError(
+            f"{file.path} is one JSON array, not JSON lines; convert it with "
+            "jq -c '.[]' a.json > b.jsonl"
+        )
+
+
+def _parse(file: SourceFile, at: int, line: bytes) -> dict[str, Any] | Rejected:
+    """The object on a line, or why there is none."""
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as problem:
+        return Rejected(file.name, at, f"not UTF-8, at byte {problem.start} of the line")
+    except json.JSONDecodeError as problem:
+        return Rejected(file.name, at, f"not JSON, at character {problem.pos} of the line")
+    except ValueError:
+        return Rejected(file.name, at, "not JSON that can be read: a number is too long")
+    except RecursionError:
+        return Rejected(file.name, at, "not JSON that can be read: nested too deeply")
+    if not isinstance(record, dict):
+        return Rejected(file.name, at, "not a JSON object")
+    return record
+
+
+def _look_up(record: dict[str, Any], name: str) -> Any:
+    if name in record or "." not in name:
+        return record.get(name, MISSING)
+    value: Any = record
+    for step in name.split("."):
+        if not isinstance(value, dict) or step not in value:
+            return MISSING
+        value = value[step]
+    return value
+
+
+def _occurs(piece: Piece, name: str) -> bool:
+    """Whether the field is in a record of the file that lies outside the piece."""
+    file = piece.file
+    if file.compression or (piece.start == 0 and piece.stop == file.size):
+        return False
+    records = (_parse(file, at, line) for at, line in _lines(_Blocks(file)) if line)
+    return any(
+        not isinstance(record, Rejected) and _look_up(record, name) is not MISSING
+        for record in records
+    )
+
+
+# ---- text files ----
+
+
+def read_text(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
+    """A file as one document; line ends become \\n. Of a damaged one, what can be read."""
+    file, blocks = piece.file, _Blocks(piece.file)
+    parts: list[bytes] = []
+    for block in blocks:
+        if blocks.position > MAX_RECORD_BYTES:
+            yield too_long(file, 0)
+            return
+        parts.append(block)
+    data = b"".join(parts).removeprefix(_BOM).replace(b"\r\n", b"\n")
+    text = decode_text(data, whole=not blocks.damage)
+    item = judge(file, fields, 0, len(data), {fields.content: text})
+    if not blocks.damage or isinstance(item, Record):
+        yield item
+    if blocks.damage:
+        yield Rejected(file.name, blocks.position, blocks.damage)
