@@ -155,6 +155,7 @@ def save_model(
     its config and its rotary frequencies are checked. `tokenizer_from`: a folder or hub id, whose
     tokenizer files are copied as they are, but for model_max_length.
     """
+    quiet_transformers()
     with appearing(out) as partial:
         model.save_pretrained(partial)
         copy_tokenizer(tokenizer_from, partial, target_len)

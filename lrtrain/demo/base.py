@@ -6,6 +6,7 @@ has. Sequences grow from 32 to the whole window, which makes it start sooner.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
@@ -28,20 +30,28 @@ _STEP_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps on sequences of one length; `drills` of them periodic, `planted` text with codes."""
+    """At most `steps` on sequences of one length: `drills` of them periodic, `planted` with codes.
+
+    It ends early when the mean loss of ten steps is below `loss`, or the share of symbols that are
+    retrieved inside the window at least `retrieval`; a phase that has such an aim must reach it.
+    """
 
     length: int
     steps: int
-    drills: float
-    planted: float
+    drills: float = 1.0
+    planted: float = 0.0
+    loss: float | None = None
+    retrieval: float | None = None
 
 
 PHASES = (
-    Phase(32, 90, 1.0, 0.0),
-    Phase(64, 90, 1.0, 0.0),
-    Phase(128, 120, 1.0, 0.0),
-    Phase(WINDOW, 300, 0.4, 0.3),
+    Phase(32, 60),
+    Phase(64, 60),
+    Phase(128, 600, loss=1.2),  # who does not copy stays at 2.5
+    Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieval=0.9),
+    Phase(WINDOW, 80, drills=0.2, planted=0.3),
 )
+_PROBE_EVERY, _PROBES = 20, 32
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ def sequence(draw: np.random.Generator, pieces: Pieces, phase: Phase) -> tuple[n
     kind, length = draw.random(), phase.length
     if kind < phase.drills:
         period = int(draw.integers(8, length // 2 + 1))
-        return np.resize(draw.choice(pieces.symbols, period), length), period
+        again = period > len(pieces.symbols)  # else each symbol has one successor: quicker learned
+        return np.resize(draw.choice(pieces.symbols, period, replace=again), length), period
     start = int(draw.integers(len(pieces.text) - length))
     ids = pieces.text[start : start + length].copy()
     if kind < phase.drills + phase.planted:
@@ -120,18 +131,66 @@ def train_base(
     draw = np.random.default_rng(seed)
     torch.manual_seed(seed)
     model = make_model(tokenizer.vocab_size, tokenizer.eot_id)
-    optimizer = MasterAdamW(model, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    with progress("base", sum(phase.steps for phase in phases)) as task:
+    optimizer = MasterAdamW(model, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    steps = 0
+    with progress("base", None) as task:
         for phase in phases:
-            last = phase is phases[-1]
-            factor = warmup_then("cosine" if last else "constant", phase.steps, 0.0)
+            losses: deque[float] = deque(maxlen=10)
+            factor = warmup_then("cosine" if phase is phases[-1] else "constant", phase.steps, 0.0)
             for step in range(phase.steps):
-                loss = _accumulate(model, draw, pieces, phase)
+                losses.append(_accumulate(model, draw, pieces, phase))
                 optimizer.step(factor(step), optimizer.gradient_norm(), clip=1.0)
-                task.advance(note=f"{phase.length} tokens, loss {loss:.3f}")
+                steps += 1
+                task.advance(note=f"{phase.length} tokens, loss {losses[-1]:.3f}")
+                if _has_reached(phase, step + 1, losses, model, pieces):
+                    break
+            else:
+                if phase.loss or phase.retrieval:
+                    raise LongRecipeError(
+                        f"the base model did not learn to look back in {steps} steps; "
+                        "try another --seed"
+                    )
     card = "# The demo's base model\n\nTiny, trained in a minute to retrieve inside 256 tokens.\n"
     save_model(model, str(tokenizer_folder), out, target_len=None, card=card)
-    return sum(phase.steps for phase in phases) * _STEP_TOKENS
+    return steps * _STEP_TOKENS
+
+
+def _has_reached(
+    phase: Phase, steps: int, losses: deque[float], model: Any, pieces: Pieces
+) -> bool:
+    if phase.loss is not None:
+        return len(losses) == losses.maxlen and sum(losses) / len(losses) < phase.loss
+    if phase.retrieval is not None and steps % _PROBE_EVERY == 0:
+        return retrieval(model, pieces) >= phase.retrieval
+    return False
+
+
+@torch.no_grad()
+def retrieval(model: Any, pieces: Pieces) -> float:
+    """Share of a code's last symbols that follow from its first ones, inside the window.
+
+    The sequence is text that holds the code somewhere and ends with it; chance is 1 / 62.
+    """
+    draw = np.random.default_rng(0)
+    right = 0
+    for _ in range(_PROBES):
+        start = int(draw.integers(len(pieces.text) - WINDOW))
+        ids = pieces.text[start : start + WINDOW].astype(np.int64)
+        line = np.concatenate([pieces.prefix, draw.choice(pieces.symbols, CUE + ANSWER)])
+        ids[-len(line) :] = line
+        place = int(draw.integers(WINDOW - 2 * len(line) - 2))
+        ids[place : place + len(line)] = line
+        ids[place + len(line) : place + len(line) + len(pieces.suffix)] = pieces.suffix
+        row = torch.from_numpy(ids)[None]
+        logits = model(
+            row,
+            position_ids=torch.arange(WINDOW)[None],
+            seq_lengths=[WINDOW],
+            use_cache=False,
+            logits_to_keep=ANSWER + 1,
+        ).logits[0, :-1]
+        right += int((logits.argmax(-1) == row[0, -ANSWER:]).sum())
+    return right / (_PROBES * ANSWER)
 
 
 def _accumulate(model: Any, draw: np.random.Generator, pieces: Pieces, phase: Phase) -> float:

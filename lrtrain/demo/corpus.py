@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.atomic import write_text
-from lrdata.draws import Draws
+from lrdata.draws import Draws, Stream
 
 SYMBOLS = tuple(" " + symbol for symbol in string.ascii_letters + string.digits)
 CUE, ANSWER = 4, 8
@@ -65,26 +65,54 @@ def _prose() -> list[str]:
     return lines
 
 
-def code(stream_values: np.ndarray) -> str:
-    """The line of a code: int64 [CUE + ANSWER] symbols -> text."""
-    return CODE_PREFIX + "".join(SYMBOLS[value] for value in stream_values) + "."
-
-
-def ledger(draws: Draws, prose: Sequence[str], codes: int, lines: int) -> str:
-    """A document of `lines` lines of prose, with `codes` codes in each half, the same in both."""
-    values = draws.stream("codes").below(len(SYMBOLS), codes * (CUE + ANSWER))
-    planted = [code(row) for row in values.reshape(codes, -1)]
+def ledger(draws: Draws, prose: Sequence[str], codes: int = 18, lines: int = 26) -> str:
+    """A document of `lines` lines of prose, with the same `codes` codes in each half."""
+    planted = _codes(draws, codes)
     order = draws.stream("order")
-    text = draws.stream("prose").below(len(prose), lines)
+    text = [prose[index] for index in draws.stream("prose").below(len(prose), lines).tolist()]
     halves = []
-    for half in (0, 1):
-        places = order.below(lines // 2, codes)
-        body = [[prose[i]] for i in text[half * (lines // 2) : (half + 1) * (lines // 2)]]
-        turn = np.argsort(order.words(codes), kind="stable")
-        for place, which in zip(places.tolist(), turn.tolist(), strict=True):
-            body[place].append(planted[which])
-        halves += [line for group in body for line in group]
+    for half in (text[: lines // 2], text[lines // 2 :]):
+        turn = np.argsort(order.words(codes), kind="stable").tolist()
+        halves += _scatter([planted[which] for which in turn], half, order)
     return "\n".join(halves) + "\n"
+
+
+def short_documents(draws: Draws, library: Library, count: int) -> Iterator[str]:
+    """Texts that fit the base model's window, of the kinds that it was trained on."""
+    places = draws.stream("places")
+    for number in range(count):
+        own = draws.stream(f"own {number}")
+        kind = number % 3
+        if kind == 0:
+            period = 8 + int(own.below(56, 1)[0])
+            symbols = "".join(SYMBOLS[value] for value in own.below(len(SYMBOLS), period).tolist())
+            yield symbols * (200 // period)
+            continue
+        source = library.sources[int(places.below(len(library.sources), 1)[0])]
+        start = int(places.below(max(1, len(source) - 350), 1)[0])
+        lines = source[start : start + 350].split("\n")
+        if kind == 1:
+            yield "\n".join(lines)
+        else:
+            planted = _codes(Draws(number, "short"), 3)
+            yield "\n".join(_scatter([*planted, *planted], lines, own))
+
+
+def _codes(draws: Draws, count: int) -> list[str]:
+    values = draws.stream("codes").below(len(SYMBOLS), count * (CUE + ANSWER))
+    return [
+        CODE_PREFIX + "".join(SYMBOLS[value] for value in row) + "."
+        for row in values.reshape(count, -1).tolist()
+    ]
+
+
+def _scatter(codes: Sequence[str], lines: Sequence[str], draws: Stream) -> list[str]:
+    """The lines with the codes at random places between them, in the order given."""
+    places = np.sort(draws.below(len(lines) + 1, len(codes))).tolist()
+    mixed = list(lines)
+    for place, code in reversed(list(zip(places, codes, strict=True))):
+        mixed.insert(place, code)
+    return mixed
 
 
 def write_jsonl(path: Path, texts: Iterator[str] | Sequence[str]) -> None:

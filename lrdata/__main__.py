@@ -1,0 +1,5 @@
+"""`python -m lrdata` is the command `lrdata`."""
+
+from lrdata.cli import main
+
+main()

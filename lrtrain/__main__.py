@@ -1,0 +1,5 @@
+"""`python -m lrtrain` is the command `lrtrain`."""
+
+from lrtrain.cli import main
+
+main()
