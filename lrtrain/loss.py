@@ -41,20 +41,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         for start in range(0, len(targets), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            logits = (hidden[part] @ weight.T).float()
-            chosen, scale = targets[part], weights[part].float()
-            log_total = logits.logsumexp(-1)
-            own = logits.gather(1, chosen[:, None])[:, 0]
-            total += ((log_total - own) * scale).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            grad = logits.sub_(log_total[:, None]).exp_()  # softmax, in place
-            grad[torch.arange(len(chosen), device=grad.device), chosen] -= 1
-            grad = (grad.mul_(scale[:, None])).to(hidden.dtype)
+            loss, grad = _chunk(hidden[part], weight, targets[part], weights[part].float())
+            total += loss
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
             if grad_weight is not None:
                 grad_weight += (grad.T @ hidden[part]).float()
+            del grad  # before the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -71,6 +64,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _chunk(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted loss and its gradient [n, V] for the logits, made in the buffer of the logits.
+
+    torch's logsumexp and softmax would each make another [n, V] on their way.
+    """
+    logits = (hidden @ weight.T).float()
+    logits.sub_(logits.amax(-1, keepdim=True))
+    own = logits.gather(1, targets[:, None])[:, 0]
+    sums = logits.exp_().sum(-1)
+    loss = ((sums.log() - own) * weights).sum()
+    grad = logits.mul_((weights / sums)[:, None])
+    grad[torch.arange(len(targets), device=grad.device), targets] -= weights
+    return loss, grad.to(hidden.dtype)
 
 
 def chunked_weighted_cross_entropy(

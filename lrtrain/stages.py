@@ -29,6 +29,7 @@ from lrtrain.model import (
     check_architecture,
     check_extensible,
     choose_device,
+    enable_checkpointing,
     load_config,
     load_model,
     save_model,
@@ -168,7 +169,7 @@ def _train(opened: Run, name: str) -> None:
         device=device,
     )
     if recipe.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     kind = "extend" if extend else "replay"
     loader = StepLoader(shards, kind, recipe.seed, recipe.rows_per_step, recipe.micro_tokens)
     steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch

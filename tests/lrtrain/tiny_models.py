@@ -1,56 +1,79 @@
-"""Tiny random models of every family that the trainer knows, and what they should compute."""
+"""Tiny random models of every family the trainer knows, and their float64 reference."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
-    MistralForCausalLM,
     Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 24}),
+FAMILIES: dict[str, Any] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
 }
+VOCABULARY, WINDOW, THETA = 96, 64, 10_000.0
 
 
-def save_family(name: str, folder: Path, **changes: Any) -> Path:
-    """A random model of two layers, 4 heads over 2 key-value heads, window 64, vocabulary 97."""
-    config, model, special = FAMILIES[name]
-    torch.manual_seed(1)
-    values = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
+def tiny_config(family: str, **changes: Any) -> Any:
+    """Two layers, six query heads on two key-value heads; the family's own biases and norms."""
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": 6,
         "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 64,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-        "initializer_range": 0.2,  # so that attention is far from uniform
-        **special,
-        **changes,
+        "head_dim": 8,
+        "max_position_embeddings": WINDOW,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+        **({"sliding_window": None} if family == "mistral" else {}),
     }
-    if name == "qwen2":
-        del values["head_dim"]
-    model(config(**values)).save_pretrained(folder)
-    return folder
+    return FAMILIES[family](**{**values, **changes})
 
 
-def document_mask(lengths: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [1, 1, S, S]: causal inside each document, nothing between them."""
-    blocks = [torch.ones(n, n).tril() for n in lengths]
-    seen = torch.block_diag(*blocks).bool()
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[
-        None, None
-    ]
+def save_tiny(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> str:
+    """A model in plain Hugging Face format; returns its path.
+
+    Every parameter is random, norms and biases too, and large enough for attention to be far from
+    uniform: a wrong mask or scale shows.
+    """
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + noise / 5 if "norm" in name else noise / 5
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def reference_model(folder: str, rope_parameters: dict[str, Any], window: int) -> Any:
+    """transformers' own model in float64 with its eager attention."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    config.rope_parameters = rope_parameters
+    config.max_position_embeddings = window
+    return AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float64, attn_implementation="eager"
+    )
+
+
+def document_mask(seq_lengths: Sequence[int]) -> torch.Tensor:
+    """float64 [1, 1, S, S] to add to the logits: 0 inside a document's past, else the minimum."""
+    total = sum(seq_lengths)
+    mask = torch.full((total, total), torch.finfo(torch.float64).min, dtype=torch.float64)
+    start = 0
+    for length in seq_lengths:
+        for row in range(start, start + length):
+            mask[row, start : row + 1] = 0
+        start += length
+    return mask[None, None]

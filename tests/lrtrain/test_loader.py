@@ -1,0 +1,95 @@
+"""Batches hold the rows as they are, in a seeded order that covers every row once an epoch."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrdata.shards import Shards, open_shards
+from lrtrain.loader import StepLoader, order, to_batch
+from tests.lrtrain.tiny_runs import build_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return open_shards(build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards"))
+
+
+@given(rows=st.integers(0, 300), seed=st.integers(0, 2**31), epoch=st.integers(0, 50))
+def test_an_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    assert sorted(order(rows, seed, epoch).tolist()) == list(range(rows))
+    assert np.array_equal(order(rows, seed, epoch), order(rows, seed, epoch))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(order(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize("kind", ["extend", "replay"])
+def test_a_batch_is_its_rows_end_to_end(shards: Shards, kind: str) -> None:
+    rows = [shards.read_row(kind, index) for index in range(3)]
+    batch = to_batch(rows)
+    assert batch.input_ids.dtype == batch.position_ids.dtype == torch.int64
+    assert batch.input_ids[0].tolist() == [i for row in rows for i in row.input_ids.tolist()]
+    assert batch.position_ids[0].tolist() == [p for row in rows for p in row.position_ids.tolist()]
+    assert batch.seq_lengths == [n for row in rows for n in row.seq_lengths.tolist()]
+    assert batch.tokens == sum(batch.seq_lengths) == len(batch.weights)
+    firsts = np.cumsum([0, *batch.seq_lengths[:-1]])
+    expected = np.concatenate([row.loss_mask for row in rows]).astype(np.float32)
+    expected[firsts] = 0
+    assert np.array_equal(batch.weights.numpy(), expected)
+    assert 0 < batch.weights.sum() < batch.tokens
+
+
+def test_a_batch_does_not_write_into_the_shards(shards: Shards) -> None:
+    row = shards.read_row("extend", 0)
+    before = row.input_ids.copy()
+    to_batch([row]).input_ids.zero_()
+    assert np.array_equal(shards.read_row("extend", 0).input_ids, before)
+
+
+@pytest.mark.parametrize("rows_per_step", [1, 3, 7])
+def test_every_row_comes_once_an_epoch(shards: Shards, rows_per_step: int) -> None:
+    loader = StepLoader(shards, "extend", seed=5, rows_per_step=rows_per_step, micro_tokens=0)
+    seen: list[str] = []
+    epochs = 3
+    while len(seen) < epochs * loader.rows:
+        step = len(seen) // rows_per_step
+        batches = loader.step(step)
+        assert [len(batch.rows) for batch in batches] == [1] * rows_per_step
+        seen += [row for batch in batches for row in batch.rows]
+    for epoch in range(epochs):
+        part = seen[epoch * loader.rows : (epoch + 1) * loader.rows]
+        assert set(Counter(part).values()) == {1}
+        assert len(part) == loader.rows
+    assert loader.steps_per_epoch == -(-loader.rows // rows_per_step)
+
+
+def test_any_step_is_the_same_in_any_order(shards: Shards) -> None:
+    one = StepLoader(shards, "extend", 1, 4, 0)
+    other = StepLoader(shards, "extend", 1, 4, 0)
+    late = other.step(9)
+    for step in range(9):
+        one.step(step)
+    assert [batch.rows for batch in one.step(9)] == [batch.rows for batch in late]
+
+
+def test_micro_batches_hold_as_many_rows_as_fit(shards: Shards) -> None:
+    size = len(shards.read_row("extend", 0).input_ids)
+    loader = StepLoader(shards, "extend", 1, 7, micro_tokens=3 * size)
+    assert [len(batch.rows) for batch in loader.step(0)] == [3, 3, 1]
+    whole = StepLoader(shards, "extend", 1, 7, micro_tokens=0)
+    assert [row for batch in loader.step(0) for row in batch.rows] == [
+        row for batch in whole.step(0) for row in batch.rows
+    ]
+
+
+def test_more_rows_a_step_than_there_are(shards: Shards) -> None:
+    loader = StepLoader(shards, "extend", 1, 10_000, 0)
+    assert loader.steps_per_epoch == 1
+    assert len({row for batch in loader.step(0) for row in batch.rows}) == loader.rows
