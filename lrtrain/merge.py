@@ -169,6 +169,7 @@ def _compare_shapes(base: str, one: Weights, tuned: str, other: Weights) -> None
                     f"{where} has no tensor {name}; merge models of one shape (and both with tied "
                     "or both with untied embeddings)"
                 )
+            weights.dtype(name)  # refuses what is not plain floats
         if one.shape(name) != other.shape(name):
             raise LongRecipeError(
                 f"{name} is {one.shape(name)} in {base} and {other.shape(name)} in {tuned}; merge "

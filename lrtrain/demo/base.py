@@ -47,7 +47,7 @@ class Phase:
 PHASES = (
     Phase(32, 60),
     Phase(64, 60),
-    Phase(128, 600, loss=1.2),  # who does not copy stays at 2.5
+    Phase(128, 600, loss=0.9),  # who does not copy stays at 2.5
     Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieval=0.9),
     Phase(WINDOW, 80, drills=0.2, planted=0.3),
 )
@@ -80,6 +80,9 @@ def sequence(draw: np.random.Generator, pieces: Pieces, phase: Phase) -> tuple[n
     kind, length = draw.random(), phase.length
     if kind < phase.drills:
         period = int(draw.integers(8, length // 2 + 1))
+        if phase.planted and draw.random() < 0.5:
+            start = int(draw.integers(len(pieces.text) - period))
+            return np.resize(pieces.text[start : start + period], length), period
         again = period > len(pieces.symbols)  # else each symbol has one successor: quicker learned
         return np.resize(draw.choice(pieces.symbols, period, replace=again), length), period
     start = int(draw.integers(len(pieces.text) - length))

@@ -1,109 +1,253 @@
-"""RoPE for a longer window: the paper's numbers, transformers' own frequencies, tampering."""
+"""The frequencies a model turns by are those its config promises, before and after saving."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lrdata.errors import LongRecipeError
-from lrtrain.model import load_model
+from lrtrain.model import load_model, save_model
 from lrtrain.rope import (
     Rope,
     check_inv_freq,
     expected_inv_freq,
     extended_theta,
-    head_dim_of,
     parse_rope,
     set_rope,
 )
-from tests.lrtrain.tiny_models import FAMILIES, save_family
+from tests.lrtrain.tiny_models import (
+    FAMILIES,
+    THETA,
+    VOCABULARY,
+    WINDOW,
+    save_tiny,
+    tiny_config,
+)
+
+TARGET = 512
 
 
 @pytest.mark.parametrize(
-    ("theta", "factor", "published"),
-    [(500_000, 10, 48.9e6), (500_000, 16, 131.5e6), (1_000_000, 4, 13.5e6)],
+    ("theta", "original", "target", "paper"),
+    [
+        (500_000, 8_192, 81_920, 48.9e6),
+        (500_000, 8_192, 131_072, 131.5e6),
+        (1_000_000, 32_768, 131_072, 13.5e6),
+    ],
 )
-def test_theta_is_the_papers(theta: float, factor: int, published: float) -> None:
-    assert extended_theta(theta, 8192, 8192 * factor, 128) == pytest.approx(published, rel=4e-3)
-
-
-@given(
-    theta=st.floats(1e3, 1e7),
-    window=st.sampled_from([256, 8192, 32768]),
-    factor=st.floats(1.0, 64.0),
-    dim=st.sampled_from([16, 64, 128]),
-)
-def test_theta_grows_with_the_window_and_stays_at_factor_one(
-    theta: float, window: int, factor: float, dim: int
+def test_extended_theta_gives_the_papers_numbers(
+    theta: float, original: int, target: int, paper: float
 ) -> None:
-    target = round(window * factor)
-    longer = extended_theta(theta, window, target, dim)
-    assert longer >= theta
-    assert extended_theta(theta, window, window, dim) == pytest.approx(theta)
-    assert extended_theta(theta, window, 2 * target, dim) > longer
+    assert extended_theta(theta, original, target, head_dim=128) == pytest.approx(paper, abs=5e4)
 
 
-def test_every_way_to_write_it() -> None:
-    assert parse_rope("auto") == Rope("auto")
-    assert parse_rope("none") == Rope("none")
-    assert parse_rope(" yarn ") == Rope("yarn")
-    assert parse_rope("theta=8e6") == Rope("theta", 8e6)
+def test_extended_theta_without_an_extension_is_the_same_theta() -> None:
+    assert extended_theta(500_000, 8_192, 8_192, 128) == pytest.approx(500_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "rope"),
+    [
+        ("auto", Rope("auto")),
+        (" yarn ", Rope("yarn")),
+        ("none", Rope("none")),
+        ("theta=8e6", Rope("theta", 8e6)),
+        ("theta=131500000", Rope("theta", 131.5e6)),
+        ("theta=1e4", Rope("theta", 1e4)),
+    ],
+)
+def test_parse_rope(text: str, rope: Rope) -> None:
+    assert parse_rope(text) == rope
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "theta", "theta=", "theta=x", "theta=-1", "theta=inf", "auto=3", "ntk", "theta=0.5"],
+    [
+        "",
+        "Auto",
+        "theta",
+        "theta=",
+        "theta=big",
+        "theta=0",
+        "theta=-5",
+        "theta=1",
+        "theta=inf",
+        "theta=nan",
+        "yarn=4",
+        "auto=1e6",
+        "linear",
+    ],
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_parse_rope_refuses_anything_else_and_says_what_there_is(text: str) -> None:
     with pytest.raises(LongRecipeError, match="choose auto, theta=8e6, yarn or none"):
         parse_rope(text)
 
 
-@pytest.mark.parametrize("dim", [32, 64, 128])
-@pytest.mark.parametrize("written", ["auto", "theta=3e6", "yarn", "none"])
-def test_our_frequencies_are_those_of_transformers(written: str, dim: int) -> None:
-    config = LlamaConfig(
-        hidden_size=4 * dim,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-    )
-    set_rope(config, parse_rope(written), 32_768)
-    theirs = LlamaRotaryEmbedding(config)
-    frequencies, scaling = expected_inv_freq(config)
-    assert head_dim_of(config) == dim
-    assert torch.allclose(theirs.inv_freq, frequencies, rtol=1e-5, atol=0)
-    assert theirs.attention_scaling == pytest.approx(scaling)
-    assert config.max_position_embeddings == 32_768
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_model_whose_frequencies_are_not_its_configs_is_refused(
-    family: str, tmp_path: Path
+@given(
+    rope=st.sampled_from([Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")]),
+    theta=st.sampled_from([1e4, 5e5, 1e6]),
+    original=st.sampled_from([256, 4_096, 8_192, 32_768]),
+    factor=st.sampled_from([1.5, 2, 4, 10, 16, 40]),
+    head_dim=st.sampled_from([8, 64, 96, 128, 256]),
+)
+def test_our_frequencies_are_those_of_transformers(
+    rope: Rope, theta: float, original: int, factor: float, head_dim: int
 ) -> None:
-    folder = save_family(family, tmp_path / "model")
-    model = load_model(str(folder), dtype=torch.float32, rope=Rope("auto"), target_len=512)
+    config = tiny_config(
+        "llama",
+        head_dim=head_dim,
+        max_position_embeddings=original,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
+    set_rope(config, rope, int(original * factor))
+    theirs = LlamaRotaryEmbedding(config)
+    ours, scaling = expected_inv_freq(config)
+    torch.testing.assert_close(ours, theirs.inv_freq, rtol=1e-5, atol=0)
+    assert scaling == pytest.approx(theirs.attention_scaling)
+
+
+def test_the_choices_differ() -> None:
+    """The equality above would also hold if set_rope did nothing."""
+    found = set()
+    for rope in (Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")):
+        config = tiny_config("llama", head_dim=64, max_position_embeddings=4_096)
+        set_rope(config, rope, 16_384)
+        assert config.max_position_embeddings == 16_384
+        found.add(tuple(LlamaRotaryEmbedding(config).inv_freq.tolist()))
+    assert len(found) == 4
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: save_tiny(family, root / family) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_other_frequencies_than_its_config_is_refused(
+    folders: dict[str, str], family: str
+) -> None:
+    model = load_model(folders[family], dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
     check_inv_freq(model)
-    model.model.rotary_emb.inv_freq[3] *= 1.001
-    with pytest.raises(LongRecipeError, match="rotary frequencies are not those"):
+    rotary = model.model.rotary_emb
+    right = rotary.inv_freq.clone()
+
+    rotary.inv_freq[-1] *= 1.01
+    with pytest.raises(LongRecipeError, match="not those of theta"):
         check_inv_freq(model)
 
-
-def test_a_model_that_lost_its_theta_is_refused(tmp_path: Path) -> None:
-    """The trap: the config changed after the model was made, and nothing happened."""
-    model = load_model(str(save_family("llama", tmp_path / "model")), dtype=torch.float32)
-    set_rope(model.config, Rope("auto"), 512)
-    with pytest.raises(LongRecipeError, match="rotary frequencies"):
+    # What happens when a changed theta does not reach the model: it still turns by the old one.
+    rotary.inv_freq.copy_(THETA ** -(torch.arange(0, 8, 2) / 8))
+    with pytest.raises(LongRecipeError, match="not those of theta"):
         check_inv_freq(model)
 
+    rotary.inv_freq.copy_(right)
+    rotary.attention_scaling = 1.1
+    with pytest.raises(LongRecipeError, match="not those of theta"):
+        check_inv_freq(model)
 
-def test_a_model_without_rotary_embedding_is_refused(tmp_path: Path) -> None:
-    model = load_model(str(save_family("llama", tmp_path / "model")), dtype=torch.float32)
-    head = model.lm_head
-    head.config = model.config
+    rotary.attention_scaling = 1.0
+    check_inv_freq(model)
+
+
+def test_a_model_without_rotary_embedding_is_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.config = tiny_config("llama")  # type: ignore[assignment]
     with pytest.raises(LongRecipeError, match="no rotary embedding"):
-        check_inv_freq(head)
+        check_inv_freq(model)
+
+
+def _promised(rope: Rope) -> dict[str, Any]:
+    """rope_parameters of a model extended from WINDOW to TARGET."""
+    if rope.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "rope_theta": THETA,
+            "factor": TARGET / WINDOW,
+            "original_max_position_embeddings": WINDOW,
+        }
+    thetas = {"auto": extended_theta(THETA, WINDOW, TARGET, 8), "theta": rope.theta, "none": THETA}
+    return {"rope_type": "default", "rope_theta": thetas[rope.kind]}
+
+
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_and_reloaded_in_plain_transformers_it_is_the_same_model(
+    folders: dict[str, str], family: str, rope: Rope, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    model = load_model(folders[family], dtype=torch.float32, rope=rope, target_len=TARGET)
+    out = tmp_path / "saved"
+    save_model(model, str(tiny_tokenizer), out, target_len=TARGET, card="# A card\n")
+
+    config = AutoConfig.from_pretrained(out)
+    promised = _promised(rope)
+    assert {key: config.rope_parameters[key] for key in promised} == promised
+    assert config.max_position_embeddings == TARGET
+    assert AutoTokenizer.from_pretrained(out).model_max_length == TARGET
+    assert (out / "README.md").read_text(encoding="utf-8") == "# A card\n"
+    assert "longrecipe" not in (out / "config.json").read_text(encoding="utf-8")
+
+    plain = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    torch.testing.assert_close(
+        plain.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0
+    )
+    ids = torch.randint(0, VOCABULARY, (1, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = model(input_ids=ids, seq_lengths=[200], use_cache=False).logits
+        theirs = plain(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_config_that_keeps_theta_in_the_old_place_is_understood(
+    folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Most models were saved by transformers 4: `rope_theta` at the top, `rope_scaling` null."""
+    old = tmp_path / "old"
+    old.mkdir()
+    config = json.loads((Path(folders["llama"]) / "config.json").read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    config |= {"rope_theta": 500_000.0, "rope_scaling": None, "transformers_version": "4.40.0"}
+    (old / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (old / "model.safetensors").symlink_to(Path(folders["llama"]) / "model.safetensors")
+
+    model = load_model(str(old), dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "new", target_len=TARGET, card="")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    theta = extended_theta(500_000, WINDOW, TARGET, 8)
+    expected = theta ** -(torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    torch.testing.assert_close(
+        plain.model.rotary_emb.inv_freq.double(), expected, rtol=1e-5, atol=0
+    )
+
+
+def test_a_folder_that_is_there_is_never_written_over(
+    folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    model = load_model(folders["llama"], dtype=torch.float32)
+    with pytest.raises(LongRecipeError, match="exists"):
+        save_model(model, str(tiny_tokenizer), tmp_path, target_len=None, card="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_model_that_turns_differently_leaves_no_folder(
+    folders: dict[str, str],
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if this transformers lost theta on saving."""
+    model = load_model(folders["llama"], dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+    monkeypatch.setattr(
+        LlamaRotaryEmbedding,
+        "compute_default_rope_parameters",
+        staticmethod(lambda *_, **__: (THETA ** -(torch.arange(0, 8, 2) / 8), 1.0)),
+    )
+    with pytest.raises(LongRecipeError, match="not those of theta"):
+        save_model(model, str(tiny_tokenizer), tmp_path / "saved", target_len=TARGET, card="")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,177 @@
+"""The streamed merge is the weighted mean, and the tuned model's config wins."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lrdata.errors import LongRecipeError
+from lrtrain.merge import Weights, merge_models, write_safetensors
+from lrtrain.model import load_model, save_model
+from lrtrain.rope import Rope
+from tests.lrtrain.families import FAMILIES, save_family
+
+
+def a_pair(
+    folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32
+) -> tuple[Path, Path]:
+    """A base, and the same made wider with other weights."""
+    base = save_family(family, folder / "base")
+    tuned = load_model(str(base), dtype=dtype, rope=Rope("auto"), target_len=512)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_model(tuned, str(base), folder / "tuned", target_len=512, card="")
+    return base, folder / "tuned"
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_every_tensor_is_the_weighted_mean(family: str, weight: float, tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path, family)
+    merge_models(str(base), str(tuned), tmp_path / "merged", weight)
+    one, other, merged = (
+        load_file(folder / "model.safetensors") for folder in (base, tuned, tmp_path / "merged")
+    )
+    assert set(merged) == set(other)
+    for name, tensor in merged.items():
+        wanted = one[name].double() * (1 - weight) + other[name].double() * weight
+        assert tensor.dtype == other[name].dtype
+        assert torch.allclose(tensor.double(), wanted, atol=1e-6)
+    if weight in (0.0, 1.0):
+        end = one if weight == 0.0 else other
+        assert all(torch.equal(merged[name], end[name]) for name in merged)
+
+
+def test_config_and_rope_are_the_tuned_models(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tuned / name).read_bytes()
+    merged, extended = (
+        AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "merged", tuned)
+    )
+    assert merged.config.max_position_embeddings == 512
+    assert torch.equal(merged.model.rotary_emb.inv_freq, extended.model.rotary_emb.inv_freq)
+
+
+def test_bf16_is_merged_in_float32(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path, dtype=torch.bfloat16)
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    one, other, merged = (
+        load_file(folder / "model.safetensors") for folder in (base, tuned, tmp_path / "merged")
+    )
+    for name, tensor in merged.items():
+        wanted = torch.lerp(one[name].float(), other[name].float(), 0.5).bfloat16()
+        assert torch.equal(tensor, wanted)
+
+
+def test_models_in_several_files_are_read(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    merge_models(str(base), str(tuned), tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(tmp_path / "split", max_shard_size="40KB")
+    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 2
+    merge_models(str(tmp_path / "split"), str(tuned), tmp_path / "merged")
+    file = "model.safetensors"
+    assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_tensors_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a tensor is asked for, the one before it is already gone."""
+    import weakref
+
+    base, tuned = a_pair(tmp_path)
+    read: list[Any] = []
+    most = 0
+    original = Weights.__getitem__
+
+    def watched(self: Weights, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = original(self, name)
+        read.append(weakref.ref(tensor))
+        most = max(most, sum(ref() is not None for ref in read))
+        return tensor
+
+    monkeypatch.setattr(Weights, "__getitem__", watched)
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    assert len(read) > 20
+    assert most <= 4  # the pair at hand, and at most the one before
+
+
+def test_our_file_is_a_safetensors_file(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b": torch.randn(7).bfloat16(),
+        "c": torch.randn(2, 1, 2).half(),
+        "d": torch.tensor(3.0, dtype=torch.float64),
+        "e": torch.empty(0, 4),
+    }
+    header = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(tmp_path / "x.safetensors", iter(tensors.items()), header)
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+            assert file.get_tensor(name).dtype == tensor.dtype
+
+
+def refused(base: Path, tuned: Path, out: Path, weight: float = 0.5) -> str:
+    with pytest.raises(LongRecipeError) as problem:
+        merge_models(str(base), str(tuned), out, weight)
+    assert not out.exists()
+    assert not list(out.parent.glob(".*partial"))
+    return str(problem.value)
+
+
+def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    wide = save_family("llama", tmp_path / "wide", intermediate_size=100)
+    assert "merge models of one shape" in refused(wide, tuned, tmp_path / "out")
+    deep = save_family("llama", tmp_path / "deep", num_hidden_layers=3)
+    assert "has no tensor" in refused(deep, tuned, tmp_path / "out")
+    tied = save_family("llama", tmp_path / "tied", tie_word_embeddings=True)
+    assert "lm_head.weight" in refused(tied, tuned, tmp_path / "out")
+    qwen = save_family("qwen2", tmp_path / "qwen")
+    assert "same architecture" in refused(qwen, tuned, tmp_path / "out")
+    assert "between 0" in refused(base, tuned, tmp_path / "out", 1.5)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    (base / "model.safetensors").unlink()
+    torch.save({}, base / "pytorch_model.bin")
+    assert "only safetensors are merged" in refused(base, tuned, tmp_path / "out")
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    from safetensors.torch import save_file
+
+    tensors = load_file(base / "model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, base / "model.safetensors")
+    assert "stored as I8" in refused(base, tuned, tmp_path / "out")
+
+
+def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
+    base, tuned = a_pair(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(LongRecipeError, match="exists"):
+        merge_models(str(base), str(tuned), out)
+    assert (out / "thesis.txt").exists()
+
+
+def test_different_thetas_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    base, tuned = a_pair(tmp_path)
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    theta = json.loads((tuned / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    assert f"{theta:g}" in capfd.readouterr().err

@@ -1,0 +1,334 @@
+"""A whole training step on models of every family equals a float64 reference; others are refused."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Gemma2Config, GPT2Config, GptOssConfig
+
+from lrdata.errors import LongRecipeError
+from lrtrain import attention
+from lrtrain.loss import training_loss
+from lrtrain.model import choose_device, load_model
+from lrtrain.rope import Rope
+from tests.lrtrain.tiny_models import (
+    FAMILIES,
+    THETA,
+    VOCABULARY,
+    WINDOW,
+    document_mask,
+    reference_model,
+    save_tiny,
+    tiny_config,
+)
+
+TARGET, NEW_THETA = 512, 400_000.0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model of each family, and a Qwen2 with tied embeddings."""
+    root = tmp_path_factory.mktemp("models")
+    paths = {family: save_tiny(family, root / family) for family in FAMILIES}
+    paths["qwen2 tied"] = save_tiny("qwen2", root / "tied", tie_word_embeddings=True)
+    return paths
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A flat row: tokens, positions with gaps, documents, weights with zeros."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    seq_lengths: list[int]
+    weights: torch.Tensor
+
+
+def _sample(seq_lengths: Sequence[int], seed: int = 0) -> _Sample:
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(seq_lengths)
+    positions = []
+    for length in seq_lengths:
+        chosen = torch.randperm(TARGET, generator=generator)[: (length + 3) // 4].sort().values
+        runs = (chosen[:, None] // 4 * 4 + torch.arange(4)).reshape(-1)  # runs of 4, then a gap
+        positions.append(runs[:length].sort().values)
+    weights = torch.rand(total, generator=generator)
+    weights[torch.rand(total, generator=generator) < 0.3] = 0
+    weights[torch.tensor([0, *seq_lengths[:-1]]).cumsum(0)] = 0
+    ids = torch.randint(0, VOCABULARY, (1, total), generator=generator)
+    return _Sample(ids, torch.cat(positions)[None], list(seq_lengths), weights)
+
+
+def _reference_step(folder: str, sample: _Sample, scale: float) -> Any:
+    """Loss in float64 and the model holding its gradients."""
+    rope = {"rope_type": "default", "rope_theta": NEW_THETA}
+    model = reference_model(folder, rope, TARGET)
+    for layer in model.model.layers:
+        layer.self_attn.scaling *= scale
+    logits = model(
+        input_ids=sample.ids,
+        position_ids=sample.positions,
+        attention_mask=document_mask(sample.seq_lengths),
+        use_cache=False,
+    ).logits[0]
+    losses = F.cross_entropy(logits[:-1], sample.ids[0, 1:], reduction="none")
+    loss = (losses * sample.weights[1:]).sum()
+    loss.backward()
+    return loss, model
+
+
+def _count_calls(monkeypatch: pytest.MonkeyPatch, backend: str) -> list[int]:
+    calls = []
+    original = attention.BACKENDS[backend]
+
+    def counting(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append(query.shape[2])
+        return original(query, *rest)
+
+    monkeypatch.setitem(attention.BACKENDS, backend, counting)
+    return calls
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("backend", sorted(attention.BACKENDS))
+@pytest.mark.parametrize("name", [*FAMILIES, "qwen2 tied"])
+def test_a_whole_training_step_equals_the_float64_reference(
+    folders: dict[str, str],
+    name: str,
+    backend: str,
+    checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = _count_calls(monkeypatch, backend)
+    attention.choose_backend(backend)
+    for seq_lengths, scale in (([50], 1.0), ([12, 12, 7, 30], 1.0), ([20, 20], 0.75)):
+        sample = _sample(seq_lengths)
+        assert int(sample.positions.diff().max()) > 1  # gaps that plain transformers would cut at
+        expected, reference = _reference_step(folders[name], sample, scale)
+
+        model = load_model(
+            folders[name], dtype=torch.float32, rope=Rope("theta", NEW_THETA), target_len=TARGET
+        ).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        calls.clear()
+        loss = training_loss(
+            model,
+            sample.ids,
+            sample.positions,
+            sample.seq_lengths,
+            sample.weights,
+            attention_scale=scale,
+            chunk_tokens=11,
+        )
+        loss.backward()
+
+        # Checkpointing really happened: each layer's attention ran again in the backward pass.
+        assert len(calls) == (4 if checkpointing else 2)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+        gradients = {key: p.grad for key, p in reference.named_parameters()}
+        ours = dict(model.named_parameters())
+        assert ours.keys() == gradients.keys()
+        for key, parameter in ours.items():
+            assert gradients[key].abs().max() > 0
+            error = (parameter.grad.double() - gradients[key]).abs().max()
+            assert error <= 1e-4 * gradients[key].abs().max().clamp(min=1), key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_training_step_with_a_cut_at_the_gaps_would_show(
+    folders: dict[str, str], name: str
+) -> None:
+    """The equality above is not blind: cutting documents moves the loss far beyond its bounds."""
+    sample = _sample([40])
+    model = load_model(
+        folders[name], dtype=torch.float32, rope=Rope("theta", NEW_THETA), target_len=TARGET
+    )
+    with torch.no_grad():
+        whole, cut, unscaled = (
+            float(training_loss(model, sample.ids, sample.positions, lengths, sample.weights, s))
+            for lengths, s in (([40], 0.75), ([20, 20], 0.75), ([40], 1.0))
+        )
+    assert abs(whole - cut) > 1e-3 * whole
+    assert abs(whole - unscaled) > 1e-3 * whole
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_cross_gaps_and_stop_at_documents(
+    folders: dict[str, str], name: str, checkpointing: bool
+) -> None:
+    """Through the training step: the loss behind a gap depends on the tokens before it."""
+    model = load_model(folders[name], dtype=torch.float32).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(0, VOCABULARY, (1, 24), generator=generator)
+    ids[0, 3] = VOCABULARY - 1
+    ids[0][torch.arange(24) != 3] %= VOCABULARY - 1  # token 3 alone has this row of the table
+    positions = torch.cat([torch.arange(12), torch.arange(12) + 40])[None]
+    weights = torch.cat([torch.zeros(13), torch.ones(11)])
+
+    def influence_of_token_3(seq_lengths: list[int]) -> float:
+        model.zero_grad()
+        training_loss(model, ids, positions, seq_lengths, weights).backward()
+        return float(model.model.embed_tokens.weight.grad[VOCABULARY - 1].abs().max())
+
+    assert influence_of_token_3([24]) > 1e-4
+    assert influence_of_token_3([12, 12]) == 0.0
+
+
+def _refused(config: Any, folder: Path, match: str, **arguments: Any) -> None:
+    """load_model says no from the config alone, in one line that names the model."""
+    config.save_pretrained(folder)
+    with pytest.raises(LongRecipeError, match=match) as problem:
+        load_model(str(folder), dtype=torch.float32, **arguments)
+    assert str(folder) in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+EXTEND: dict[str, Any] = {"rope": Rope("auto"), "target_len": TARGET}
+
+
+def test_sliding_windows_are_refused(tmp_path: Path) -> None:
+    _refused(
+        tiny_config("mistral", sliding_window=32),
+        tmp_path / "mistral",
+        "sliding-window attention \\(sliding_window=32\\)",
+    )
+    for family in ("qwen2", "qwen3"):
+        sliding = tiny_config(
+            family, use_sliding_window=True, sliding_window=32, max_window_layers=1
+        )
+        _refused(sliding, tmp_path / family, "sliding-window attention")
+
+
+def test_qwen_with_an_unused_sliding_window_is_accepted(tmp_path: Path) -> None:
+    folder = save_tiny("qwen2", tmp_path / "q", use_sliding_window=False, sliding_window=32)
+    load_model(folder, dtype=torch.float32, **EXTEND)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (Gemma2Config(), "is a gemma2 model"),  # soft-capped logits, sliding layers
+        (GptOssConfig(), "is a gpt_oss model"),  # attention sinks
+        (GPT2Config(), "is a gpt2 model"),  # learned positions
+    ],
+    ids=["soft-capping", "sinks", "no-rope"],
+)
+def test_other_architectures_are_refused_by_name(config: Any, match: str, tmp_path: Path) -> None:
+    _refused(config, tmp_path / "model", match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"attention_sink": True}, "attention_sink"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": THETA,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+            "partial_rotary_factor",
+        ),
+    ],
+)
+def test_details_that_the_trainer_does_not_compute_are_refused(
+    changes: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    _refused(tiny_config("llama", **changes), tmp_path / "model", match)
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ],
+    ids=lambda scaled: scaled["rope_type"],
+)
+def test_a_rope_that_is_already_scaled_is_not_extended(
+    scaled: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config("llama", rope_parameters={"rope_theta": THETA, **scaled})
+    match = f"already scaled \\(rope_type={scaled['rope_type']}\\)"
+    _refused(config, tmp_path / "model", match, **EXTEND)
+
+
+@pytest.mark.parametrize("window", [TARGET, 2 * TARGET])
+def test_a_window_that_is_already_the_target_is_refused(window: int, tmp_path: Path) -> None:
+    config = tiny_config("llama", max_position_embeddings=window)
+    _refused(config, tmp_path / "model", f"already has a window of {window:,} tokens", **EXTEND)
+
+
+def test_code_that_comes_with_a_model_never_runs(tmp_path: Path) -> None:
+    """A Llama whose config points to code of its own loads as a plain Llama."""
+    folder = Path(save_tiny("llama", tmp_path / "model"))
+    marker = tmp_path / "ran"
+    code = f"open({str(marker)!r}, 'w').close()\nclass C: pass\nclass M: pass\n"
+    (folder / "own.py").write_text(code, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": own}), encoding="utf-8")
+
+    model = load_model(str(folder), dtype=torch.float32, **EXTEND)
+    assert type(model).__module__ == "transformers.models.llama.modeling_llama"
+
+    unknown = {**config, "auto_map": own, "model_type": "my-own"}
+    (folder / "config.json").write_text(json.dumps(unknown), encoding="utf-8")
+    with pytest.raises(LongRecipeError, match="no model at"):
+        load_model(str(folder), dtype=torch.float32)
+    assert not marker.exists()
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LongRecipeError, match="has no config.json"):
+        load_model(str(tmp_path), dtype=torch.float32)
+    tiny_config("llama").save_pretrained(tmp_path)
+    with pytest.raises(LongRecipeError, match="cannot load"):
+        load_model(str(tmp_path), dtype=torch.float32)
+
+
+def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
+    folder = Path(save_tiny("llama", tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(LongRecipeError, match="cannot load"):
+        load_model(str(folder), dtype=torch.float32)
+
+
+def test_loading_without_extension_keeps_window_and_theta(folders: dict[str, str]) -> None:
+    model = load_model(folders["llama"], dtype=torch.bfloat16)
+    assert model.config.max_position_embeddings == WINDOW
+    assert model.config.rope_parameters["rope_theta"] == THETA
+    assert model.dtype == torch.bfloat16
+
+
+def test_devices_that_are_not_there_are_one_line() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(LongRecipeError, match="unknown device"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == torch.device("cpu")
+        with pytest.raises(LongRecipeError, match="no cuda:1 here"):
+            choose_device("cuda:1")
