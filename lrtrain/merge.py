@@ -27,9 +27,13 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Weights:
-    """The tensors of a model folder by name, read when asked for."""
+    """The tensors of a model folder by name, read when asked for.
 
-    def __init__(self, folder: Path) -> None:
+    Copies that some folders hold are left out: the output embedding of a `tied` model, which
+    transformers makes from the input's, and the rotary buffers that old versions stored.
+    """
+
+    def __init__(self, folder: Path, tied: bool) -> None:
         from safetensors import safe_open
 
         self._files: dict[str, Any] = {}
@@ -44,6 +48,9 @@ class Weights:
                 raise LongRecipeError(f"{folder / name} is missing; only safetensors are merged")
             stream = safe_open(str(folder / name), framework="pt")
             self._files.update(dict.fromkeys(stream.keys(), stream))
+        for name in list(self._files):
+            if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+                del self._files[name]
 
     def names(self) -> list[str]:
         return sorted(self._files)
@@ -74,8 +81,11 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
     if not 0 <= weight <= 1:
         raise LongRecipeError(f"--weight {weight} must be between 0 (base) and 1 (tuned)")
     base_folder, tuned_folder = _folder(base), _folder(tuned)
-    _compare_configs(base, tuned)
-    one, other = Weights(base_folder), Weights(tuned_folder)
+    configs = _comparable_configs(base, tuned)
+    one, other = (
+        Weights(folder, config.tie_word_embeddings)
+        for folder, config in zip((base_folder, tuned_folder), configs, strict=True)
+    )
     _compare_shapes(base, one, tuned, other)
     with appearing(out) as partial:
         names = other.names()
@@ -145,7 +155,8 @@ def _folder(path_or_id: str) -> Path:
         raise LongRecipeError(f"no model at {path_or_id}: {str(problem).splitlines()[0]}") from None
 
 
-def _compare_configs(base: str, tuned: str) -> None:
+def _comparable_configs(base: str, tuned: str) -> tuple[Any, Any]:
+    """Both configs, of one architecture; says so when their thetas differ."""
     one, other = load_config(base), load_config(tuned)
     if one.model_type != other.model_type:
         raise LongRecipeError(
@@ -159,6 +170,7 @@ def _compare_configs(base: str, tuned: str) -> None:
             "merged model takes the latter: evaluate it",
             file=sys.stderr,
         )
+    return one, other
 
 
 def _compare_shapes(base: str, one: Weights, tuned: str, other: Weights) -> None:

@@ -82,6 +82,17 @@ class TrainRecipe:
         ):
             if not positive > 0:
                 raise LongRecipeError(f"{name} {positive} must be above 0")
+        for name, least in (
+            ("--micro-tokens", self.micro_tokens),
+            ("--holdout-every", self.holdout_every),
+            ("--weight-decay", self.weight_decay),
+            ("--clip", self.clip),
+        ):
+            if not least >= 0:
+                raise LongRecipeError(f"{name} {least} must be at least 0")
+        for name, beta in (("--beta1", self.beta1), ("--beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise LongRecipeError(f"{name} {beta} must be at least 0 and below 1")
         for name, share in (("--warmup", self.warmup), ("--merge-weight", self.merge_weight)):
             if not 0 <= share <= 1:
                 raise LongRecipeError(f"{name} {share} must be between 0 and 1")

@@ -45,15 +45,17 @@ def _reference(
 
 def _draw(
     tokens: int, heads: tuple[int, int], width: int, dtype: torch.dtype
-) -> list[torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random query, key and value that want gradients; the same numbers in every dtype."""
     generator = torch.Generator().manual_seed(tokens * 31 + width)
     query_heads, key_heads = heads
-    return [
+    query, key, value = (
         torch.randn(1, h, tokens, width, generator=generator, dtype=torch.float64)
         .to(dtype)
         .requires_grad_()
         for h in (query_heads, key_heads, key_heads)
-    ]
+    )
+    return query, key, value
 
 
 # Repeated lengths are what backends batch: make them common.
@@ -74,17 +76,17 @@ def test_every_backend_equals_the_definition(
 ) -> None:
     tokens, heads = sum(seq_lengths), (key_heads * group, key_heads)
     exact = _draw(tokens, heads, width, torch.float64)
-    given = [x.detach().float().requires_grad_() for x in exact]
+    single = _draw(tokens, heads, width, torch.float32)
 
     expected = _reference(*exact, seq_lengths, scale)
-    actual = packed_causal_attention(*given, seq_lengths, scale, backend)
+    actual = packed_causal_attention(*single, seq_lengths, scale, backend)
     assert actual.shape == (1, tokens, heads[0], width)
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4)
 
     outer = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     (expected * outer).sum().backward()
     (actual * outer).sum().backward()
-    for one, other in zip(given, exact, strict=True):
+    for one, other in zip(single, exact, strict=True):
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
@@ -114,8 +116,8 @@ def test_lengths_that_do_not_cover_the_row_are_refused() -> None:
     query, key, value = _draw(10, (2, 2), 4, torch.float32)
     with pytest.raises(LongRecipeError, match="sum to 9, the row has 10 tokens"):
         packed_causal_attention(query, key, value, [4, 5], 1.0, "sdpa")
+    longer = _draw(12, (2, 2), 4, torch.float32)[1]
     with pytest.raises(LongRecipeError, match="12 keys"):
-        longer = _draw(12, (2, 2), 4, torch.float32)[1]
         packed_causal_attention(query, longer, longer, [10], 1.0, "sdpa")
 
 
@@ -126,7 +128,7 @@ def test_a_batch_of_several_rows_is_refused() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(LongRecipeError, match="flash9 is unknown.*sdpa"):
+    with pytest.raises(LongRecipeError, match=r"flash9 is unknown.*sdpa"):
         choose_backend("flash9")
     assert choose_backend("dense") == "dense"
     assert choose_backend("auto") in BACKENDS
@@ -142,8 +144,8 @@ def test_a_model_called_without_documents_is_an_error(llama: str) -> None:
     ids = torch.arange(8)[None]
     with pytest.raises(LongRecipeError, match="without seq_lengths"):
         model(input_ids=ids, use_cache=False)
+    cache = model(input_ids=ids, seq_lengths=[8], use_cache=True).past_key_values
     with pytest.raises(LongRecipeError, match="without a cache"):
-        cache = model(input_ids=ids, seq_lengths=[8], use_cache=True).past_key_values
         model(input_ids=ids, seq_lengths=[8], past_key_values=cache, use_cache=True)
 
 

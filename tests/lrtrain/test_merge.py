@@ -1,27 +1,28 @@
 """The streamed merge is the weighted mean, and the tuned model's config wins."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lrdata.errors import LongRecipeError
 from lrtrain.merge import Weights, merge_models, write_safetensors
 from lrtrain.model import load_model, save_model
 from lrtrain.rope import Rope
-from tests.lrtrain.families import FAMILIES, save_family
+from tests.lrtrain.tiny_models import FAMILIES, save_tiny
 
 
 def a_pair(
-    folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32
+    folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any
 ) -> tuple[Path, Path]:
-    """A base, and the same made wider with other weights."""
-    base = save_family(family, folder / "base")
+    """A base in float32, and the same made wider with other weights, in `dtype`."""
+    base = Path(save_tiny(family, folder / "base", **changes))
     tuned = load_model(str(base), dtype=dtype, rope=Rope("auto"), target_len=512)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -34,7 +35,8 @@ def a_pair(
 @pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
 def test_every_tensor_is_the_weighted_mean(family: str, weight: float, tmp_path: Path) -> None:
-    base, tuned = a_pair(tmp_path, family)
+    base, tuned = a_pair(tmp_path, family, tie_word_embeddings=family == "qwen2")
+    assert (family == "qwen2") != ("lm_head.weight" in load_file(tuned / "model.safetensors"))
     merge_models(str(base), str(tuned), tmp_path / "merged", weight)
     one, other, merged = (
         load_file(folder / "model.safetensors") for folder in (base, tuned, tmp_path / "merged")
@@ -61,22 +63,39 @@ def test_config_and_rope_are_the_tuned_models(tmp_path: Path) -> None:
     assert torch.equal(merged.model.rotary_emb.inv_freq, extended.model.rotary_emb.inv_freq)
 
 
-def test_bf16_is_merged_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_dtypes_may_differ_and_the_tuned_models_is_kept(weight: float, tmp_path: Path) -> None:
+    """float32 and bf16 give the float64 mean rounded to bf16: rounded once, not on the way."""
     base, tuned = a_pair(tmp_path, dtype=torch.bfloat16)
-    merge_models(str(base), str(tuned), tmp_path / "merged")
+    merge_models(str(base), str(tuned), tmp_path / "merged", weight)
     one, other, merged = (
         load_file(folder / "model.safetensors") for folder in (base, tuned, tmp_path / "merged")
     )
     for name, tensor in merged.items():
-        wanted = torch.lerp(one[name].float(), other[name].float(), 0.5).bfloat16()
-        assert torch.equal(tensor, wanted)
+        assert one[name].dtype == torch.float32
+        assert tensor.dtype == torch.bfloat16
+        wanted = one[name].double() * (1 - weight) + other[name].double() * weight
+        assert torch.equal(tensor, wanted.bfloat16())
+
+
+def test_stored_copies_of_other_tensors_are_not_merged(tmp_path: Path) -> None:
+    """Some hub models store the tied output embedding, and old ones the rotary frequencies."""
+    base, tuned = a_pair(tmp_path, "qwen2", tie_word_embeddings=True)
+    merge_models(str(base), str(tuned), tmp_path / "plain")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    file = "model.safetensors"
+    assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
 def test_models_in_several_files_are_read(tmp_path: Path) -> None:
     base, tuned = a_pair(tmp_path)
     merge_models(str(base), str(tuned), tmp_path / "whole")
     model = AutoModelForCausalLM.from_pretrained(base)
-    model.save_pretrained(tmp_path / "split", max_shard_size="40KB")
+    model.save_pretrained(tmp_path / "split", max_shard_size="20KB")
     assert len(list((tmp_path / "split").glob("*.safetensors"))) > 2
     merge_models(str(tmp_path / "split"), str(tuned), tmp_path / "merged")
     file = "model.safetensors"
@@ -85,8 +104,6 @@ def test_models_in_several_files_are_read(tmp_path: Path) -> None:
 
 def test_tensors_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a tensor is asked for, the one before it is already gone."""
-    import weakref
-
     base, tuned = a_pair(tmp_path)
     read: list[Any] = []
     most = 0
@@ -132,13 +149,13 @@ def refused(base: Path, tuned: Path, out: Path, weight: float = 0.5) -> str:
 
 def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
     base, tuned = a_pair(tmp_path)
-    wide = save_family("llama", tmp_path / "wide", intermediate_size=100)
+    wide = Path(save_tiny("llama", tmp_path / "wide", intermediate_size=100))
     assert "merge models of one shape" in refused(wide, tuned, tmp_path / "out")
-    deep = save_family("llama", tmp_path / "deep", num_hidden_layers=3)
+    deep = Path(save_tiny("llama", tmp_path / "deep", num_hidden_layers=3))
     assert "has no tensor" in refused(deep, tuned, tmp_path / "out")
-    tied = save_family("llama", tmp_path / "tied", tie_word_embeddings=True)
+    tied = Path(save_tiny("llama", tmp_path / "tied", tie_word_embeddings=True))
     assert "lm_head.weight" in refused(tied, tuned, tmp_path / "out")
-    qwen = save_family("qwen2", tmp_path / "qwen")
+    qwen = Path(save_tiny("qwen2", tmp_path / "qwen"))
     assert "same architecture" in refused(qwen, tuned, tmp_path / "out")
     assert "between 0" in refused(base, tuned, tmp_path / "out", 1.5)
 
@@ -152,7 +169,6 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
     base, tuned = a_pair(tmp_path)
-    from safetensors.torch import save_file
 
     tensors = load_file(base / "model.safetensors")
     name = next(iter(tensors))

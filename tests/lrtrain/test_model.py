@@ -1,4 +1,4 @@
-"""A whole training step on models of every family equals a float64 reference; others are refused."""
+"""A whole training step on every family equals a float64 reference; other models are refused."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from transformers import Gemma2Config, GPT2Config, GptOssConfig
 from lrdata.errors import LongRecipeError
 from lrtrain import attention
 from lrtrain.loss import training_loss
-from lrtrain.model import choose_device, load_model
+from lrtrain.model import choose_device, enable_checkpointing, load_model
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -115,7 +115,7 @@ def test_a_whole_training_step_equals_the_float64_reference(
             folders[name], dtype=torch.float32, rope=Rope("theta", NEW_THETA), target_len=TARGET
         ).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_checkpointing(model)
         calls.clear()
         loss = training_loss(
             model,
@@ -130,14 +130,14 @@ def test_a_whole_training_step_equals_the_float64_reference(
 
         # Checkpointing really happened: each layer's attention ran again in the backward pass.
         assert len(calls) == (4 if checkpointing else 2)
-        assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         gradients = {key: p.grad for key, p in reference.named_parameters()}
         ours = dict(model.named_parameters())
         assert ours.keys() == gradients.keys()
         for key, parameter in ours.items():
             assert gradients[key].abs().max() > 0
             error = (parameter.grad.double() - gradients[key]).abs().max()
-            assert error <= 1e-4 * gradients[key].abs().max().clamp(min=1), key
+            assert error <= 1e-4 * gradients[key].abs().max(), key
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -166,7 +166,7 @@ def test_gradients_cross_gaps_and_stop_at_documents(
     """Through the training step: the loss behind a gap depends on the tokens before it."""
     model = load_model(folders[name], dtype=torch.float32).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, VOCABULARY, (1, 24), generator=generator)
     ids[0, 3] = VOCABULARY - 1
@@ -302,7 +302,7 @@ def test_code_that_comes_with_a_model_never_runs(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(LongRecipeError, match="has no config.json"):
+    with pytest.raises(LongRecipeError, match=r"has no config\.json"):
         load_model(str(tmp_path), dtype=torch.float32)
     tiny_config("llama").save_pretrained(tmp_path)
     with pytest.raises(LongRecipeError, match="cannot load"):

@@ -1,5 +1,8 @@
 """AdamW over master weights is torch's, small gradients are not lost, schedules end as they say."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -59,6 +62,90 @@ def test_many_small_bf16_gradients_add_up() -> None:
     assert float(plain[0, 0]) < 300  # what would have happened
 
 
+def test_256_micro_batches_in_bf16_are_the_float64_sum() -> None:
+    """Gradients of a real backward, of mixed sizes and signs, against adding them up in bf16."""
+    model = nn.Linear(16, 8, bias=False).to(torch.bfloat16)
+    optimizer = MasterAdamW(model, 1e-3, (0.9, 0.95), 0.0)
+    generator = torch.Generator().manual_seed(3)
+    exact = torch.zeros(8, 16, dtype=torch.float64)
+    plain = torch.zeros(8, 16, dtype=torch.bfloat16)
+    for _ in range(256):
+        batch = (torch.randn(1, 16, generator=generator) + 0.5).bfloat16()
+        outer = (torch.randn(8, generator=generator) + 0.5).bfloat16()
+        (model(batch)[0] * outer).sum().backward()
+        gradient = (outer[:, None] * batch).bfloat16()  # one token: exact but for one rounding
+        exact += gradient.double()
+        plain += gradient
+    (master,) = optimizer.masters
+    assert master.grad is not None
+    torch.testing.assert_close(master.grad.double(), exact, rtol=1e-5, atol=1e-4)
+    assert (plain.double() - exact).norm() > 1e-2 * exact.norm()  # what would have happened
+    assert optimizer.gradient_norm().item() == pytest.approx(exact.norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clipping_scales_all_gradients_to_the_limit(dtype: torch.dtype) -> None:
+    """Adam hides a common factor: so look at the gradients that it is given."""
+    model = a_model(dtype)
+    optimizer = MasterAdamW(model, 0.0, (0.9, 0.95), 0.0)
+    seen: list[torch.Tensor] = []
+    adam_step = optimizer._adam.step
+
+    def watched() -> None:
+        seen.extend(m.grad.clone() for m in optimizer.masters if m.grad is not None)
+        adam_step()
+
+    optimizer._adam.step = watched  # type: ignore[method-assign, assignment]
+    for clip, share in ((0.5, 0.5), (1e9, None), (0.0, None)):
+        seen.clear()
+        backward(model, 0)
+        norm = optimizer.gradient_norm()
+        assert norm > 1
+        optimizer.step(1.0, norm, clip)
+        after = torch.cat([grad.flatten() for grad in seen]).norm()
+        assert after.item() == pytest.approx(share or norm.item(), rel=1e-4)
+
+
+def test_the_factor_scales_the_peak_rate_and_vectors_do_not_decay() -> None:
+    """With no gradient only decay moves parameters: by lr x factor x decay, matrices alone."""
+    model = a_model()
+    optimizer = MasterAdamW(model, 0.1, (0.9, 0.95), weight_decay=0.5)
+    for factor in (0.0, 0.2):
+        before = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step(factor, optimizer.gradient_norm(), clip=1.0)
+        for p, old in zip(model.parameters(), before, strict=True):
+            shrunk = old * (1 - 0.1 * factor * 0.5) if p.dim() > 1 else old
+            torch.testing.assert_close(p.detach(), shrunk, rtol=1e-6, atol=0)
+
+
+def test_bf16_parameters_are_their_masters_rounded() -> None:
+    ours, theirs = a_model(torch.bfloat16), a_model(torch.bfloat16).float()
+    optimizer = MasterAdamW(ours, 1e-2, (0.9, 0.95), 0.0)
+    adam = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(3):
+        backward(ours, step)
+        for p, master in zip(theirs.parameters(), optimizer.masters, strict=True):
+            assert master.grad is not None
+            p.grad = master.grad.clone()
+        optimizer.step(1.0, optimizer.gradient_norm(), clip=0.0)
+        adam.step()
+    for p, exact in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, exact.bfloat16())
+
+
+def test_frozen_parameters_stay() -> None:
+    model = a_model()
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    optimizer = MasterAdamW(model, 1e-2, (0.9, 0.95), 0.1)
+    backward(model, 0)
+    optimizer.step(1.0, optimizer.gradient_norm(), clip=1.0)
+    assert torch.equal(frozen, before)
+
+
 def test_steps_below_a_bf16_digit_add_up_too() -> None:
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     model.weight.data.fill_(1.0)
@@ -90,6 +177,30 @@ def test_schedules_rise_then_fall(schedule: str, steps: int, warmup: float) -> N
     assert values[top:] == sorted(values[top:], reverse=True)
     if steps > 2 and warmup < 0.5 and schedule != "constant":
         assert values[-1] == pytest.approx(FLOOR)
+
+
+def test_where_the_schedules_begin_and_end() -> None:
+    """101 steps, of which 10 warm up: 1/11 .. 10/11, the peak at step 10, the floor at 100."""
+    for schedule, middle, last in (("cosine", 0.55, 0.1), ("linear", 0.55, 0.1)):
+        factor = warmup_then(schedule, 101, 10 / 101)
+        assert [factor(0), factor(9), factor(10)] == pytest.approx([1 / 11, 10 / 11, 1.0])
+        assert factor(55) == pytest.approx(middle)
+        assert factor(100) == pytest.approx(last)
+    factor = warmup_then("constant", 101, 10 / 101)
+    assert [factor(0), factor(10), factor(100)] == pytest.approx([1 / 11, 1.0, 1.0])
+    assert warmup_then("cosine", 10, 0.0)(0) == 1.0
+    assert linear_to_zero(1)(0) == 1.0  # a single step is not lost
+
+
+@given(
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+    steps=st.integers(2, 200),
+    warmup=st.floats(0, 1),
+)
+def test_warm_up_rises_strictly(schedule: str, steps: int, warmup: float) -> None:
+    factor = warmup_then(schedule, steps, warmup)
+    values = [factor(step) for step in range(math.ceil(warmup * steps))]
+    assert all(one < other for one, other in pairwise(values))
 
 
 @given(steps=st.integers(2, 500))

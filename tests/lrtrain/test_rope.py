@@ -18,6 +18,7 @@ from lrtrain.rope import (
     check_inv_freq,
     expected_inv_freq,
     extended_theta,
+    head_dim_of,
     parse_rope,
     set_rope,
 )
@@ -143,7 +144,8 @@ def test_a_model_with_other_frequencies_than_its_config_is_refused(
         check_inv_freq(model)
 
     # What happens when a changed theta does not reach the model: it still turns by the old one.
-    rotary.inv_freq.copy_(THETA ** -(torch.arange(0, 8, 2) / 8))
+    width = head_dim_of(model.config)
+    rotary.inv_freq.copy_(THETA ** -(torch.arange(0, width, 2) / width))
     with pytest.raises(LongRecipeError, match="not those of theta"):
         check_inv_freq(model)
 
@@ -156,14 +158,22 @@ def test_a_model_with_other_frequencies_than_its_config_is_refused(
     check_inv_freq(model)
 
 
+def test_a_theta_changed_after_loading_is_refused(folders: dict[str, str]) -> None:
+    """The trap: the config says the new theta, the model was made with the old one."""
+    model = load_model(folders["llama"], dtype=torch.float32)
+    set_rope(model.config, Rope("auto"), TARGET)
+    with pytest.raises(LongRecipeError, match="not those of theta"):
+        check_inv_freq(model)
+
+
 def test_a_model_without_rotary_embedding_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
-    model.config = tiny_config("llama")  # type: ignore[assignment]
+    model.config = tiny_config("llama")
     with pytest.raises(LongRecipeError, match="no rotary embedding"):
         check_inv_freq(model)
 
 
-def _promised(rope: Rope) -> dict[str, Any]:
+def _promised(rope: Rope, head_dim: int) -> dict[str, Any]:
     """rope_parameters of a model extended from WINDOW to TARGET."""
     if rope.kind == "yarn":
         return {
@@ -172,7 +182,8 @@ def _promised(rope: Rope) -> dict[str, Any]:
             "factor": TARGET / WINDOW,
             "original_max_position_embeddings": WINDOW,
         }
-    thetas = {"auto": extended_theta(THETA, WINDOW, TARGET, 8), "theta": rope.theta, "none": THETA}
+    extended = extended_theta(THETA, WINDOW, TARGET, head_dim)
+    thetas = {"auto": extended, "theta": rope.theta, "none": THETA}
     return {"rope_type": "default", "rope_theta": thetas[rope.kind]}
 
 
@@ -186,7 +197,7 @@ def test_saved_and_reloaded_in_plain_transformers_it_is_the_same_model(
     save_model(model, str(tiny_tokenizer), out, target_len=TARGET, card="# A card\n")
 
     config = AutoConfig.from_pretrained(out)
-    promised = _promised(rope)
+    promised = _promised(rope, 12 if family == "qwen3" else 8)
     assert {key: config.rope_parameters[key] for key in promised} == promised
     assert config.max_position_embeddings == TARGET
     assert AutoTokenizer.from_pretrained(out).model_max_length == TARGET

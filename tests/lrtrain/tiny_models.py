@@ -23,7 +23,16 @@ VOCABULARY, WINDOW, THETA = 96, 64, 10_000.0
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """Two layers, six query heads on two key-value heads; the family's own biases and norms."""
+    """Two layers, six query heads on two key-value heads; the family's own biases and norms.
+
+    A head is 8 wide; Qwen3's are wider than hidden_size / heads, and Qwen2's config does not say.
+    """
+    special: dict[str, dict[str, Any]] = {
+        "llama": {"head_dim": 8},
+        "mistral": {"head_dim": 8, "sliding_window": None},
+        "qwen2": {},
+        "qwen3": {"head_dim": 12},
+    }
     values: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 48,
@@ -31,13 +40,11 @@ def tiny_config(family: str, **changes: Any) -> Any:
         "num_hidden_layers": 2,
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
-        "head_dim": 8,
         "max_position_embeddings": WINDOW,
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
-        **({"sliding_window": None} if family == "mistral" else {}),
     }
-    return FAMILIES[family](**{**values, **changes})
+    return FAMILIES[family](**{**values, **special[family], **changes})
 
 
 def save_tiny(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> str:

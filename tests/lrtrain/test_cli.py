@@ -1,0 +1,94 @@
+"""The lrtrain command: help that teaches, one line for what is wrong, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lrtrain.cli import main
+from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny")
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def refused(code: int, *words: object) -> str:
+    done = invoke(*words)
+    assert done.exit_code == code, done.output
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.output
+    return lines[0]
+
+
+def test_run_merge_eval_make_what_they_say(shards: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = invoke(
+        *("run", shards, "--model", model, "--out", out, "--steps", 2, "--anneal-steps", 1),
+        *("--rows-per-step", 2, "--dtype", "fp32", "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    assert str(out / "merged") in done.stdout
+    done = invoke("merge", model, out / "extend", "--out", tmp_path / "other", "--weight", 0.3)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "other" / "model.safetensors").exists()
+    done = invoke(
+        *("eval", f"base={model}", out / "merged", "--lengths", "128,256", "--samples", 1),
+        *("--depths", "0,1", "--windows", 2, "--shards", shards, "--out", tmp_path / "eval"),
+        *("--needle", "The word is {value}.", "--question", "The word is", "--values", "cat,dog"),
+        *("--value-length", 1, "--device", "cpu"),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert [entry["name"] for entry in found["models"]] == ["base", "merged"]
+    assert found["settings"]["template"]["value_alphabet"] == ["cat", "dog"]
+    assert (tmp_path / "eval" / "needle.png").exists()
+    assert (tmp_path / "eval" / "perplexity.png").exists()
+
+
+def test_what_is_wrong_is_one_line(shards: Path, model: Path, tmp_path: Path) -> None:
+    run = ("run", shards, "--out", tmp_path / "run", "--device", "cpu", "--model")
+    assert "unknown" in refused(1, *run, model, "--stages", "extend,extent")
+    assert "this order" in refused(1, *run, model, "--stages", "merge,extend")
+    assert "no model at" in refused(1, *run, tmp_path / "nowhere")
+    assert "--rope ntk is unknown" in refused(1, *run, model, "--rope", "ntk")
+    assert "--lr 0.0 must be above 0" in refused(1, *run, model, "--lr", 0)
+    assert "Missing option '--model'" in refused(2, "run", shards, "--out", tmp_path / "run")
+    assert "manifest.json" in refused(1, "run", tmp_path, "--model", model, "--out", tmp_path / "x")
+    assert "--depths" in refused(2, "eval", model, "--depths", "deep")
+    assert "unknown suite" in refused(1, "eval", model, "--suite", "ruler")
+    assert "between 0" in refused(1, "merge", model, model, "--out", tmp_path / "m", "--weight", 2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["merge"], ["eval"]])
+def test_help_teaches_without_loading_torch(command: list[str]) -> None:
+    script = (
+        "import sys; from lrtrain.cli import main\n"
+        "try: main([*sys.argv[1:], '--help'])\n"
+        "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True, check=True
+    )
+    assert "Usage:" in done.stdout
+
+
+def test_an_unexpected_error_names_debug(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("not json")
+    message = refused(1, "merge", tmp_path, model, "--out", tmp_path / "out")
+    assert str(tmp_path) in message
