@@ -16,6 +16,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.demo  ## the whole recipe on a laptop CPU, in about five minutes
+	rm -rf demo
 	$(BIN)/python -m lrtrain.demo --out demo
 
 test: $(VENV)/.dev  ## every test that needs no GPU

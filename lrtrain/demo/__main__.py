@@ -152,7 +152,7 @@ class Demo:
             *(f"base={at.base}", f"new theta={at.base}@target={TARGET}"),
             *(f"extended={at.run / 'extend'}", f"annealed={at.run / 'anneal'}"),
             f"merged={at.run / 'merged'}",
-            *("--lengths", f"{WINDOW},512,1k,2k", "--samples", 12, "--windows", 32),
+            *("--lengths", f"{WINDOW},512,1k,2k", "--samples", 8, "--windows", 16),
             *("--haystack", at.corpus / "heldout.jsonl", "--text", at.corpus / "heldout.jsonl"),
             *("--needle", "Code:{name}{value}.", "--question", "Code:{name}"),
             *("--answer", "{value}", "--names", symbols, "--name-length", CUE),

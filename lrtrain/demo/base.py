@@ -6,7 +6,6 @@ has. Sequences grow from 32 to the whole window, which makes it start sooner.
 """
 
 import itertools
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,23 +31,23 @@ _STEP_TOKENS = 4096
 class Phase:
     """At most `steps` on sequences of one length: `drills` of them periodic, `planted` with codes.
 
-    It ends early when the mean loss of ten steps is below `loss`, or the share of symbols that are
-    retrieved inside the window at least `retrieval`; a phase that has such an aim must reach it.
+    The rest is text. A phase with an aim ends as soon as that share of symbols is copied in drills
+    or retrieved from planted codes, and must reach it.
     """
 
     length: int
     steps: int
     drills: float = 1.0
     planted: float = 0.0
-    loss: float | None = None
-    retrieval: float | None = None
+    copied: float | None = None
+    retrieved: float | None = None
 
 
 PHASES = (
     Phase(32, 60),
     Phase(64, 60),
-    Phase(128, 600, loss=0.9),  # who does not copy stays at 2.5
-    Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieval=0.9),
+    Phase(128, 800, drills=0.8, copied=0.9),  # some text, so that more of it is no shock later
+    Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieved=0.92),
     Phase(WINDOW, 80, drills=0.2, planted=0.3),
 )
 _PROBE_EVERY, _PROBES = 20, 32
@@ -80,9 +79,6 @@ def sequence(draw: np.random.Generator, pieces: Pieces, phase: Phase) -> tuple[n
     kind, length = draw.random(), phase.length
     if kind < phase.drills:
         period = int(draw.integers(8, length // 2 + 1))
-        if phase.planted and draw.random() < 0.5:
-            start = int(draw.integers(len(pieces.text) - period))
-            return np.resize(pieces.text[start : start + period], length), period
         again = period > len(pieces.symbols)  # else each symbol has one successor: quicker learned
         return np.resize(draw.choice(pieces.symbols, period, replace=again), length), period
     start = int(draw.integers(len(pieces.text) - length))
@@ -138,17 +134,16 @@ def train_base(
     steps = 0
     with progress("base", None) as task:
         for phase in phases:
-            losses: deque[float] = deque(maxlen=10)
             factor = warmup_then("cosine" if phase is phases[-1] else "constant", phase.steps, 0.0)
             for step in range(phase.steps):
-                losses.append(_accumulate(model, draw, pieces, phase))
+                loss = _accumulate(model, draw, pieces, phase)
                 optimizer.step(factor(step), optimizer.gradient_norm(), clip=1.0)
                 steps += 1
-                task.advance(note=f"{phase.length} tokens, loss {losses[-1]:.3f}")
-                if _has_reached(phase, step + 1, losses, model, pieces):
+                task.advance(note=f"{phase.length} tokens, loss {loss:.3f}")
+                if _has_reached(phase, step + 1, model, pieces):
                     break
             else:
-                if phase.loss or phase.retrieval:
+                if phase.copied or phase.retrieved:
                     raise LongRecipeError(
                         f"the base model did not learn to look back in {steps} steps; "
                         "try another --seed"
@@ -158,42 +153,56 @@ def train_base(
     return steps * _STEP_TOKENS
 
 
-def _has_reached(
-    phase: Phase, steps: int, losses: deque[float], model: Any, pieces: Pieces
-) -> bool:
-    if phase.loss is not None:
-        return len(losses) == losses.maxlen and sum(losses) / len(losses) < phase.loss
-    if phase.retrieval is not None and steps % _PROBE_EVERY == 0:
-        return retrieval(model, pieces) >= phase.retrieval
+def _has_reached(phase: Phase, steps: int, model: Any, pieces: Pieces) -> bool:
+    if steps % _PROBE_EVERY:
+        return False
+    if phase.copied is not None:
+        return share_right(model, *copying(pieces, phase.length)) >= phase.copied
+    if phase.retrieved is not None:
+        return share_right(model, *retrieving(pieces, phase.length)) >= phase.retrieved
     return False
 
 
-@torch.no_grad()
-def retrieval(model: Any, pieces: Pieces) -> float:
-    """Share of a code's last symbols that follow from its first ones, inside the window.
-
-    The sequence is text that holds the code somewhere and ends with it; chance is 1 / 62.
-    """
+def copying(pieces: Pieces, length: int) -> tuple[np.ndarray, int]:
+    """Sequences int64 [_PROBES, length] of two periods; how many of their last symbols to tell."""
     draw = np.random.default_rng(0)
-    right = 0
-    for _ in range(_PROBES):
-        start = int(draw.integers(len(pieces.text) - WINDOW))
-        ids = pieces.text[start : start + WINDOW].astype(np.int64)
-        line = np.concatenate([pieces.prefix, draw.choice(pieces.symbols, CUE + ANSWER)])
-        ids[-len(line) :] = line
-        place = int(draw.integers(WINDOW - 2 * len(line) - 2))
+    period = min(length // 2, len(pieces.symbols))
+    rows = [
+        np.resize(draw.choice(pieces.symbols, period, replace=False), length)
+        for _ in range(_PROBES)
+    ]
+    return np.stack(rows).astype(np.int64), length - period - 1
+
+
+def retrieving(pieces: Pieces, length: int) -> tuple[np.ndarray, int]:
+    """Texts int64 [_PROBES, length] that hold a code and end with it; its symbols to tell."""
+    draw = np.random.default_rng(0)
+    rows = np.empty((_PROBES, length), np.int64)
+    for ids in rows:
+        start = int(draw.integers(len(pieces.text) - length))
+        ids[:] = pieces.text[start : start + length]
+        values = draw.choice(pieces.symbols, CUE + ANSWER)
+        line = np.concatenate([pieces.prefix, values, pieces.suffix])
+        place = int(draw.integers(length - 2 * len(line)))
         ids[place : place + len(line)] = line
-        ids[place + len(line) : place + len(line) + len(pieces.suffix)] = pieces.suffix
-        row = torch.from_numpy(ids)[None]
-        logits = model(
-            row,
-            position_ids=torch.arange(WINDOW)[None],
-            seq_lengths=[WINDOW],
-            use_cache=False,
-            logits_to_keep=ANSWER + 1,
-        ).logits[0, :-1]
-        right += int((logits.argmax(-1) == row[0, -ANSWER:]).sum())
-    return right / (_PROBES * ANSWER)
+        again = line[: -len(pieces.suffix)]
+        ids[-len(again) :] = again
+    return rows, ANSWER
+
+
+@torch.no_grad()
+def share_right(model: Any, sequences: np.ndarray, answers: int) -> float:
+    """Share of the last `answers` tokens of each sequence [n, length] that are the first choice."""
+    count, length = sequences.shape
+    ids = torch.from_numpy(sequences)
+    logits = model(
+        ids.reshape(1, -1),
+        position_ids=torch.arange(length).repeat(count)[None],
+        seq_lengths=[length] * count,
+        use_cache=False,
+    ).logits.view(count, length, -1)
+    right = logits[:, -answers - 1 : -1].argmax(-1) == ids[:, -answers:]
+    return float(right.float().mean())
 
 
 def _accumulate(model: Any, draw: np.random.Generator, pieces: Pieces, phase: Phase) -> float:

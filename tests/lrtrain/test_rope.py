@@ -246,19 +246,35 @@ def test_a_folder_that_is_there_is_never_written_over(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_saved_model_that_turns_differently_leaves_no_folder(
-    folders: dict[str, str],
-    tiny_tokenizer: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As if this transformers lost theta on saving."""
-    model = load_model(folders["llama"], dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+@pytest.fixture
+def lost_theta(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if this transformers made every Llama with the theta it had before; undo() ends it."""
     monkeypatch.setattr(
         LlamaRotaryEmbedding,
         "compute_default_rope_parameters",
         staticmethod(lambda *_, **__: (THETA ** -(torch.arange(0, 8, 2) / 8), 1.0)),
     )
+    return monkeypatch
+
+
+def test_a_loaded_model_that_turns_differently_is_refused(
+    folders: dict[str, str], lost_theta: pytest.MonkeyPatch
+) -> None:
+    extend: dict[str, Any] = {"dtype": torch.float32, "rope": Rope("auto"), "target_len": TARGET}
+    with pytest.raises(LongRecipeError, match="not those of theta"):
+        load_model(folders["llama"], **extend)
+    lost_theta.undo()
+    load_model(folders["llama"], **extend)
+
+
+def test_a_saved_model_that_turns_differently_leaves_no_folder(
+    folders: dict[str, str],
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model = load_model(folders["llama"], dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+    request.getfixturevalue("lost_theta")
     with pytest.raises(LongRecipeError, match="not those of theta"):
         save_model(model, str(tiny_tokenizer), tmp_path / "saved", target_len=TARGET, card="")
     assert list(tmp_path.iterdir()) == []

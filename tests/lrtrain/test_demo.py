@@ -1,0 +1,138 @@
+"""The demo's parts: documents that restate codes, a tokenizer of whole symbols, the base model."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lrdata.draws import Draws
+from lrdata.tokenizer import Tokenizer
+from lrtrain.demo.__main__ import main
+from lrtrain.demo.base import Phase, Pieces, copying, retrieving, sequence, train_base
+from lrtrain.demo.corpus import (
+    ANSWER,
+    CUE,
+    SYMBOLS,
+    Library,
+    ledger,
+    read_library,
+    short_documents,
+    write_jsonl,
+)
+from lrtrain.demo.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return read_library(300_000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "tokenizer"
+    train_tokenizer(library.sources, folder, 256)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pieces(library: Library, tokenizer: Path) -> Pieces:
+    return Pieces.encode(Tokenizer.load(str(tokenizer)), library.sources)
+
+
+def test_the_library_is_pythons_and_keeps_some_back(library: Library) -> None:
+    assert library.sources
+    assert library.heldout
+    assert not set(library.sources) & set(library.heldout)
+    assert len(library.prose) > 100
+    assert not any(re.search(r"\d", line) for line in library.prose)
+
+
+def test_a_ledger_restates_in_its_second_half_what_it_planted_in_its_first(
+    library: Library,
+) -> None:
+    text = ledger(Draws(3), library.prose, codes=7, lines=20)
+    codes = re.findall(r"^Code:(?: [a-zA-Z0-9]){12}\.$", text, re.MULTILINE)
+    assert len(codes) == 14
+    assert set(codes[:7]) == set(codes[7:])
+    assert len(set(codes)) == 7
+    assert text == ledger(Draws(3), library.prose, codes=7, lines=20)
+    assert text != ledger(Draws(4), library.prose, codes=7, lines=20)
+
+
+def test_short_documents_are_short_and_of_every_kind(library: Library, tokenizer: Path) -> None:
+    texts = list(short_documents(Draws(1), library, 60))
+    assert len(texts) == 60
+    assert sum("Code:" in text for text in texts) >= 20
+    sizes = np.diff(Tokenizer.load(str(tokenizer)).encode(texts)[1])
+    assert 20 < np.median(sizes) <= 256
+
+
+def test_every_symbol_is_one_token(tokenizer: Path) -> None:
+    sizes = np.diff(Tokenizer.load(str(tokenizer)).encode(SYMBOLS)[1])
+    assert sizes.tolist() == [1] * 62
+
+
+def test_drills_are_periodic(pieces: Pieces) -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        ids, period = sequence(draw, pieces, Phase(64, 1))
+        assert 8 <= period <= 32
+        assert np.array_equal(ids[period:], ids[:-period])
+
+
+def test_planted_codes_come_twice(pieces: Pieces) -> None:
+    draw = np.random.default_rng(0)
+    ids, unlearned = sequence(draw, pieces, Phase(256, 1, drills=0.0, planted=1.0))
+    assert len(ids) == 256
+    assert unlearned == 1
+    head = len(pieces.prefix)
+    starts = [
+        i
+        for i in range(256 - head - CUE - ANSWER)
+        if np.array_equal(ids[i : i + head], pieces.prefix)
+        and np.isin(ids[i + head : i + head + CUE + ANSWER], pieces.symbols).all()
+    ]
+    codes = Counter(tuple(ids[i + head : i + head + CUE + ANSWER]) for i in starts)
+    assert set(codes.values()) == {2}
+
+
+def test_probes_can_be_answered_from_what_they_hold(pieces: Pieces) -> None:
+    rows, answers = copying(pieces, 128)
+    assert (rows[:, -answers:] == rows[:, 128 - answers - 62 : 66]).all()
+    rows, answers = retrieving(pieces, 256)
+    for row in rows:
+        ending = row[-len(pieces.prefix) - CUE - ANSWER :]
+        windows = np.lib.stride_tricks.sliding_window_view(row, len(ending))
+        assert (windows == ending).all(1).sum() == 2
+
+
+def test_a_base_model_is_saved_as_a_plain_one(
+    library: Library, tokenizer: Path, tmp_path: Path
+) -> None:
+    tokens = train_base(tokenizer, library.sources, tmp_path / "base", 0, [Phase(32, 3)])
+    assert tokens == 3 * 4096
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert config["max_position_embeddings"] == 256
+    assert (tmp_path / "base" / "tokenizer.json").exists()
+
+
+def test_a_base_that_does_not_learn_is_an_error(
+    library: Library, tokenizer: Path, tmp_path: Path
+) -> None:
+    from lrdata.errors import LongRecipeError
+
+    with pytest.raises(LongRecipeError, match="try another --seed"):
+        train_base(tokenizer, library.sources, tmp_path / "b", 0, [Phase(32, 2, copied=0.99)])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_with_something_in_it_is_kept(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mine.jsonl", ["years of work"])
+    done = CliRunner().invoke(main, ["--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "not empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
