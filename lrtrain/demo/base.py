@@ -74,18 +74,55 @@ class Pieces:
         )
 
 
-def sequence(draw: np.random.Generator, pieces: Pieces, phase: Phase) -> tuple[np.ndarray, int]:
-    """(ids [length], how many of the first tokens are not learned)."""
+def sequence(
+    draw: np.random.Generator, pieces: Pieces, phase: Phase
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32 [length], weights float32 [length]): a drill, or text with or without codes."""
     kind, length = draw.random(), phase.length
     if kind < phase.drills:
-        period = int(draw.integers(8, length // 2 + 1))
-        again = period > len(pieces.symbols)  # else each symbol has one successor: quicker learned
-        return np.resize(draw.choice(pieces.symbols, period, replace=again), length), period
+        make = _motifs if length >= 64 and draw.random() < 0.5 else _periodic
+        return make(draw, pieces.symbols, length)
     start = int(draw.integers(len(pieces.text) - length))
     ids = pieces.text[start : start + length].copy()
     if kind < phase.drills + phase.planted:
         _plant(draw, pieces, ids)
-    return ids, 1
+    weights = np.ones(length, np.float32)
+    weights[0] = 0.0
+    return ids, weights
+
+
+def _periodic(
+    draw: np.random.Generator, symbols: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random period again and again; what repeats is learned."""
+    period = int(draw.integers(8, min(length // 2, len(symbols)) + 1))
+    ids = np.resize(draw.choice(symbols, period, replace=False), length)
+    return ids, (np.arange(length) >= period).astype(np.float32)
+
+
+def _motifs(
+    draw: np.random.Generator, symbols: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A few short runs of symbols in random order: after a symbol or two the rest of one is known.
+
+    Without them some models only learn to look back a whole period, and find no code in a text.
+    """
+    motifs = [
+        draw.choice(symbols, int(draw.integers(4, 13)), replace=False)
+        for _ in range(int(draw.integers(2, 3 + length // 32)))
+    ]
+    ids = np.empty(length, symbols.dtype)
+    weights = np.zeros(length, np.float32)
+    seen = [False] * len(motifs)
+    at = 0
+    while at < length:
+        which = int(draw.integers(len(motifs)))
+        size = min(len(motifs[which]), length - at)
+        ids[at : at + size] = motifs[which][:size]
+        weights[at + 1 : at + size] = seen[which]
+        seen[which] = True
+        at += size
+    return ids, weights
 
 
 def _plant(draw: np.random.Generator, pieces: Pieces, ids: np.ndarray) -> None:
@@ -209,10 +246,9 @@ def _accumulate(model: Any, draw: np.random.Generator, pieces: Pieces, phase: Ph
     """Gradients of one step of sequences of a phase; returns the loss."""
     length, count = phase.length, _STEP_TOKENS // phase.length
     ids = np.empty((count, length), np.int64)
-    weights = np.ones((count, length), np.float32)
+    weights = np.empty((count, length), np.float32)
     for row in range(count):
-        ids[row], unlearned = sequence(draw, pieces, phase)
-        weights[row, :unlearned] = 0.0
+        ids[row], weights[row] = sequence(draw, pieces, phase)
     loss = training_loss(
         model,
         torch.from_numpy(ids.reshape(1, -1)),
