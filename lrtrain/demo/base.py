@@ -46,7 +46,7 @@ class Phase:
 PHASES = (
     Phase(32, 60),
     Phase(64, 60),
-    Phase(128, 800, drills=0.8, copied=0.9),  # some text, so that more of it is no shock later
+    Phase(128, 800, drills=0.6, planted=0.2, copied=0.9),
     Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieved=0.92),
     Phase(WINDOW, 80, drills=0.2, planted=0.3),
 )
@@ -85,7 +85,7 @@ def sequence(
     start = int(draw.integers(len(pieces.text) - length))
     ids = pieces.text[start : start + length].copy()
     if kind < phase.drills + phase.planted:
-        _plant(draw, pieces, ids)
+        return ids, _plant(draw, pieces, ids)
     weights = np.ones(length, np.float32)
     weights[0] = 0.0
     return ids, weights
@@ -125,16 +125,26 @@ def _motifs(
     return ids, weights
 
 
-def _plant(draw: np.random.Generator, pieces: Pieces, ids: np.ndarray) -> None:
-    """Write codes over the text, each of them twice."""
-    size = len(pieces.prefix) + CUE + ANSWER + len(pieces.suffix)
-    slots = len(ids) // size
-    order = draw.permutation(slots)[: 2 * max(1, slots // 4)]
-    for first, second in zip(order[::2].tolist(), order[1::2].tolist(), strict=False):
+def _plant(draw: np.random.Generator, pieces: Pieces, ids: np.ndarray) -> np.ndarray:
+    """Write codes over the text, each twice; weights: the symbols of the second time are learned.
+
+    The text is not: its loss would drown theirs.
+    """
+    weights = np.zeros(len(ids), np.float32)
+    head = len(pieces.prefix)
+    size = head + CUE + ANSWER + len(pieces.suffix)
+    pairs = max(1, len(ids) // size // 3)
+    # Anywhere: on a grid, the distance would tell what only the symbols should.
+    free = len(ids) - 2 * pairs * size
+    starts = np.sort(draw.integers(free + 1, size=2 * pairs)) + np.arange(2 * pairs) * size
+    for places in draw.permutation(starts).reshape(pairs, 2):
         values = draw.choice(pieces.symbols, CUE + ANSWER)
         line = np.concatenate([pieces.prefix, values, pieces.suffix])
-        for slot in (first, second):
-            ids[slot * size : (slot + 1) * size] = line
+        for start in places.tolist():
+            ids[start : start + size] = line
+        again = int(places.max()) + head
+        weights[again + 1 : again + CUE + ANSWER] = 1.0
+    return weights
 
 
 def make_model(vocabulary: int, end_of_text: int) -> Any:
