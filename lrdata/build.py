@@ -31,7 +31,7 @@ from lrdata.manifest import (
     write_manifest,
 )
 from lrdata.progress import progress
-from lrdata.recipe import BuildRecipe, differences, portable_name
+from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences, portable_name
 from lrdata.replay import build_replay
 from lrdata.report.card import card
 from lrdata.report.croissant import croissant
@@ -64,7 +64,11 @@ def build(
     finished = _finished(out, identity)
     if finished is not None:
         return finished
-    staging = _open_staging(out, identity, shared=overwrite)
+    # Units do not depend on replay: after "too short" they wait for more of it.
+    of_units = _identity(recipe, tokenizer, sources[: len(files)])
+    for option in REPLAY_OPTIONS:
+        del of_units[option]
+    staging = _open_staging(out, of_units, shared=overwrite)
     try:
         receipts = _run_units(recipe, files, staging, workers or os.cpu_count() or 1)
         ledger = _total(receipt.ledger for receipt in receipts)

@@ -15,6 +15,9 @@ TRAIN_SHARE = 0.30
 """The paper's share of the target length; the length is floored to a multiple of 16."""
 _SHORTEST_TARGET, _SHORTEST_ROW = 64, 16
 
+REPLAY_OPTIONS = ("replay", "replay_ratio", "prompt_field", "response_field", "chat_template")
+"""Options that no extend row depends on."""
+
 
 @dataclass(frozen=True)
 class BuildRecipe:
