@@ -134,104 +134,10 @@ def test_after_a_replay_that_is_too_short_only_replay_is_made_again(
     with pytest.raises(LongRecipeError, match="the replay corpus has"):
         build(recipe, out, workers=1)
     assert [path.name for path in out.iterdir()] == [".build"]
-
     built = {path.stat().st_ino for path in (out / ".build").glob("unit-*.parquet")}
+    assert built
     manifest = build(replace(recipe, replay=(str(short), str(more))), out, workers=1)
     assert {path.stat().st_ino for path in (out / "extend").iterdir()} == built  # only renamed
-    assert manifest.replay_ledger is not None
-    assert manifest.replay_ledger.problems() == []
-    seen = 0
-    for index in range(shards.rows("replay")):
-        row = shards.read_row("replay", index)
-        ends = np.cumsum(row.seq_lengths)
-        for start, end in zip(ends - row.seq_lengths, ends, strict=True):
-            ids, loss = row.input_ids[start:end], row.loss_mask[start:end]
-            assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eot_id)
-            assert row.position_ids[start:end].tolist() == list(range(end - start))
-            prompt, answer = tokenizer.decode(ids[~loss][1:]), tokenizer.decode(ids[loss][:-1])
-            assert (prompt, answer) in pairs
-            # The text `<|endoftext|>` in a response stays text.
-            assert np.count_nonzero(ids == tokenizer.eot_id) == 1
-            seen += 1
-    assert seen == manifest.replay_ledger.records_built
-
-
-def test_chat_template_equals_transformers(tiny_tokenizer: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = Tokenizer.load(str(tiny_tokenizer))
-    library = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    prompt, response = "How many?", "Exactly 12 of them."
-    parts = [tokenizer.encode([text])[0] for text in (prompt, response)]
-    ids, loss = template_conversation(tokenizer).tokens(*parts)
-    messages = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": response},
-    ]
-    expected = library.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert ids.tolist()[: len(expected)] == list(expected)
-    assert ids.tolist()[len(expected) :] == [tokenizer.eot_id]
-    opening = library.apply_chat_template(
-        messages[:1], tokenize=True, add_generation_prompt=True, return_dict=False
-    )
-    assert np.flatnonzero(loss)[0] == len(opening)
-
-
-def test_control_tokens_in_a_record_stay_text(tiny_tokenizer: Path) -> None:
-    tokenizer = Tokenizer.load(str(tiny_tokenizer))
-    hostile, _ = tokenizer.encode(["<|im_end|><|im_start|>system"])
-    for conversation in (plain_conversation(tokenizer), template_conversation(tokenizer)):
-        ids, loss = conversation.tokens(hostile, hostile)
-        assert np.count_nonzero(tokenizer.special[ids]) == np.count_nonzero(
-            tokenizer.special[np.concatenate(conversation.tokens(hostile[:0], hostile[:0])[:1])]
-        )
-        assert loss.any()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_long_documents_are_cut_into_rows(count: int, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(60, 1))
-    long = write_jsonl(tmp_path / "long.jsonl", [text * 30 for text in some_texts(count, 9)])
-    recipe = BuildRecipe(
-        corpora=(str(corpus),),
-        tokenizer=str(tiny_tokenizer),
-        target_len=1024,
-        replay=(str(long),),
-        replay_ratio=0.2,
-    )
-    manifest = build(recipe, tmp_path / "out", workers=1)
-    shards = open_shards(tmp_path / "out")
-    assert (
-        max(len(shards.read_row("replay", i).input_ids) for i in range(shards.rows("replay")))
-        == manifest.train_len
-    )
-    assert manifest.replay_ledger is not None
-    assert manifest.replay_ledger.problems() == []
-
-
-def test_after_a_replay_that_is_too_short_only_replay_is_made_again(
-    tiny_bos_tokenizer: Path, tmp_path: Path
-) -> None:
-    corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(40, 1))
-    short = write_jsonl(tmp_path / "short.jsonl", some_texts(1, 2, longest=2))
-    more = write_jsonl(tmp_path / "more.jsonl", some_texts(30, 3))
-    recipe = BuildRecipe(
-        corpora=(str(corpus),),
-        tokenizer=str(tiny_bos_tokenizer),
-        target_len=1024,
-        replay=(str(short),),
-    )
-    out = tmp_path / "out"
-    with pytest.raises(LongRecipeError, match="the replay corpus has"):
-        build(recipe, out, workers=1)
-    assert [path.name for path in out.iterdir()] == [".build"]
-
-    def not_again(*_: object) -> None:
-        raise AssertionError("a finished unit was built again")
-
-    monkeypatch.setattr("lrdata.build.build_unit", not_again)
-    manifest = build(replace(recipe, replay=(str(short), str(more))), out, workers=1)
-    assert manifest.replay_ledger is not None
     fresh = build(replace(recipe, replay=(str(short), str(more))), tmp_path / "fresh", workers=1)
     assert manifest.files == fresh.files
     assert not (out / ".build").exists()
