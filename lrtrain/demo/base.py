@@ -6,6 +6,7 @@ has. Sequences grow from 32 to the whole window, which makes it start sooner.
 """
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from lrdata.errors import LongRecipeError
-from lrdata.progress import progress
+from lrdata.progress import Task, progress
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.demo.corpus import ANSWER, CODE_PREFIX, CUE, SYMBOLS
@@ -32,7 +33,7 @@ class Phase:
     """At most `steps` on sequences of one length: `drills` of them periodic, `planted` with codes.
 
     The rest is text. A phase with an aim ends as soon as that share of symbols is copied in drills
-    or retrieved from planted codes, and must reach it.
+    or retrieved from planted codes; a model that misses it starts again from other weights.
     """
 
     length: int
@@ -46,10 +47,13 @@ class Phase:
 PHASES = (
     Phase(32, 60),
     Phase(64, 60),
-    Phase(128, 800, drills=0.6, planted=0.2, copied=0.9),
-    Phase(WINDOW, 800, drills=0.4, planted=0.4, retrieved=0.92),
+    Phase(128, 600, drills=0.6, planted=0.2, copied=0.9),
+    # Most models are at 0.7 here; the few that still see the token before blurred stay below 0.5.
+    Phase(WINDOW, 100, drills=0.4, planted=0.4, retrieved=0.6),
+    Phase(WINDOW, 400, drills=0.4, planted=0.4, retrieved=0.9),
     Phase(WINDOW, 80, drills=0.2, planted=0.3),
 )
+_ATTEMPTS = 4
 _PROBE_EVERY, _PROBES = 20, 32
 
 
@@ -160,7 +164,8 @@ def make_model(vocabulary: int, end_of_text: int) -> Any:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        # 10,000 is for windows of thousands; here it makes neighbours look alike.
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
         initializer_range=0.05,  # at 0.02 or 0.09 induction comes several times later
         bos_token_id=None,
         eos_token_id=end_of_text,
@@ -174,30 +179,45 @@ def train_base(
     """Train the base model and save it to `out`; returns how many tokens it read."""
     tokenizer = Tokenizer.load(str(tokenizer_folder))
     pieces = Pieces.encode(tokenizer, texts)
-    draw = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    model = make_model(tokenizer.vocab_size, tokenizer.eot_id)
-    optimizer = MasterAdamW(model, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    steps = 0
     with progress("base", None) as task:
-        for phase in phases:
-            factor = warmup_then("cosine" if phase is phases[-1] else "constant", phase.steps, 0.0)
-            for step in range(phase.steps):
-                loss = _accumulate(model, draw, pieces, phase)
-                optimizer.step(factor(step), optimizer.gradient_norm(), clip=1.0)
-                steps += 1
-                task.advance(note=f"{phase.length} tokens, loss {loss:.3f}")
-                if _has_reached(phase, step + 1, model, pieces):
-                    break
-            else:
-                if phase.copied or phase.retrieved:
-                    raise LongRecipeError(
-                        f"the base model did not learn to look back in {steps} steps; "
-                        "try another --seed"
-                    )
+        for attempt in range(_ATTEMPTS):
+            draw = np.random.default_rng([seed, attempt])
+            torch.manual_seed(int(draw.integers(2**31)))
+            model = make_model(tokenizer.vocab_size, tokenizer.eot_id)
+            steps = _train(model, draw, pieces, phases, task)
+            if steps is not None:
+                break
+            print("this one did not learn to look back; again from other weights", file=sys.stderr)
+        else:
+            raise LongRecipeError("no base model learned to look back; try another --seed")
     card = "# The demo's base model\n\nTiny, trained in a minute to retrieve inside 256 tokens.\n"
     save_model(model, str(tokenizer_folder), out, target_len=None, card=card)
     return steps * _STEP_TOKENS
+
+
+def _train(
+    model: Any,
+    draw: np.random.Generator,
+    pieces: Pieces,
+    phases: Sequence[Phase],
+    task: Task,
+) -> int | None:
+    """Train through all phases; returns the steps, or None where an aim was missed."""
+    optimizer = MasterAdamW(model, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    steps = 0
+    for phase in phases:
+        factor = warmup_then("cosine" if phase is phases[-1] else "constant", phase.steps, 0.0)
+        for step in range(phase.steps):
+            loss = _accumulate(model, draw, pieces, phase)
+            optimizer.step(factor(step), optimizer.gradient_norm(), clip=1.0)
+            steps += 1
+            task.advance(note=f"{phase.length} tokens, loss {loss:.3f}")
+            if _has_reached(phase, step + 1, model, pieces):
+                break
+        else:
+            if phase.copied or phase.retrieved:
+                return None
+    return steps
 
 
 def _has_reached(phase: Phase, steps: int, model: Any, pieces: Pieces) -> bool:

@@ -11,17 +11,25 @@ from lrdata.manifest import read_manifest
 from lrtrain.evaluate.report import size_text
 from lrtrain.plots import read_metrics
 
-_TRAINED_HERE = {"extended": ("extend",), "annealed": ("extend", "anneal")}
-_TRAINED_HERE["merged"] = _TRAINED_HERE["annealed"]
-
 
 def print_summary(
     out: Path, target_len: int, base_tokens: int, seconds: dict[str, float], console: Console
 ) -> None:
-    """Retrieval and perplexity by length for each model, then tokens, seconds and figures."""
+    """Retrieval and prediction by length for each model, then tokens, seconds and figures."""
     found = json.loads((out / "eval" / "eval.json").read_text(encoding="utf-8"))
-    metrics = read_metrics(out / "run" / "metrics.jsonl")
-    console.print(_table(found, metrics, base_tokens))
+    models = [entry["name"] for entry in found["models"]]
+    retrieved = {
+        (cell["model"], cell["length"]): cell["share"][0] for cell in found["needle"]["by_length"]
+    }
+    predicted = {
+        (cell["model"], cell["length"]): cell["nats_per_byte"][0]
+        for cell in found["perplexity"]["cells"]
+    }
+    console.print("\nShare of a code's symbols retrieved, by context:")
+    console.print(_by_length(models, retrieved))
+    console.print("Nats per byte of held-out text, by context:")
+    console.print(_by_length(models, predicted))
+    _print_cost(read_metrics(out / "run" / "metrics.jsonl"), base_tokens, console)
     manifest = read_manifest(out / "shards")
     rows = sum(entry.rows for entry in manifest.files if entry.path.startswith("extend/"))
     console.print(
@@ -40,25 +48,22 @@ def print_summary(
         console.print(f"  {path}  {what}", highlight=False)
 
 
-def _table(found: dict[str, Any], metrics: list[dict[str, Any]], base_tokens: int) -> Table:
-    lengths = sorted({cell["length"] for cell in found["needle"]["by_length"]})
-    shares = {
-        (cell["model"], cell["length"]): cell["share"][0] for cell in found["needle"]["by_length"]
-    }
-    nats = {
-        (cell["model"], cell["length"]): cell["nats_per_byte"][0]
-        for cell in found["perplexity"]["cells"]
-    }
-    table = Table(title="share of a code's symbols retrieved / nats per byte of text, by context")
+def _print_cost(metrics: list[dict[str, Any]], base_tokens: int, console: Console) -> None:
+    """Tokens and seconds of each training."""
+    parts = [f"base {base_tokens:,} tokens"]
+    for stage in ("extend", "anneal"):
+        own = [line for line in metrics if line["stage"] == stage]
+        tokens, seconds = (sum(line[key] for line in own) for key in ("tokens", "seconds"))
+        parts.append(f"{stage} {tokens:,} tokens in {seconds:.0f} s")
+    console.print("Trained: " + "; ".join(parts) + ".")
+
+
+def _by_length(models: list[str], cells: dict[tuple[str, int], float]) -> Table:
+    lengths = sorted({length for _, length in cells})
+    table = Table()
     table.add_column("model")
     for length in lengths:
         table.add_column(size_text(length), justify="right")
-    table.add_column("trained on", justify="right")
-    table.add_column("seconds", justify="right")
-    for model in (entry["name"] for entry in found["models"]):
-        own = [line for line in metrics if line["stage"] in _TRAINED_HERE.get(model, ())]
-        tokens = sum(line["tokens"] for line in own) or base_tokens
-        seconds = f"{sum(line['seconds'] for line in own):.0f}" if own else ""
-        cells = [f"{shares[model, n]:.2f} / {nats[model, n]:.2f}" for n in lengths]
-        table.add_row(model, *cells, f"{tokens:,}", seconds)
+    for model in models:
+        table.add_row(model, *(f"{cells[model, length]:.2f}" for length in lengths))
     return table
