@@ -210,7 +210,7 @@ def _values(batch: pa.RecordBatch, steps: tuple[str, ...]) -> list[Any]:
         array = pc.struct_field(array, list(steps[1:]))
     if pa.types.is_dictionary(array.type):
         array.validate(full=True)
-        array = array.dictionarydecode_text()
+        array = array.dictionary_decode()
     if not pa.types.is_integer(array.type):
         array = array.cast(pa.large_binary() if _is_large(array.type) else pa.binary())
     array.validate(full=True)
