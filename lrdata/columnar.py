@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lrdata.corpus import Piece, SourceFile, open_source
+from lrdata.corpus import DAMAGE, Piece, SourceFile, open_source, raise_unless_damage
 from lrdata.errors import LongRecipeError
 from lrdata.records import (
     MAX_RECORD_BYTES,
@@ -23,13 +23,6 @@ from lrdata.records import (
 
 _ROWS = 1024
 """At most this many rows of Parquet are decoded at once: their size is only known afterwards."""
-_DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
-
-
-def _raise_unless_damage(problem: Exception) -> None:
-    """An error of the disk is not the file's fault: it must not become a rejection."""
-    if isinstance(problem, OSError) and problem.errno:
-        raise problem
 
 
 def read_parquet(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
@@ -41,8 +34,8 @@ def read_parquet(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
         )
         groups = [parquet.metadata.row_group(at) for at in range(parquet.num_row_groups)]
         schema = parquet.schema_arrow
-    except _DAMAGE as problem:
-        _raise_unless_damage(problem)
+    except DAMAGE as problem:
+        raise_unless_damage(problem)
         yield Rejected(file.name, -1, "damaged: the footer of the Parquet file cannot be read")
         return
     columns = _columns(file, schema, fields)
@@ -59,8 +52,8 @@ def read_parquet(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
         while done < rows:
             try:
                 items = _rows(file, fields, columns, next(batches), first + done)
-            except (*_DAMAGE, StopIteration) as problem:
-                _raise_unless_damage(problem)
+            except (*DAMAGE, StopIteration) as problem:
+                raise_unless_damage(problem)
                 yield Rejected(file.name, first + done, f"damaged row group {at}", rows - done)
                 break
             yield from items
@@ -78,8 +71,8 @@ def read_arrow(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     file = piece.file
     try:
         schema = _open_arrow(file).schema
-    except _DAMAGE as problem:
-        _raise_unless_damage(problem)
+    except DAMAGE as problem:
+        raise_unless_damage(problem)
         yield Rejected(file.name, -1, "damaged: the start of the Arrow file cannot be read")
         return
     columns = _columns(file, schema, fields)
@@ -88,8 +81,8 @@ def read_arrow(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     while True:
         try:
             batch = next(batches, None)
-        except _DAMAGE as problem:
-            _raise_unless_damage(problem)
+        except DAMAGE as problem:
+            raise_unless_damage(problem)
             yield Rejected(file.name, first, "damaged: the rest of the Arrow file cannot be read")
             return
         if batch is None:
@@ -99,8 +92,8 @@ def read_arrow(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             part = batch.slice(start, step)
             try:
                 items = _rows(file, fields, columns, part, first + start)
-            except _DAMAGE as problem:
-                _raise_unless_damage(problem)
+            except DAMAGE as problem:
+                raise_unless_damage(problem)
                 items = [Rejected(file.name, first + start, "damaged rows", part.num_rows)]
             yield from items
         first += batch.num_rows

@@ -99,6 +99,16 @@ def open_source(file: SourceFile, mapped: bool = False) -> pa.NativeFile:
     return pa.memory_map(str(file.path)) if mapped else pa.OSFile(str(file.path), "rb")
 
 
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises for a damaged Parquet or Arrow file."""
+
+
+def raise_unless_damage(problem: Exception) -> None:
+    """An error of the disk is not the file's fault: it must not become a rejection."""
+    if isinstance(problem, OSError) and problem.errno:
+        raise problem
+
+
 def source_hash(file: SourceFile) -> str:
     """sha256 of the file's bytes as they lie on the disk, streamed."""
     with open(file.path, "rb") as stream:
@@ -256,9 +266,8 @@ def _row_groups(file: SourceFile) -> Iterator[tuple[Piece, int]]:
     try:
         metadata = pq.read_metadata(open_source(file))
         sizes = [metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)]
-    except (OSError, pa.ArrowException) as problem:
-        if isinstance(problem, OSError) and problem.errno:
-            raise
+    except DAMAGE as problem:
+        raise_unless_damage(problem)
         yield Piece(file, 0, 0), file.size  # reading it says that it is damaged
         return
     for at, size in enumerate(sizes):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lrdata.errors import LongRecipeError
@@ -159,6 +159,7 @@ def test_a_truncated_file_is_rejected_where_it_ends(
     assert rejected[0].reason.startswith("damaged")
 
 
+@example(place=0.5234375, way=("t.parquet", "parquet"))  # in a column's name
 @given(place=st.floats(0, 1, exclude_max=True), way=st.sampled_from(_WAYS))
 def test_a_flipped_byte_never_crashes(
     tmp_path_factory: pytest.TempPathFactory, place: float, way: tuple[str, str]
