@@ -2,7 +2,8 @@
 
 A two-layer transformer learns to look back (induction) from periodic sequences of random symbols:
 only those who copy predict them. Planted codes and text alone teach it nothing in any time a demo
-has. Sequences grow from 32 to the whole window, which makes it start sooner.
+has. Sequences grow from 32 to the whole window, and one head begins where it is needed; both make
+it start sooner.
 """
 
 import itertools
@@ -170,7 +171,29 @@ def make_model(vocabulary: int, end_of_text: int) -> Any:
         bos_token_id=None,
         eos_token_id=end_of_text,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation=IMPLEMENTATION)
+    model = LlamaForCausalLM._from_config(config, attn_implementation=IMPLEMENTATION)
+    _look_at_the_token_before(model)
+    return model
+
+
+@torch.no_grad()
+def _look_at_the_token_before(model: Any) -> None:
+    """Start the first head of the first layer as one that attends to the token before.
+
+    Copying needs such a head; from noise alone it comes after 200 steps or after 2,000. Every
+    embedding has the same first component, of which alone the head makes keys and queries: queries
+    turned by one position, so that RoPE gives the highest score to the distance of one. Only in
+    pairs of components that turn fast, the others would hardly tell one distance from another.
+    """
+    model.model.embed_tokens.weight[:, 0] = 0.5
+    attention = model.model.layers[0].self_attn
+    angles = model.model.rotary_emb.inv_freq
+    fast = (angles > 0.2).float()
+    size = 2 * len(angles)
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.weight[:size] = 0.0
+    attention.q_proj.weight[:size, 0] = torch.cat([fast * angles.cos(), -fast * angles.sin()])
+    attention.k_proj.weight[:size, 0] = torch.cat([fast, 0 * fast])
 
 
 def train_base(

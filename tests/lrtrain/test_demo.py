@@ -8,12 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lrdata.draws import Draws
 from lrdata.tokenizer import Tokenizer
 from lrtrain.demo.__main__ import main
-from lrtrain.demo.base import Phase, Pieces, copying, retrieving, sequence, train_base
+from lrtrain.demo.base import (
+    Phase,
+    Pieces,
+    copying,
+    make_model,
+    retrieving,
+    sequence,
+    train_base,
+)
 from lrtrain.demo.corpus import (
     ANSWER,
     CUE,
@@ -120,6 +129,16 @@ def test_probes_can_be_answered_from_what_they_hold(pieces: Pieces) -> None:
         ending = row[-len(pieces.prefix) - CUE - ANSWER :]
         windows = np.lib.stride_tricks.sliding_window_view(row, len(ending))
         assert (windows == ending).all(1).sum() == 2
+
+
+def test_a_new_base_models_first_head_attends_to_the_token_before() -> None:
+    model = make_model(512, 0)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(512, (1, 64), generator=torch.Generator().manual_seed(0))
+    (first, _) = model(ids, output_attentions=True).attentions
+    before = first[0, 0].diagonal(-1)
+    assert before.mean() > 0.99
+    assert first[0, 1].diagonal(-1).mean() < 0.2  # the other heads are left to chance
 
 
 def test_a_base_model_is_saved_as_a_plain_one(
