@@ -236,10 +236,10 @@ def _stretch(view: _View, start: int, stop: int, tokenizer: Tokenizer | None) ->
 
 
 def _add_break(text: Text, view: _View, at: int) -> None:
-    """A skip of positions (+0: text was left out, positions go on), a change of document."""
+    """A skip of positions (…: text was left out, positions go on), a change of document."""
     skip = int(view.skips[at])
     if skip or view.dropped[at]:
-        text.append(f"⟨+{skip}⟩", _SKIP)
+        text.append(f"⟨+{skip}⟩" if skip else "⟨…⟩", _SKIP)
     ends, begins = int(view.document[max(0, at - 1)]), int(view.document[at])
     if ends != begins:
         names = [_clean(view.row.doc_ids[index]) for index in (ends, begins)]

@@ -130,7 +130,7 @@ class Demo:
             *("--replay", at.corpus / "pretraining.jsonl", "--replay-ratio", "15%"),
             *("--seed", self.seed, "--out", at.shards),
         )
-        self._command("lrdata", "inspect", at.shards, "--row", 1)
+        self._command("lrdata", "inspect", at.shards, "--row", 1, "--tokenizer", at.base)
 
     def _train(self) -> None:
         self._command(
