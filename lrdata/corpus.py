@@ -36,6 +36,9 @@ UNIT_BYTES = 128 * 1024**2
 COMPRESSION_RATIO = 3
 """What compressed text is taken to expand by when units are planned."""
 
+DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What pyarrow raises for a damaged Parquet or Arrow file."""
+
 _FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -97,10 +100,6 @@ class Unit:
 def open_source(file: SourceFile, mapped: bool = False) -> pa.NativeFile:
     """The one place where corpus files are opened, for random access; raises OSError."""
     return pa.memory_map(str(file.path)) if mapped else pa.OSFile(str(file.path), "rb")
-
-
-DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
-"""What pyarrow raises for a damaged Parquet or Arrow file."""
 
 
 def raise_unless_damage(problem: Exception) -> None:

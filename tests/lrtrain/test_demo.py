@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from lrdata.draws import Draws
 from lrdata.tokenizer import Tokenizer
+from lrtrain.demo import base
 from lrtrain.demo.__main__ import main
 from lrtrain.demo.base import (
     Phase,
@@ -151,14 +152,32 @@ def test_a_base_model_is_saved_as_a_plain_one(
     assert (tmp_path / "base" / "tokenizer.json").exists()
 
 
-def test_a_base_that_does_not_learn_is_an_error(
-    library: Library, tokenizer: Path, tmp_path: Path
+def test_a_base_that_does_not_learn_begins_again_and_at_last_is_an_error(
+    library: Library, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lrdata.errors import LongRecipeError
 
     with pytest.raises(LongRecipeError, match="try another --seed"):
         train_base(tokenizer, library.sources, tmp_path / "b", 0, [Phase(32, 2, copied=0.99)])
+    assert capsys.readouterr().err.count("another begins") == 3
     assert not (tmp_path / "b").exists()
+
+
+def test_the_next_attempt_has_other_weights_and_is_the_one_that_is_saved(
+    library: Library, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    train = base._train
+
+    def fail_once(model, *rest):
+        begun.append(model.lm_head.weight.detach().clone())
+        return None if len(begun) == 1 else train(model, *rest)
+
+    monkeypatch.setattr(base, "_train", fail_once)
+    assert train_base(tokenizer, library.sources, tmp_path / "b", 0, [Phase(32, 3)]) == 3 * 4096
+    assert len(begun) == 2
+    assert not torch.equal(*begun)
+    assert (tmp_path / "b" / "model.safetensors").exists()
 
 
 def test_a_folder_with_something_in_it_is_kept(tmp_path: Path) -> None:
