@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline is a timing asserted: the first example pays for imports, and CI shares its cores.
+settings.register_profile("longrecipe", deadline=None)
+settings.load_profile("longrecipe")
 
 EOT = "<|endoftext|>"
 BOS = "<s>"

@@ -18,12 +18,13 @@ from lrdata.shards import (
     SCHEMA,
     ContentHash,
     Row,
+    Shards,
     open_shards,
     rows_to_table,
     table_to_rows,
     writing_shard,
 )
-from tests.lrdata.made_dataset import extend_row, good_rows, write_dataset
+from tests.lrdata.made_dataset import TRAIN, extend_row, good_rows, write_dataset
 
 
 def _equal(left: Row, right: Row) -> bool:
@@ -93,6 +94,46 @@ def test_any_row_is_read_by_its_number(tmp_path: Path) -> None:
             assert _equal(shards.read_row(kind, index), rows[index])
         with pytest.raises(LongRecipeError, match=f"has {len(rows)} {kind} rows"):
             shards.read_row(kind, len(rows))
+
+
+def test_any_row_is_read_out_of_its_row_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of three rows in two groups, and fewer groups kept than there are."""
+    monkeypatch.setattr("lrdata.shards.ROW_GROUP_BYTES", 2 * 10 * TRAIN)
+    manifest = write_dataset(tmp_path)
+    assert pq.ParquetFile(tmp_path / manifest.files[0].path).num_row_groups == 2
+    shards = Shards(tmp_path, manifest, cached_groups=1)
+    rows = [row for file in good_rows()["extend"] for row in file]
+    for index in (*range(len(rows)), *reversed(range(len(rows)))):
+        assert _equal(shards.read_row("extend", index), rows[index])
+
+
+def test_the_content_hash_tells_the_same_tokens_in_other_rows() -> None:
+    def of(*lengths: int) -> str:
+        parts = np.split(np.arange(5, dtype=np.int32), np.cumsum(lengths)[:-1])
+        content = ContentHash(SCHEMA)
+        content.update(rows_to_table([extend_row(input_ids=part) for part in parts]))
+        return content.hexdigest()
+
+    assert of(2, 3) == of(2, 3)
+    assert of(2, 3) != of(3, 2)
+
+
+def test_a_row_more_leaves_most_bytes_of_a_shard_as_they_were(tmp_path: Path) -> None:
+    """What content-defined chunking is for: storage that deduplicates keeps the rest."""
+    draw = np.random.default_rng(0)
+    one, *rows = (
+        extend_row(input_ids=draw.integers(0, 50_000, 40_000, np.int32)) for _ in range(41)
+    )
+    for name, chosen in (("a", rows), ("b", [*rows[:2], one, *rows[2:]])):
+        with writing_shard(tmp_path / name) as shard:
+            for row in chosen:
+                shard.write(row)
+    before, after = ((tmp_path / name).read_bytes() for name in "ab")
+    places = range(len(before) // 4, len(before) - 64, len(before) // 100)
+    found = [before[place : place + 64] in after for place in places]
+    assert np.mean(found) > 0.7
 
 
 def test_a_shard_that_was_not_finished_does_not_exist(tmp_path: Path) -> None:

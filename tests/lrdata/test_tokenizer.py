@@ -148,7 +148,7 @@ def test_ids_of_source_code_and_prose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_ids_of_any_text(name: str, data: st.DataObject) -> None:
     character = st.characters(exclude_categories=["Cs"])
@@ -190,7 +190,7 @@ def test_trusted_text_yields_special_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen", "mistral-tekken"])
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))
 def test_converted_tokenizers_equal_tiktoken(name: str, texts: list[str]) -> None:
     """The two that tests/fetch.py converts, against a library that reads their own format."""
@@ -344,7 +344,7 @@ def test_results_are_read_only(tiny_tokenizer: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen", "deepseek", "mistral-tekken"])
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_bytes_of_the_ids_are_the_text(name: str, text: str) -> None:
     tokenizer = loaded(name)

@@ -63,7 +63,7 @@ _LENGTHS = st.lists(st.sampled_from([1, 2, 3, 5, 9, 17]), min_size=1, max_size=6
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seq_lengths=_LENGTHS,
     key_heads=st.sampled_from([1, 2, 3]),

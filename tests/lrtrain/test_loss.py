@@ -50,7 +50,7 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, 40),
     width=st.integers(1, 24),
@@ -255,7 +255,7 @@ class _Bigrams(torch.nn.Module):
         return type("Output", (), {"last_hidden_state": hidden})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids=st.lists(st.integers(0, 6), min_size=2, max_size=12), data=st.data())
 def test_a_weight_belongs_to_its_token_as_the_target(ids: list[int], data: st.DataObject) -> None:
     """Token i is predicted from token i - 1 and costs weights[i], whatever weights[0] is."""

@@ -68,7 +68,7 @@ class Oracle:
         return choice
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     length=st.integers(90, 700),
     depth=st.floats(0, 1),
