@@ -11,6 +11,7 @@ from typing import Any
 
 from lrdata.manifest import FileEntry, Ledger, Manifest
 from lrdata.recipe import BuildRecipe
+from lrdata.rules import window_len
 from lrdata.shards import KINDS, SCHEMA
 
 TAGS = ("longrecipe", "long-context", "context-extension", "position-ids", "pretokenized")
@@ -84,12 +85,19 @@ def title(manifest: Manifest) -> str:
 
 def description(manifest: Manifest) -> str:
     """What the dataset is, in one paragraph."""
+    window = window_len(manifest)
     return (
         f"Pretokenized rows that train a language model for a context window of "
         f"{manifest.target_len:,} tokens while it reads only {manifest.train_len:,} at a time "
         "(LongRecipe, arXiv 2409.00509): each window of text is compressed to a row, and the "
         f"row's position ids span the whole window. Token ids are those of the tokenizer "
         f"{manifest.tokenizer.name}."
+        + (
+            f" The windows of text have {window:,} tokens; position ids were drawn again, for "
+            f"{manifest.target_len:,}, by `lrdata retarget`."
+            if window != manifest.target_len
+            else ""
+        )
     )
 
 
@@ -267,13 +275,15 @@ def _type(kind: Any) -> str:
 
 
 def _how_built(manifest: Manifest) -> Iterator[str]:
-    tokenizer = manifest.tokenizer
+    tokenizer, window = manifest.tokenizer, window_len(manifest)
+    retarget = f"lrdata retarget FOLDER --target-len {manifest.target_len}"
     yield from (
         "",
         "## How it was built",
         "",
         "```sh",
-        " \\\n    ".join(command(manifest.recipe)),
+        " \\\n    ".join(command({**manifest.recipe, "target_len": window})),
+        *([retarget] if window != manifest.target_len else []),
         "```",
         "",
         f"Tokenizer: {_cell(tokenizer.name)}, {tokenizer.vocab_size:,} ids, fingerprint "
@@ -291,8 +301,9 @@ def _limits(manifest: Manifest) -> Iterator[str]:
         f"- For one tokenizer and windows of {manifest.target_len:,} tokens only; another needs "
         "another build."
     )
-    if manifest.train_len < manifest.target_len:
-        share = 1 - manifest.train_len / manifest.target_len
+    window = window_len(manifest)
+    if manifest.train_len < window:
+        share = 1 - manifest.train_len / window
         yield (
             f"- A row leaves out {share:.0%} of its window: its text jumps between sentences, and "
             "reads well only inside a segment."

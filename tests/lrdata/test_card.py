@@ -14,6 +14,7 @@ import yaml
 from lrdata.build import build
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.recipe import BuildRecipe
+from lrdata.retarget import retarget
 from lrdata.shards import SCHEMA
 from tests.lrdata.test_build import some_texts, write_jsonl
 
@@ -126,3 +127,16 @@ def test_croissant_names_every_file_and_column(built: Path, manifest: Manifest) 
             kind = column.type.value_type if field.get("repeated") else column.type
             name = {"string": "text", "bool": "boolean"}.get(str(kind), str(kind))
             assert field["dataType"].split(":")[1].lower() == name
+
+
+def test_the_card_of_a_retargeted_dataset_says_how_it_was_made(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    retarget(built, 2048, out)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    made = (built / "README.md").read_text(encoding="utf-8")
+    build_command = re.findall(r"```sh\n(lrdata build.*?)```", made, re.DOTALL)[0]
+    assert f"```sh\n{build_command}lrdata retarget FOLDER --target-len 2048\n```" in text
+    assert "windows of text have 1,024 tokens" in text
+    limit = next(line for line in made.splitlines() if line.startswith("- A row leaves out"))
+    assert limit in text.splitlines()
+    assert "retarget" not in made

@@ -88,6 +88,40 @@ def test_a_dataset_of_extend_rows_alone_has_no_problems(tmp_path: Path) -> None:
     assert verify(tmp_path, deep=True) == []
 
 
+def write_retargeted(folder: Path, target_len: int = 2 * TARGET) -> None:
+    """Good rows of windows of TARGET tokens whose positions are said to span another length."""
+    files = {
+        kind: [[replace(row, target_len=target_len) for row in rows] for rows in parts]
+        for kind, parts in good_rows().items()
+    }
+    files["extend"][0][0].position_ids[-12:] += target_len - TARGET
+    write_dataset(folder, files, retargeted_from=TARGET)
+    edit(folder, lambda manifest: manifest.update(target_len=target_len))
+    edit(folder, lambda manifest: manifest["recipe"].update(target_len=target_len))
+
+
+def test_a_retargeted_dataset_has_windows_of_the_first_target(tmp_path: Path) -> None:
+    write_retargeted(tmp_path)
+    assert verify(tmp_path, deep=True) == []
+    edit(tmp_path, lambda manifest: manifest["recipe"].pop("retargeted_from"))
+    problems = verify(tmp_path)
+    assert f"{FIRST} row 0: its window_tokens is not 128 (and 2 more)" in problems
+    assert f"{OF_KIND['holdout']} row 0: its window_tokens is not 128 (and 2 more)" in problems
+
+
+def test_holdout_windows_fit_in_the_new_target(tmp_path: Path) -> None:
+    write_retargeted(tmp_path, TARGET - 8)
+    name = OF_KIND["holdout"]
+    assert verify(tmp_path) == [f"{name} row 0: a position is not in [0, 56) (and 2 more)"]
+
+
+@pytest.mark.parametrize("value", ["64", 0, -1, None])
+def test_the_first_target_is_a_length(tmp_path: Path, value: Any) -> None:
+    write_retargeted(tmp_path)
+    edit(tmp_path, lambda manifest: manifest["recipe"].update(retargeted_from=value))
+    assert f"manifest.json: retargeted_from {value!r} is not a length" in verify(tmp_path)
+
+
 def test_scored_rows_have_no_problems(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"extend": [[extend_row()]]})
     rewrite_scored(tmp_path, TRAIN)
@@ -180,7 +214,7 @@ SPOILED_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("extend", {"segment_lengths": i32(32, -1, 1)}, "segment_lengths has an entry below 1"),
     ("extend", longer("extend", TRAIN + 1), f"it is longer than train_len {TRAIN}"),
     ("replay", longer("replay", TRAIN + 1), f"it is longer than train_len {TRAIN}"),
-    ("holdout", longer("holdout", TARGET + 1), f"it is longer than target_len {TARGET}"),
+    ("holdout", longer("holdout", TARGET + 1), f"it is longer than a window of {TARGET}"),
     ("holdout", longer("holdout", TARGET - 1), "it is not a whole window"),
     ("extend", {"kind": "replay"}, "its kind is not extend"),
     ("holdout", {"kind": "extend"}, "its kind is not holdout"),
