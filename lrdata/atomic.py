@@ -18,9 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        _fsync(partial)
+        fsync(partial)
         os.replace(partial, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -36,7 +36,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the disk hold what a file, or the names in a folder, are now."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,23 +2,21 @@
 
     build(BuildRecipe(corpora=("books/",), tokenizer="...", target_len=131072), Path("shards"))
 
-Work goes on in `<out>/.build`, a hidden staging folder with a receipt for each finished unit. The
-same call after a kill goes on from there. Final names are given when all units are done; the
-manifest comes last, so a folder with a manifest is complete.
+Work goes on in `<out>/.build`, with a receipt for each finished unit; the same call after a kill
+goes on from there (`lrdata.staging`).
 """
 
 import importlib.metadata
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrdata.atomic import write_json, write_text
-from lrdata.corpus import SourceFile, find_files, plan_units, source_hash
-from lrdata.engines import local
+from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
+from lrdata.engines import open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import (
     MANIFEST,
@@ -28,107 +26,160 @@ from lrdata.manifest import (
     SourceEntry,
     TokenizerEntry,
     read_manifest,
-    write_manifest,
 )
-from lrdata.progress import progress
-from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences, portable_name
+from lrdata.progress import Meter, progress
+from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, portable_name
 from lrdata.replay import build_replay
-from lrdata.report.card import card
-from lrdata.report.croissant import croissant
 from lrdata.shards import KINDS
+from lrdata.staging import Staging, refuse_other, remove_build
+from lrdata.stopwatch import Timing, total
 from lrdata.tokenizer import Tokenizer
-from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
+from lrdata.unit import Job, Receipt, build_unit, open_tokenizer, unit_stem
 
-STAGING = ".build"
-_OURS = (*KINDS, "quarantine", "report", "croissant.json", "README.md", STAGING)
-_LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard")
+_LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard", "orjson")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What goes into a build: its files, their manifest entries (of both, in this order), and the
+    tokenizer."""
+
+    files: list[SourceFile]
+    replay_files: list[SourceFile]
+    entries: list[SourceEntry]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, recipe: BuildRecipe, workers: int, timing: Timing) -> "Sources":
+        """Find and hash the files, and load the tokenizer meanwhile."""
+        # A unit has one thread to encode with; the other cores have units of their own.
+        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
+        with ThreadPoolExecutor(1) as beside:
+            loading = beside.submit(open_tokenizer, recipe)
+            entries = _hash_sources(recipe, [*files, *replay_files], workers)
+            hashed = time.perf_counter()
+            tokenizer = loading.result()
+            timing.start = time.perf_counter() - hashed
+            return cls(files, replay_files, entries, tokenizer)
+
+    def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
+        """What must be equal for a build to be the same."""
+        return _identity(recipe.portable(), self.tokenizer, self.entries)
+
+    def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
+        """What must be equal for its units to be: they do not depend on replay."""
+        options = recipe.portable()
+        for option in REPLAY_OPTIONS:
+            del options[option]
+        return _identity(options, self.tokenizer, self.entries[: len(self.files)])
 
 
 def build(
-    recipe: BuildRecipe, out: Path, *, workers: int | None = None, overwrite: bool = False
+    recipe: BuildRecipe,
+    out: Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    overwrite: bool = False,
+    timing: Timing | None = None,
 ) -> Manifest:
     """Build the dataset that `recipe` describes in the folder `out` and return its manifest.
 
     Args:
-        workers: processes; default one for each core. Never changes a byte.
+        workers: units at a time; default one for each core. Never changes a byte.
+        engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`.
+        timing: takes what the build took.
     Raises:
         LongRecipeError: for anything a person can mend; `out` then holds no half-written dataset.
     """
+    began = time.perf_counter()
+    timing = timing or Timing()
+    workers = workers or os.cpu_count() or 1
+    run_units = open_engine(engine)
     if overwrite:
-        _remove(out)
-    files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
-    tokenizer = open_tokenizer(recipe)
-    sources = _hash_sources(recipe, [*files, *replay_files])
-    identity = _identity(recipe, tokenizer, sources)
-    finished = _finished(out, identity)
+        remove_build(out)
+    sources = Sources.open(recipe, workers, timing)
+    finished = _finished(out, sources.identity(recipe))
     if finished is not None:
         return finished
-    # Units do not depend on replay: after "too short" they wait for more of it.
-    of_units = _identity(recipe, tokenizer, sources[: len(files)])
-    for option in REPLAY_OPTIONS:
-        del of_units[option]
-    staging = _open_staging(out, of_units, shared=overwrite)
-    try:
-        receipts = _run_units(recipe, files, staging, workers or os.cpu_count() or 1)
-        ledger = _total(receipt.ledger for receipt in receipts)
-        _refuse_empty(ledger, recipe)
-        entries = [entry for receipt in receipts for entry in receipt.files]
-        replay_ledger = None
-        if recipe.replay:
-            made, replay_ledger = build_replay(
-                recipe, replay_files, tokenizer, staging, ledger.kept
-            )
-            entries += made
-    except LongRecipeError:
-        _discard_if_fruitless(out, staging)
-        raise
+    with Staging.open(out, sources.identity_of_units(recipe), shared=overwrite) as staging:
+        published = staging.published()
+        if published is not None:
+            refuse_other(out, _identity_of(published), sources.identity(recipe))
+            return published
+        try:
+            jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
+            receipts = _until_enough(run_units(build_unit, jobs, workers), jobs, recipe.max_rows)
+            manifest, made = _manifest(recipe, sources, receipts, staging)
+        except LongRecipeError:
+            staging.discard_if_fruitless()
+            raise
+        moves = {**_moves(made, manifest), **_quarantine_moves(receipts, staging)}
+        staging.publish(moves, manifest)
+    timing.build = time.perf_counter() - began - timing.start
+    timing.stages = total(receipt.seconds for receipt in receipts if receipt.fresh)
+    return manifest
+
+
+def units_of(recipe: BuildRecipe, files: list[SourceFile]) -> list[Unit]:
+    """The corpus's units of work, the same wherever and by however many they are built."""
+    return plan_units(files, recipe.unit_bytes or unit_size(files))
+
+
+def _manifest(
+    recipe: BuildRecipe, sources: Sources, receipts: list[Receipt], staging: Staging
+) -> tuple[Manifest, list[FileEntry]]:
+    """The manifest, with final names, and the files as they are in the staging folder."""
+    ledger = _total(receipt.ledger for receipt in receipts)
+    _refuse_empty(ledger, recipe)
+    entries = [entry for receipt in receipts for entry in receipt.files]
+    replay_ledger = None
+    if recipe.replay:
+        made, replay_ledger = build_replay(
+            recipe, sources.replay_files, sources.tokenizer, staging.folder, ledger.kept
+        )
+        entries += made
+    by_kind = [entry for kind in KINDS for entry in entries if entry.kind == kind]
     manifest = Manifest(
         target_len=recipe.target_len,
         train_len=recipe.train_len,
         seed=recipe.seed,
         recipe=recipe.portable(),
-        tokenizer=_tokenizer_entry(tokenizer),
-        sources=sources,
-        files=_final_names(entries),
+        tokenizer=_tokenizer_entry(sources.tokenizer),
+        sources=sources.entries,
+        files=_final_names(by_kind),
         ledger=ledger,
         replay_ledger=replay_ledger,
-        versions=_versions(),
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    _publish(out, staging, entries, manifest)
-    return manifest
-
-
-def _run_units(
-    recipe: BuildRecipe, files: list[SourceFile], staging: Path, workers: int
-) -> list[Receipt]:
-    """Receipts of all units in order, or of as many as `max_rows` asks for."""
-    units = plan_units(files, recipe.unit_bytes)
-    jobs = [Job(unit, recipe, staging) for unit in units]
-    return _until_enough(local.run(build_unit, jobs, workers), jobs, recipe.max_rows, build_unit)
+    return manifest, by_kind
 
 
 def _until_enough(
-    results: Iterator[Receipt],
-    jobs: Sequence[Job],
-    max_rows: int | None,
-    function: Callable[[Job], Receipt],
+    results: Iterator[Receipt], jobs: Sequence[Job], max_rows: int | None
 ) -> list[Receipt]:
+    """Receipts of all units in order, or of as many as `max_rows` asks for."""
     receipts: list[Receipt] = []
     rows = 0
     with progress("building units", len(jobs)) as task:
-        for receipt in results:
+        meter = Meter()
+        for job, receipt in zip(jobs, results, strict=False):
             if max_rows is not None and rows + receipt.ledger.rows > max_rows:
-                receipt = function(replace(jobs[receipt.unit], row_limit=max_rows - rows))
+                receipt = build_unit(replace(job, row_limit=max_rows - rows))
             receipts.append(receipt)
             rows += receipt.ledger.rows
-            task.advance(note=f"{rows:,} rows")
+            ledger = receipt.ledger
+            meter.add(ledger.encoded + ledger.tokens_filtered, fresh=receipt.fresh)
+            bad = sum(part.ledger.records_quarantined for part in receipts)
+            task.advance(note=f"{rows:,} rows, {meter}, {bad:,} in quarantine")
             if rows == max_rows:
                 break
     return receipts
 
 
-def _total(ledgers: Iterator[Ledger]) -> Ledger:
+def _total(ledgers: Iterable[Ledger]) -> Ledger:
     total = Ledger()
     for ledger in ledgers:
         total.add(ledger)
@@ -150,33 +201,46 @@ def _refuse_empty(ledger: Ledger, recipe: BuildRecipe) -> None:
     )
 
 
-def _hash_sources(recipe: BuildRecipe, files: list[SourceFile]) -> list[SourceEntry]:
-    with progress("hashing the corpus", len(files)) as task:
+def refuse_bad(manifest: Manifest, max_bad: float, out: Path) -> None:
+    """Raise LongRecipeError where more than a share `max_bad` of the records was rejected."""
+    ledger = _total(filter(None, (manifest.ledger, manifest.replay_ledger)))
+    bad, read = ledger.records_quarantined, ledger.records_read + ledger.records_filtered
+    if bad > max_bad * read:
+        raise LongRecipeError(
+            f"{bad:,} of {read:,} records ({bad / read:.2%}) are in {out / 'quarantine'}, more "
+            f"than --max-bad {max_bad:.2%}; the others are built: see why there, mend the corpus "
+            "or accept it with a larger --max-bad"
+        )
+
+
+def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) -> list[SourceEntry]:
+    with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
         entries = []
-        for file in files:
-            entries.append(
-                SourceEntry(
-                    name=file.name,
-                    source=file.source,
-                    licence=recipe.licences.get(file.source),
-                    bytes=file.size,
-                    sha256=source_hash(file),
-                )
-            )
+        for file, digest in zip(files, pool.map(source_hash, files), strict=True):
+            licence = recipe.licences.get(file.source)
+            entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
             task.advance()
     return entries
 
 
 def _identity(
-    recipe: BuildRecipe, tokenizer: Tokenizer, sources: list[SourceEntry]
+    options: dict[str, Any], tokenizer: Tokenizer | TokenizerEntry, sources: list[SourceEntry]
 ) -> dict[str, Any]:
-    """What must be equal for a build to go on in a folder."""
     return {
-        **recipe.portable(),
+        **options,
         "tokenizer fingerprint": tokenizer.fingerprint,
         "tokenizer probe": tokenizer.probe_fingerprint,
-        **{f"corpus file {entry.name}": entry.sha256[:16] for entry in sources},
+        **{f"corpus file {entry.name}": _shortened(entry.sha256) for entry in sources},
     }
+
+
+def _shortened(digest: str) -> str:
+    """Enough of a sha256; of a remote file's version, all."""
+    return digest if ":" in digest else digest[:16]
+
+
+def _identity_of(manifest: Manifest) -> dict[str, Any]:
+    return _identity(manifest.recipe, manifest.tokenizer, manifest.sources)
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
@@ -184,65 +248,15 @@ def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
-    there = {
-        **manifest.recipe,
-        "tokenizer fingerprint": manifest.tokenizer.fingerprint,
-        "tokenizer probe": manifest.tokenizer.probe_fingerprint,
-        **{f"corpus file {entry.name}": entry.sha256[:16] for entry in manifest.sources},
-    }
-    _refuse_other(out, there, identity)
+    refuse_other(out, _identity_of(manifest), identity)
+    staging = Staging(out)
+    if staging.folder.exists():  # killed when all was done but this
+        staging.remove()
     return manifest
 
 
-def _refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
-    found = differences(json.loads(json.dumps(there)), json.loads(json.dumps(identity)))
-    if found:
-        raise LongRecipeError(
-            f"{out} holds another build ({found[0]}); choose another --out, or --overwrite"
-        )
-
-
-def _open_staging(out: Path, identity: dict[str, Any], shared: bool) -> Path:
-    """The staging folder, new or of an earlier run; `shared`: `out` may hold files not ours."""
-    staging = out / STAGING
-    plan = staging / "recipe.json"
-    if plan.exists():
-        _refuse_other(out, json.loads(plan.read_text(encoding="utf-8")), identity)
-        return staging
-    if out.exists() and not out.is_dir():
-        raise LongRecipeError(f"{out} is a file; choose another --out")
-    if not shared and out.exists() and any(path.name != STAGING for path in out.iterdir()):
-        raise LongRecipeError(f"{out} is not an empty folder; choose another --out, or --overwrite")
-    staging.mkdir(parents=True, exist_ok=True)
-    write_json(plan, identity)
-    return staging
-
-
-def _discard_if_fruitless(out: Path, staging: Path) -> None:
-    """After an error in the input, leave nothing behind unless units are done."""
-    if not any(staging.glob("unit-*.json")) or not any(staging.glob("unit-*.parquet")):
-        shutil.rmtree(staging)
-        if not any(out.iterdir()):
-            out.rmdir()
-
-
-def _remove(out: Path) -> None:
-    """Remove an earlier build, and nothing that is not ours. The manifest goes first."""
-    if out.exists() and not (out / MANIFEST).exists() and not (out / STAGING).exists():
-        if any(out.iterdir()):
-            raise LongRecipeError(f"{out} holds no dataset of ours; --overwrite leaves it alone")
-        return
-    (out / MANIFEST).unlink(missing_ok=True)
-    for name in _OURS:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def _final_names(entries: list[FileEntry]) -> list[FileEntry]:
-    """Entries under their final names, kind by kind, numbered in order."""
+    """Entries, in the order of their kinds, under their final names, numbered in order."""
     named = []
     for kind in KINDS:
         chosen = [entry for entry in entries if entry.kind == kind]
@@ -253,20 +267,19 @@ def _final_names(entries: list[FileEntry]) -> list[FileEntry]:
     return named
 
 
-def _publish(out: Path, staging: Path, entries: list[FileEntry], manifest: Manifest) -> None:
-    by_kind = [entry for kind in KINDS for entry in entries if entry.kind == kind]
-    for made, final in zip(by_kind, manifest.files, strict=True):
-        target = out / final.path
-        target.parent.mkdir(exist_ok=True)
-        os.replace(staging / made.path, target)
-    for rejected in sorted(staging.glob("*.quarantine.jsonl")):
-        target = out / "quarantine" / rejected.name.replace(".quarantine", "")
-        target.parent.mkdir(exist_ok=True)
-        os.replace(rejected, target)
-    write_text(out / "README.md", card(manifest))
-    write_json(out / "croissant.json", croissant(manifest, out.resolve().name))
-    write_manifest(out, manifest)
-    shutil.rmtree(staging)
+def _moves(made: list[FileEntry], manifest: Manifest) -> dict[str, str]:
+    """Name in the staging folder -> name in the dataset."""
+    return {entry.path: final.path for entry, final in zip(made, manifest.files, strict=True)}
+
+
+def _quarantine_moves(receipts: list[Receipt], staging: Staging) -> dict[str, str]:
+    """The same for what these units and replay rejected."""
+    stems = [*(unit_stem(receipt.unit) for receipt in receipts), "replay"]
+    return {
+        f"{stem}.quarantine.jsonl": f"quarantine/{stem}.jsonl"
+        for stem in stems
+        if (staging.folder / f"{stem}.quarantine.jsonl").exists()
+    }
 
 
 def _tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
@@ -278,10 +291,6 @@ def _tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
         eot_id=tokenizer.eot_id,
         bos_id=tokenizer.bos_id,
     )
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def describe(manifest: Manifest) -> list[str]:

@@ -1,12 +1,18 @@
 """The `lrdata` command: options and help; the work is elsewhere."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lrdata.errors import Commands, LongRecipeError
 from lrdata.sizes import Count, Share, parse_count, parse_share
+
+if TYPE_CHECKING:
+    from lrdata.manifest import Manifest
+    from lrdata.recipe import BuildRecipe
+    from lrdata.stopwatch import Timing
 
 
 @click.group(
@@ -22,97 +28,143 @@ def main() -> None:
     """
 
 
+_RECIPE = (
+    click.argument("corpora", nargs=-1, required=True),
+    click.option("--tokenizer", required=True, help="A folder with tokenizer.json, or a hub id."),
+    click.option(
+        "--target-len", type=Count(), required=True, help="The window to extend to: 128k."
+    ),
+    click.option("--train-len", help="Tokens of a row: 38400 or 30%.  [default: 30%]"),
+    click.option(
+        "--positions",
+        default="longrecipe",
+        show_default=True,
+        help="Position scheme: longrecipe, pose, randpos, full or source.",
+    ),
+    click.option(
+        "--segment-tokens",
+        type=Count(),
+        default=88,
+        show_default=True,
+        help="About how many tokens keep consecutive positions.",
+    ),
+    click.option(
+        "--impact",
+        default="digits",
+        show_default=True,
+        help="What makes a token impactful: digits, random, or none (keep the start).",
+    ),
+    click.option(
+        "--select",
+        default="draw",
+        show_default=True,
+        help="draw: sentences with impactful tokens, at random; top: by score.",
+    ),
+    click.option(
+        "--join",
+        default="attend",
+        show_default=True,
+        help="Whether documents joined in a window attend to each other: attend, mask.",
+    ),
+    click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable."),
+    click.option(
+        "--replay-ratio",
+        type=Share(),
+        default="10%",
+        show_default=True,
+        help="Replay tokens as a share of the extend tokens.",
+    ),
+    click.option(
+        "--prompt-field", help="Replay records: the prompt; only the response is learned."
+    ),
+    click.option("--response-field", help="Replay records: the response."),
+    click.option(
+        "--chat-template", is_flag=True, help="Write prompts in the tokenizer's template."
+    ),
+    click.option(
+        "--holdout",
+        type=Share(),
+        default="0%",
+        show_default=True,
+        help="Share of documents kept out, as whole windows.",
+    ),
+    click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
+    click.option(
+        "--min-doc-tokens",
+        type=Count(),
+        default=1,
+        show_default=True,
+        help="Set shorter documents aside.",
+    ),
+    click.option(
+        "--weight",
+        multiple=True,
+        metavar="SOURCE=W",
+        help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+    ),
+    click.option(
+        "--license",
+        "licence",
+        multiple=True,
+        metavar="SOURCE=ID",
+        help="A source's licence, for the dataset card; repeatable.",
+    ),
+    click.option("--text-field", default="text", show_default=True, help="Field of the text."),
+    click.option("--id-field", help="Field of the document id.  [default: file and record]"),
+    click.option("--source-field", help="Field of the source.  [default: the folder or file]"),
+    click.option("--eot", help="End-of-text token.  [default: the tokenizer's]"),
+    click.option(
+        "--encoder",
+        type=click.Choice(["auto", "fastokens", "tokenizers"]),
+        default="auto",
+        show_default=True,
+        help="Which library encodes; the ids are the same.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+"""What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe."""
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a recipe to a command, in their order."""
+    for option in reversed(_RECIPE):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("corpora", nargs=-1, required=True)
+@_recipe_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The dataset folder.")
-@click.option("--tokenizer", required=True, help="A folder with tokenizer.json, or a hub id.")
-@click.option("--target-len", type=Count(), required=True, help="The window to extend to: 128k.")
-@click.option("--train-len", help="Tokens of a row: 38400 or 30%.  [default: 30%]")
+@click.option("--workers", type=click.IntRange(1), help="Units at a time.  [default: one a core]")
 @click.option(
-    "--positions",
-    default="longrecipe",
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
     show_default=True,
-    help="Position scheme: longrecipe, pose, randpos, full or source.",
+    help="Where units are built: on this machine, or on a Ray cluster.",
 )
 @click.option(
-    "--segment-tokens",
-    type=Count(),
-    default=88,
-    show_default=True,
-    help="About how many tokens keep consecutive positions.",
-)
-@click.option(
-    "--impact",
-    default="digits",
-    show_default=True,
-    help="What makes a token impactful: digits, random, or none (keep the start).",
-)
-@click.option(
-    "--select",
-    default="draw",
-    show_default=True,
-    help="draw: sentences with impactful tokens, at random; top: by score.",
-)
-@click.option(
-    "--join",
-    default="attend",
-    show_default=True,
-    help="Whether documents joined in a window attend to each other: attend, mask.",
-)
-@click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable.")
-@click.option(
-    "--replay-ratio",
+    "--max-bad",
     type=Share(),
-    default="10%",
+    default="1%",
     show_default=True,
-    help="Replay tokens as a share of the extend tokens.",
-)
-@click.option("--prompt-field", help="Replay records: the prompt; only the response is learned.")
-@click.option("--response-field", help="Replay records: the response.")
-@click.option("--chat-template", is_flag=True, help="Write prompts in the tokenizer's template.")
-@click.option(
-    "--holdout",
-    type=Share(),
-    default="0%",
-    show_default=True,
-    help="Share of documents kept out, as whole windows.",
-)
-@click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order.")
-@click.option(
-    "--min-doc-tokens",
-    type=Count(),
-    default=1,
-    show_default=True,
-    help="Set shorter documents aside.",
+    help="Exit with 1 if more of the records are unusable; the others are built.",
 )
 @click.option(
-    "--weight",
-    multiple=True,
-    metavar="SOURCE=W",
-    help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+    "--profile", type=click.Path(path_type=Path), help="Write what took how long, as JSON."
 )
-@click.option(
-    "--license",
-    "licence",
-    multiple=True,
-    metavar="SOURCE=ID",
-    help="A source's licence, for the dataset card; repeatable.",
-)
-@click.option("--text-field", default="text", show_default=True, help="Field of the text.")
-@click.option("--id-field", help="Field of the document id.  [default: file and record]")
-@click.option("--source-field", help="Field of the source.  [default: the folder or file]")
-@click.option("--eot", help="End-of-text token.  [default: the tokenizer's]")
-@click.option(
-    "--encoder",
-    type=click.Choice(["auto", "fastokens", "tokenizers"]),
-    default="auto",
-    show_default=True,
-    help="Which library encodes; the ids are the same.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--dry-run", is_flag=True, help="Only say what to expect, as `lrdata plan` does.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier build in OUT first.")
-def build(out: Path, workers: int | None, overwrite: bool, **options: Any) -> None:
+def build(
+    out: Path,
+    workers: int | None,
+    engine: str,
+    max_bad: float,
+    profile: Path | None,
+    dry_run: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
     """Build a dataset of training rows from CORPORA: files, folders or globs.
 
     JSONL (plain, .zst, .gz), Parquet, Arrow and plain text. Each window of --target-len tokens
@@ -125,8 +177,61 @@ def build(out: Path, workers: int | None, overwrite: bool, **options: Any) -> No
       lrdata build 'lib/**/*.py' --tokenizer ./llama3 --target-len 32k --out code \\
           --replay instruct.jsonl --prompt-field question --response-field answer
     """
+    recipe = _recipe(options)
+    if dry_run:
+        _show_plan(recipe, workers, out)
+        return
     from lrdata.build import build as build_dataset
-    from lrdata.build import describe
+    from lrdata.build import describe, refuse_bad
+    from lrdata.stopwatch import Timing
+
+    timing = Timing()
+    manifest = build_dataset(
+        recipe, out, workers=workers, engine=engine, overwrite=overwrite, timing=timing
+    )
+    if profile is not None:
+        _write_profile(profile, timing, manifest)
+    for line in describe(manifest):
+        click.echo(line)
+    refuse_bad(manifest, max_bad, out)
+    click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+
+
+def _write_profile(file: Path, timing: "Timing", manifest: "Manifest") -> None:
+    from lrdata.atomic import write_json
+
+    facts = {
+        "start_seconds": timing.start,
+        "build_seconds": timing.build,
+        "stage_seconds": timing.stages,
+        "tokens_encoded": manifest.ledger.encoded,
+    }
+    write_json(file, facts)
+
+
+@main.command()
+@_recipe_options
+@click.option("--out", type=click.Path(path_type=Path), help="A folder where a build has begun.")
+@click.option("--workers", type=click.IntRange(1), help="Units at a time.  [default: one a core]")
+def plan(out: Path | None, workers: int | None, **options: Any) -> None:
+    """Say what `lrdata build` with the same options would make, and how long it would take.
+
+    The corpus is listed, and a few megabytes of it are built to measure tokens, rejected records
+    and speed; nothing is written.
+    """
+    _show_plan(_recipe(options), workers, out)
+
+
+def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None) -> None:
+    from rich.console import Console
+
+    from lrdata.plan import make_plan, plan_table
+
+    Console().print(plan_table(make_plan(recipe, workers=workers, out=out)))
+
+
+def _recipe(options: dict[str, Any]) -> "BuildRecipe":
+    """The recipe that command line options spell."""
     from lrdata.recipe import BuildRecipe
 
     options["licences"] = _pairs("--license", options.pop("licence"))
@@ -135,10 +240,7 @@ def build(out: Path, workers: int | None, overwrite: bool, **options: Any) -> No
         for source, value in _pairs("--weight", options.pop("weight")).items()
     }
     options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
-    manifest = build_dataset(BuildRecipe(**options), out, workers=workers, overwrite=overwrite)
-    for line in describe(manifest):
-        click.echo(line)
-    click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+    return BuildRecipe(**options)
 
 
 @main.command()
@@ -174,6 +276,36 @@ def inspect(folder: Path, row: int, kind: str, tokenizer: str | None, full: bool
     from lrdata.inspect import open_tokenizer, show
 
     show(folder, kind, row, open_tokenizer(folder, tokenizer), Console(), full=full)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--target-len", type=Count(), required=True, help="The window that positions span: 256k."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The new dataset folder.  [default: FOLDER-256k, beside it]",
+)
+def retarget(folder: Path, target_len: int, out: Path | None) -> None:
+    """Draw new positions for another window, without retokenizing.
+
+    The rows stay as they are; the position ids of extend rows are drawn again, as the build drew
+    them, to span --target-len. For the schemes longrecipe, pose and randpos: positions of source
+    and full are the tokens' own places.
+
+    \b
+    Example:
+      lrdata retarget shards/ --target-len 256k      # writes shards-256k/
+    """
+    from lrdata.retarget import default_out
+    from lrdata.retarget import retarget as write_retargeted
+
+    made = default_out(folder, target_len) if out is None else out
+    manifest = write_retargeted(folder, target_len, made)
+    rows = sum(entry.rows for entry in manifest.files if entry.kind == "extend")
+    click.echo(f"{made} is complete: {rows:,} rows whose positions span {target_len:,} tokens")
 
 
 def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:

@@ -9,14 +9,15 @@ import pyarrow.parquet as pq
 
 from lrdata.corpus import DAMAGE, Piece, SourceFile, open_source, raise_unless_damage
 from lrdata.errors import LongRecipeError
+from lrdata.long_text import LONG_BYTES, LongText
 from lrdata.records import (
     MAX_RECORD_BYTES,
     READ_BYTES,
     Fields,
+    Judge,
     Record,
     Rejected,
     decode_text,
-    judge,
     too_long,
     wrong_field,
 )
@@ -179,6 +180,8 @@ def _rows(
     """The rows of a batch, the first of which is row `first` of the file."""
     names = list(columns)
     needed = [names.index(name) for name in fields.needed]
+    roles = (fields.content, fields.prompt, fields.id, fields.source)
+    judge = Judge(file, fields)
     items: list[Record | Rejected] = []
     for at, row in enumerate(
         zip(*(_values(batch, steps) for steps in columns.values()), strict=True), first
@@ -191,13 +194,13 @@ def _rows(
             name: decode_text(value) if type(value) is bytes else value
             for name, value in zip(names, row, strict=True)
         }
-        items.append(judge(file, fields, at, size, values))
+        items.append(judge(at, size, *(values.get(name or "") for name in roles), sound=True))
     return items
 
 
 def _values(batch: pa.RecordBatch, steps: tuple[str, ...]) -> list[Any]:
-    """A column as integers or undecoded bytes. Raises ArrowInvalid where offsets are damaged:
-    Arrow itself trusts them."""
+    """A column as integers, undecoded bytes, or long texts that are not copied. Raises
+    ArrowInvalid where offsets are damaged: Arrow itself trusts them."""
     array = batch.column(steps[0])
     if len(steps) > 1:
         array = pc.struct_field(array, list(steps[1:]))
@@ -207,7 +210,16 @@ def _values(batch: pa.RecordBatch, steps: tuple[str, ...]) -> list[Any]:
     if not pa.types.is_integer(array.type):
         array = array.cast(pa.large_binary() if _is_large(array.type) else pa.binary())
     array.validate(full=True)
+    if array.nbytes > LONG_BYTES and not pa.types.is_integer(array.type):
+        return [_bytes_or_long(value) for value in array]
     return array.to_pylist()
+
+
+def _bytes_or_long(value: pa.Scalar) -> bytes | LongText | None:
+    data = value.as_buffer()
+    if data is None or data.size <= LONG_BYTES:
+        return None if data is None else data.to_pybytes()
+    return LongText(memoryview(data))
 
 
 def _is_large(kind: pa.DataType) -> bool:

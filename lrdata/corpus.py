@@ -4,7 +4,8 @@
     units = plan_units(files)                            # fixed by bytes, never by workers
     for documents, rejected in reader.read_unit(units[0], fields): ...
 
-A corpus is a file, a folder or a glob. The suffix says how a file is read:
+A corpus is a file, a folder or a glob, here or at an address (see `lrdata.remote`). The suffix says
+how a file is read:
 
     .jsonl .ndjson .jsonlines .json    a JSON object a line, also as .zst or .gz
     .parquet                           a row a document
@@ -19,9 +20,8 @@ import glob
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,9 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError
+from lrdata.remote import find_remote, is_remote
+from lrdata.remote_file import open_remote
+from lrdata.remote_io import shown
 
 UNIT_BYTES = 128 * 1024**2
-"""Aim for the size of a unit: bytes of text, estimated for compressed files."""
+_LEAST_UNIT_BYTES, _MOST_UNIT_BYTES, _UNITS = 32 * 1024**2, 256 * 1024**2, 16
 
 COMPRESSION_RATIO = 3
 """What compressed text is taken to expand by when units are planned."""
@@ -69,6 +72,8 @@ class SourceFile:
     name: `<folder's name>/<path inside>` for a file found in a folder or by a glob, else its own.
     source: the folder's name, or the file's name without suffixes. Windows join documents of one
     source only. format: jsonl, parquet, arrow or text. compression: zstd, gzip or None.
+    A remote file has an address, where `path` is its name alone, and the version of when it was
+    found, of which every byte must be; sha256 where its server tells it.
     """
 
     path: Path
@@ -77,6 +82,14 @@ class SourceFile:
     size: int
     format: str
     compression: str | None = None
+    address: str | None = field(default=None, repr=False)  # may hold a password or a signature
+    version: str = ""
+    sha256: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for messages."""
+        return shown(self.address) if self.address else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,12 @@ class Unit:
 
 
 def open_source(file: SourceFile, mapped: bool = False) -> pa.NativeFile:
-    """The one place where corpus files are opened, for random access; raises OSError."""
+    """The one place where corpus files are opened, for random access; raises OSError.
+
+    Remote files raise LongRecipeError, while they are read, too; `mapped` means nothing to them.
+    """
+    if file.address:
+        return open_remote(file.address, file.size, file.version)
     return pa.memory_map(str(file.path)) if mapped else pa.OSFile(str(file.path), "rb")
 
 
@@ -108,8 +126,22 @@ def raise_unless_damage(problem: Exception) -> None:
         raise problem
 
 
+def changed(file: SourceFile) -> bool:
+    """Whether a local file has another size than when it was found.
+
+    A remote file has not: reading it says so with the first byte that is of another version.
+    """
+    return not file.address and os.stat(file.path).st_size != file.size
+
+
 def source_hash(file: SourceFile) -> str:
-    """sha256 of the file's bytes as they lie on the disk, streamed."""
+    """sha256 of the file's bytes as they lie on the disk, streamed.
+
+    A remote file is not read for it: where its server tells no sha256, this is its version, which
+    has a colon in it (`etag:...`, `modified:...`, `git:...`, `size:...`).
+    """
+    if file.address:
+        return file.sha256 or file.version
     with open(file.path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -125,13 +157,14 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
     for corpus in corpora:
         for file in _expand(corpus):
             # A link is a file of its own, but a linked folder is the folder it leads to.
-            place = os.path.join(os.path.realpath(file.path.parent), file.path.name)
+            folder = os.path.realpath(file.path.parent)
+            place = file.address or os.path.join(folder, file.path.name)
             if place in places:
                 continue
             places.add(place)
             if file.name in files:
                 raise LongRecipeError(
-                    f"{files[file.name].path} and {file.path} would both be named {file.name}; "
+                    f"{files[file.name].place} and {file.place} would both be named {file.name}; "
                     "rename one, or give a folder that holds both"
                 )
             files[file.name] = file
@@ -140,10 +173,9 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
 
 def _expand(corpus: str) -> Iterator[SourceFile]:
     """The files of one corpus argument, in the order of the file system's names."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", corpus):
-        raise LongRecipeError(
-            f"{corpus} is a remote corpus, which this version does not read; download it first"
-        )
+    if is_remote(corpus):
+        yield from _expand_remote(corpus)
+        return
     path = Path(os.path.abspath(os.path.expanduser(corpus)))
     if path.is_dir():
         yield from _inside(path, _walk(path), corpus)
@@ -156,6 +188,38 @@ def _expand(corpus: str) -> Iterator[SourceFile]:
         yield from _inside(_fixed_part(path), named, corpus)
     else:
         raise LongRecipeError(f"{corpus} does not exist; name a file, folder or glob")
+
+
+def _expand_remote(corpus: str) -> Iterator[SourceFile]:
+    """By the rules for local files: what a folder gives, and how files are named."""
+    found = find_remote(corpus)
+    none = True
+    for file in found.files:
+        if found.folder and not found.chosen and not _is_corpus_file(file.path.split("/")):
+            continue
+        none = False
+        format, compression, stem = _kind(file.path)
+        name = f"{found.folder}/{file.path}" if found.folder else file.path
+        _refuse_unfit(shown(file.address), name, compression)
+        yield SourceFile(
+            path=Path(name),
+            name=name,
+            source=found.folder or stem or name,
+            size=file.size,
+            format=format or "text",
+            compression=compression,
+            address=file.address,
+            version=file.version,
+            sha256=file.sha256,
+        )
+    if none:
+        raise LongRecipeError(f"{shown(corpus)} holds no corpus file; known suffixes: {_SUFFIXES}")
+
+
+def _is_corpus_file(steps: list[str]) -> bool:
+    """Whether a folder gives the file at this path in it."""
+    hidden = any(step.startswith(".") for step in steps)
+    return not hidden and steps[-1] not in _BOOKKEEPING and _kind(steps[-1])[0] is not None
 
 
 def _inside(folder: Path, paths: Iterator[str], corpus: str) -> Iterator[SourceFile]:
@@ -178,7 +242,7 @@ def _walk(root: Path) -> Iterator[str]:
             if not name.startswith(".") and not _encloses(os.path.join(folder, name), folder)
         ]
         for name in names:
-            if not name.startswith(".") and name not in _BOOKKEEPING and _kind(name)[0]:
+            if _is_corpus_file([name]):
                 yield os.path.join(folder, name)
 
 
@@ -214,13 +278,42 @@ def _kind(name: str) -> tuple[str | None, str | None, str]:
 def _source_file(
     path: Path, name: str, source: str, format: str | None, compression: str | None
 ) -> SourceFile:
-    if compression == "unreadable":
-        raise LongRecipeError(f"{path} is packed in a way that is not read here; unpack it first")
-    if not name.isprintable():  # such as the surrogates that stand for bytes that are not UTF-8
-        raise LongRecipeError(f"{str(path)!r} cannot be published under that name; rename it")
+    _refuse_unfit(str(path), name, compression)
     if path.exists() and not path.is_file():
         raise LongRecipeError(f"{path} is not a regular file; write its content to one first")
     return SourceFile(path, name, source, path.stat().st_size, format or "text", compression)
+
+
+def _refuse_unfit(place: str, name: str, compression: str | None) -> None:
+    if compression == "unreadable":
+        raise LongRecipeError(f"{place} is packed in a way that is not read here; unpack it first")
+    if not name.isprintable():  # such as the surrogates that stand for bytes that are not UTF-8
+        raise LongRecipeError(f"{place!r} cannot be published under that name; rename it")
+
+
+def unit_size(files: Sequence[SourceFile]) -> int:
+    """A unit's size that fits a corpus, in bytes of text (estimated for compressed files).
+
+    Small enough to keep the cores busy, large enough that little is left over at the end of units
+    and that a large corpus does not become very many shards.
+    """
+    text = sum(map(_file_text_bytes, files))
+    return min(max(text // _UNITS, _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
+
+
+def text_bytes(piece: Piece) -> int:
+    """About how many bytes of text a piece holds: exact for plain files."""
+    if piece.file.format == "parquet":
+        return sum(
+            size for at, size in _row_groups(piece.file) if piece.start <= at.start < piece.stop
+        )
+    whole = piece.start == 0 and piece.stop == piece.file.size
+    return _file_text_bytes(piece.file) if whole else piece.stop - piece.start
+
+
+def _file_text_bytes(file: SourceFile) -> int:
+    packed = file.compression is not None or file.format == "parquet"
+    return file.size * (COMPRESSION_RATIO if packed else 1)
 
 
 def plan_units(files: Sequence[SourceFile], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
@@ -257,8 +350,7 @@ def _cut(file: SourceFile, unit_bytes: int) -> Iterator[tuple[Piece, int]]:
         for start, stop in itertools.pairwise(edges):
             yield Piece(file, start, stop), stop - start
     else:
-        ratio = COMPRESSION_RATIO if file.compression else 1
-        yield Piece(file, 0, file.size), file.size * ratio
+        yield Piece(file, 0, file.size), _file_text_bytes(file)
 
 
 def _row_groups(file: SourceFile) -> Iterator[tuple[Piece, int]]:

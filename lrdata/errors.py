@@ -5,7 +5,12 @@
 """
 
 import errno
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -27,7 +32,8 @@ class Commands(click.Group):
         debug = "--debug" in given
         arguments = [arg for arg in given if arg != "--debug"]
         try:
-            code = super().main(arguments, **{**kwargs, "standalone_mode": False})
+            with _terminated_as_interrupted():
+                code = super().main(arguments, **{**kwargs, "standalone_mode": False})
         except click.UsageError as problem:
             if arguments:
                 _stop(f"{problem.format_message()}{_where_to_look(problem)}", 2)
@@ -39,8 +45,36 @@ class Commands(click.Group):
             if debug:
                 raise
             interrupted = isinstance(problem, (KeyboardInterrupt, click.Abort))
+            if interrupted:
+                _leave_threads(describe(problem))
             _stop(describe(problem), 130 if interrupted else 1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM stops a command as Ctrl-C does: with a line, and its files in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave_threads(message: str) -> None:
+    """End at once if threads are at work: Python would wait for them, and all is safe to leave."""
+    busy = [thread for thread in threading.enumerate() if not thread.daemon]
+    if busy != [threading.main_thread()]:
+        click.echo(f"error: {message}", err=True)
+        sys.stdout.flush()
+        os._exit(130)
 
 
 def _stop(message: str, code: int) -> NoReturn:

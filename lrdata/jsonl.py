@@ -7,20 +7,22 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import zstandard
 
 from lrdata.corpus import Piece, SourceFile, open_source
 from lrdata.errors import LongRecipeError
+from lrdata.long_text import LONG_BYTES, LongText
 from lrdata.records import (
     MAX_RECORD_BYTES,
     MISSING,
     READ_BYTES,
     Fields,
+    Judge,
     Record,
     Rejected,
     decode_text,
-    judge,
     too_long,
     wrong_field,
 )
@@ -90,24 +92,27 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | None]]:
+def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | bytearray | None]]:
     """(offset of its first byte, line without its newline); None for a line that is too long."""
-    offset, parts, held = blocks.position, list[bytes](), 0
+    offset, begun, held = blocks.position, bytearray(), 0
     for block in blocks:
         *ended, rest = block.split(b"\n")
         for end in ended:
             held += len(end)
-            line = b"".join((*parts, end)) if parts else end
+            line: bytes | bytearray = end
+            if begun:
+                begun += end
+                line, begun = begun, bytearray()
             yield offset, line if held <= MAX_RECORD_BYTES else None
             offset += held + 1
-            parts, held = [], 0
+            held = 0
         held += len(rest)
         if held > MAX_RECORD_BYTES:
-            parts = []
-        elif rest:
-            parts.append(rest)
+            begun = bytearray()
+        else:
+            begun += rest
     if held:
-        yield offset, b"".join(parts) if held <= MAX_RECORD_BYTES else None
+        yield offset, begun if held <= MAX_RECORD_BYTES else None
 
 
 # ---- JSON lines ----
@@ -120,15 +125,18 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     if piece.start:
         next(lines, None)  # begins before the piece, or is what precedes the newline at its edge
     absent, present = list(fields.needed), _Names()
+    judge = Judge(file, fields)
+    values_of = _looker(fields)
+    stop = piece.stop if file.compression is None else 1 << 63
     for at, line in lines:
-        if file.compression is None and at >= piece.stop:
+        if at >= stop:
             break
         if at == 0 and line is not None:
-            line = line.removeprefix(_BOM)
+            line = line.removeprefix(_BOM) if line.startswith(_BOM) else line  # no copy
             _refuse_array(file, line)
         if line is not None and (not line or line.isspace()):
             continue
-        parsed = too_long(file, at) if line is None else _parse(file, at, line)
+        parsed, sound = (too_long(file, at), True) if line is None else _parse(file, at, line)
         item: Record | Rejected
         if isinstance(parsed, Rejected):
             item = parsed
@@ -136,8 +144,10 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             if absent:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
-            values = {name: _look_up(parsed, name) for name in fields.all}
-            item = judge(file, fields, at, len(line or b""), values)
+            values = values_of(parsed)
+            if float in map(type, values[2:]):  # perhaps an integer of more than 64 bits, as an id
+                values = values_of(json.loads(line or b""))
+            item = judge(at, len(line or b""), *values, sound=sound)
         if blocks.damage and isinstance(item, Rejected):
             break  # the line in which a damaged file ends: its rejection is the file's
         yield item
@@ -146,6 +156,15 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     for name in absent:
         if present.objects and not _occurs(piece, name):
             raise wrong_field(file, name, present.names)
+
+
+def _looker(fields: Fields) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """A function from a record to the values that a Judge takes."""
+    content, rest = fields.content, (fields.prompt, fields.id, fields.source)
+    if not any(rest) and "." not in content:
+        return lambda record: (record.get(content, MISSING),)
+    names = (content, *rest)
+    return lambda record: tuple(None if name is None else _look_up(record, name) for name in names)
 
 
 class _Names:
@@ -160,7 +179,7 @@ class _Names:
             self.names += [name for name in record if name not in self.names]
 
 
-def _refuse_array(file: SourceFile, first_line: bytes) -> None:
+def _refuse_array(file: SourceFile, first_line: bytes | bytearray) -> None:
     if re.match(rb"\s*\[\s*(\{|$)", first_line):
         raise LongRecipeError(
             f"{file.path} is one JSON array, not JSON lines; convert it with "
@@ -168,8 +187,23 @@ def _refuse_array(file: SourceFile, first_line: bytes) -> None:
         )
 
 
-def _parse(file: SourceFile, at: int, line: bytes) -> dict[str, Any] | Rejected:
-    """The object on a line, or why there is none."""
+def _parse(
+    file: SourceFile, at: int, line: bytes | bytearray
+) -> tuple[dict[str, Any] | Rejected, bool]:
+    """The object on a line, or why there is none; and whether its strings are known to be sound."""
+    if len(line) > LONG_BYTES:
+        return _parse_long(file, at, memoryview(line)), False
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return _parse_slowly(file, at, line), False
+    if type(record) is not dict:
+        return Rejected(file.name, at, "not a JSON object"), True
+    return record, True
+
+
+def _parse_slowly(file: SourceFile, at: int, line: bytes | bytearray) -> dict[str, Any] | Rejected:
+    """By Python's own parser, which takes NaN and says where a line is wrong."""
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as problem:
@@ -183,6 +217,36 @@ def _parse(file: SourceFile, at: int, line: bytes) -> dict[str, Any] | Rejected:
     if not isinstance(record, dict):
         return Rejected(file.name, at, "not a JSON object")
     return record
+
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+
+def _parse_long(file: SourceFile, at: int, line: memoryview) -> dict[str, Any] | Rejected:
+    """The object on a long line. Its long strings stay where they are, as LongText."""
+    spans = [
+        match.span() for match in _STRING.finditer(line) if match.end() - match.start() > LONG_BYTES
+    ]
+    edges = [0, *(edge for span in spans for edge in span), len(line)]
+    between = [bytes(line[edges[at] : edges[at + 1]]) for at in range(0, len(edges), 2)]
+    mark = "long"
+    while any(mark.encode() in part for part in between):
+        mark += "-"
+    numbered = (json.dumps(f"{mark}{index}").encode() for index in range(len(spans)))
+    short = b"".join(part for pair in zip(between, [*numbered, b""], strict=True) for part in pair)
+    record = _parse_slowly(file, at, short)
+    if isinstance(record, Rejected):
+        if record.reason.startswith("not JSON, at"):
+            return Rejected(file.name, at, "not JSON")
+        return record
+    texts = {
+        f"{mark}{index}": LongText(line[start + 1 : stop - 1], escaped=True)
+        for index, (start, stop) in enumerate(spans)
+    }
+    return {
+        name: texts.get(value, value) if type(value) is str else value
+        for name, value in record.items()
+    }
 
 
 def _look_up(record: dict[str, Any], name: str) -> Any:
@@ -201,7 +265,7 @@ def _occurs(piece: Piece, name: str) -> bool:
     file = piece.file
     if file.compression or (piece.start == 0 and piece.stop == file.size):
         return False
-    records = (_parse(file, at, line) for at, line in _lines(_Blocks(file)) if line)
+    records = (_parse(file, at, line)[0] for at, line in _lines(_Blocks(file)) if line)
     return any(
         not isinstance(record, Rejected) and _look_up(record, name) is not MISSING
         for record in records
@@ -214,15 +278,21 @@ def _occurs(piece: Piece, name: str) -> bool:
 def read_text(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     """A file as one document; line ends become \\n. Of a damaged one, what can be read."""
     file, blocks = piece.file, _Blocks(piece.file)
-    parts: list[bytes] = []
+    data, end = bytearray(), b""
     for block in blocks:
         if blocks.position > MAX_RECORD_BYTES:
             yield too_long(file, 0)
             return
-        parts.append(block)
-    data = b"".join(parts).removeprefix(_BOM).replace(b"\r\n", b"\n")
-    text = decode_text(data, whole=not blocks.damage)
-    item = judge(file, fields, 0, len(data), {fields.content: text})
+        block = end + block
+        end = b"\r" if block.endswith(b"\r") else b""  # perhaps half of a line end
+        data += block.removesuffix(end).replace(b"\r\n", b"\n")
+    data = (data + end).removeprefix(_BOM)
+    text: Any
+    if len(data) > LONG_BYTES and not blocks.damage:
+        text = LongText(memoryview(data))
+    else:
+        text = decode_text(bytes(data), whole=not blocks.damage)
+    item = Judge(file, fields)(0, len(data), text, sound=True)
     if not blocks.damage or isinstance(item, Record):
         yield item
     if blocks.damage:

@@ -131,7 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         _check_format(path, raw)
-        manifest = _parse(raw)
+        manifest = parse_manifest(raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         reason = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
         raise LongRecipeError(f"{path} is damaged ({reason}); pull the dataset again") from None
@@ -151,7 +151,8 @@ def _check_format(path: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def _parse(raw: dict[str, Any]) -> Manifest:
+def parse_manifest(raw: dict[str, Any]) -> Manifest:
+    """The manifest of a JSON object; KeyError or TypeError where something is missing or wrong."""
     return _entry(
         Manifest,
         {

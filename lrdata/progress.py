@@ -1,4 +1,8 @@
-"""One way to show long work: a live bar in a terminal, plain lines elsewhere."""
+"""One way to show long work: a live bar in a terminal, plain lines elsewhere.
+
+with progress("building units", total=12) as task:
+    task.advance(note="3.1 Mtok/s")
+"""
 
 import sys
 import time
@@ -47,14 +51,42 @@ class _Bar(Task):
 class _Lines(Task):
     def __init__(self, what: str, total: int | None) -> None:
         super().__init__(what, total)
-        self._last = time.monotonic()
+        self._last = self._began = time.monotonic()
 
     def _show(self) -> None:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or self.done == self.total:
             self._last = now
             of = f"/{self.total}" if self.total is not None else ""
-            print(f"{self.what}: {self.done}{of} {self.text}".rstrip(), file=sys.stderr, flush=True)
+            line = f"{self.what}: {self.done}{of} {self.text}{self._left(now)}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self, now: float) -> str:
+        if not self.total or not 0 < self.done < self.total:
+            return ""
+        seconds = (now - self._began) * (self.total - self.done) / self.done
+        return f", {duration(seconds)} left"
+
+
+class Meter:
+    """Tokens a second since it was made. Work that was not `fresh` was done before."""
+
+    def __init__(self) -> None:
+        self.tokens, self._began = 0, time.monotonic()
+
+    def add(self, tokens: int, fresh: bool = True) -> None:
+        self.tokens += tokens * fresh
+
+    def __str__(self) -> str:
+        rate = self.tokens / max(time.monotonic() - self._began, 1e-9)
+        return f"{rate / 1e6:.1f} Mtok/s" if rate >= 1e5 else f"{rate / 1e3:.1f} ktok/s"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

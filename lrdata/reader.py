@@ -10,9 +10,12 @@ from lrdata.columnar import read_arrow, read_parquet
 from lrdata.corpus import Piece, Unit
 from lrdata.errors import LongRecipeError
 from lrdata.jsonl import read_jsonl, read_text
+from lrdata.long_text import LongText
 from lrdata.records import Documents, Fields, Record, Rejected
 
-BATCH_BYTES = 16 * 1024**2
+BATCH_BYTES = 4 * 1024**2
+"""Enough to keep the encoder busy, little enough for the caches."""
+
 _RECORD_OVERHEAD = 256  # bytes that a record costs beside its text, roughly
 
 _READERS: dict[str, Callable[[Piece, Fields], Iterator[Record | Rejected]]] = {
@@ -36,6 +39,9 @@ def read_unit(
         for item in _read_piece(piece, fields):
             held += _RECORD_OVERHEAD
             if isinstance(item, Record):
+                if type(item.text) is LongText and documents.texts:
+                    yield documents, rejected
+                    documents, rejected, held = Documents(), [], 0
                 documents.add(item)
                 held += item.size
             else:

@@ -58,8 +58,9 @@ class BuildRecipe:
     encoder: Literal["auto", "fastokens", "tokenizers"] = "auto"
     """Which library encodes; auto takes fastokens where it proved equal to tokenizers."""
     seed: int = 0
-    unit_bytes: int = 128 * 1024**2
-    """Aim for the size of a unit of work; part of the recipe because windows end with units."""
+    unit_bytes: int = 0
+    """Aim for the size of a unit of work, 0 for one that fits the corpus; part of the recipe
+    because windows end with units."""
 
     def __post_init__(self) -> None:
         if not self.train_len:

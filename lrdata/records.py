@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from lrdata.corpus import SourceFile
 from lrdata.errors import LongRecipeError
+from lrdata.long_text import LongText
 
-MAX_RECORD_BYTES = 256 * 1024**2
+MAX_RECORD_BYTES = 384 * 1024**2
 """A longer line, text or text file is rejected; no more than this much of it is ever held."""
 
 READ_BYTES = 1024**2
@@ -59,7 +60,7 @@ class Rejected:
 class Record(NamedTuple):
     """A usable record. `size`: bytes that it took up in its file."""
 
-    text: str
+    text: str | LongText
     id: str
     source: str
     file: str
@@ -75,14 +76,16 @@ class Documents:
     ids: the record's own, else `<file>:<record>`. sources: the record's own, else the file's.
     records: first byte of the line in the decompressed JSONL file, row number in the Parquet or
     Arrow file, 0 in a text file; with `files` (relative names) it says where a text came from.
+    A `LongText` is alone in its batch. size: bytes that they took up in their files.
     """
 
-    texts: list[str] = field(default_factory=list)
+    texts: list[str | LongText] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     records: list[int] = field(default_factory=list)
     prompts: list[str] | None = None
+    size: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -93,6 +96,7 @@ class Documents:
         self.sources.append(record.source)
         self.files.append(record.file)
         self.records.append(record.record)
+        self.size += record.size
         if record.prompt is not None:
             self.prompts = self.prompts or []
             self.prompts.append(record.prompt)
@@ -103,27 +107,42 @@ def records_read(documents: Documents, rejected: list[Rejected]) -> int:
     return len(documents) + sum(entry.count for entry in rejected)
 
 
-def judge(
-    file: SourceFile,
-    fields: Fields,
-    at: int,
-    size: int,
-    values: dict[str, Any],
-) -> Record | Rejected:
-    """A record as a document, or why not. `values` holds what was found under `Fields.all`."""
-    for name in fields.needed:
-        problem = _problem(name, values.get(name, MISSING))
-        if problem:
-            return Rejected(file.name, at, problem)
-    return Record(
-        text=values[fields.content],
-        id=_label(values.get(fields.id or "")) or f"{file.name}:{at}",
-        source=_label(values.get(fields.source or "")) or file.source,
-        file=file.name,
-        record=at,
-        prompt=values[fields.prompt] if fields.prompt else None,
-        size=size,
-    )
+class Judge:
+    """Decides for the records of a file: a document, or rejected and why."""
+
+    def __init__(self, file: SourceFile, fields: Fields) -> None:
+        self._file, self._source = file.name, file.source
+        self._content, self._prompt = fields.content, fields.prompt
+
+    def __call__(
+        self,
+        at: int,
+        size: int,
+        text: Any,
+        prompt: Any = None,
+        id_: Any = None,
+        source: Any = None,
+        *,
+        sound: bool = False,
+    ) -> Record | Rejected:
+        """The record at `at`, `size` bytes long, by its values (MISSING where it has none).
+
+        `sound`: its strings are known to be whole Unicode, without lone surrogates.
+        """
+        problem = _problem(self._content, text, sound)
+        if problem is None and self._prompt is not None:
+            problem = _problem(self._prompt, prompt, sound)
+        if problem is not None:
+            return Rejected(self._file, at, problem)
+        return Record(
+            text,
+            _label(id_) or f"{self._file}:{at}",
+            _label(source) or self._source,
+            self._file,
+            at,
+            None if self._prompt is None else str(prompt),
+            size,
+        )
 
 
 _NAMES_OF_TYPES = {
@@ -135,21 +154,41 @@ _NAMES_OF_TYPES = {
 }
 
 
-def _problem(name: str, value: Any) -> str | None:
+def _problem(name: str, value: Any, sound: bool) -> str | None:
     """Why a value is no text to train on; None where it is."""
+    if type(value) is not str:
+        return _long_problem(name, value) if type(value) is LongText else _no_text(name, value)
+    if not value or value.isspace():
+        return f"{name} is empty"
+    if "\0" in value:
+        return f"{name} holds a NUL character"
+    return None if sound or _is_unicode(value) else f"{name} holds half a surrogate pair"
+
+
+def _no_text(name: str, value: Any) -> str:
     if value is MISSING:
         return f"{name} is missing"
     if value is None:
         return f"{name} is null"
     if type(value) is bytes:
         return f"{name} is not UTF-8"
-    if type(value) is not str:
-        return f"{name} is {_NAMES_OF_TYPES[type(value)]}, not text"
-    if not value or value.isspace():
-        return f"{name} is empty"
-    if "\0" in value:
-        return f"{name} holds a NUL character"
-    return None if _is_unicode(value) else f"{name} holds half a surrogate pair"
+    return f"{name} is {_NAMES_OF_TYPES[type(value)]}, not text"
+
+
+def _long_problem(name: str, text: LongText) -> str | None:
+    """The same for a long text: all of it is decoded, so that no problem comes up later."""
+    empty = True
+    try:
+        for piece in text:
+            problem = _problem(name, piece, sound=False)
+            if problem is not None and not problem.endswith(" is empty"):
+                return problem
+            empty &= problem is not None
+    except UnicodeDecodeError:
+        return f"{name} is not UTF-8"
+    except ValueError:
+        return "not JSON"
+    return f"{name} is empty" if empty else None
 
 
 def _is_unicode(text: str) -> bool:
@@ -164,6 +203,8 @@ def _is_unicode(text: str) -> bool:
 
 def _label(value: Any) -> str | None:
     """An id or source as it is published: text or an integer; None for anything else."""
+    if value is None or value is MISSING:
+        return None
     if type(value) is int:
         return str(value)
     return value if type(value) is str and value and _is_unicode(value) else None

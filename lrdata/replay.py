@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.chat import Conversation, plain_conversation, template_conversation
-from lrdata.corpus import SourceFile, plan_units
+from lrdata.corpus import SourceFile, plan_units, unit_size
 from lrdata.draws import Draws
+from lrdata.encoding import encode_documents
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger
 from lrdata.progress import progress
@@ -28,7 +29,6 @@ from lrdata.records import Documents, Fields
 from lrdata.shards import Row
 from lrdata.shelf import Shelf
 from lrdata.tokenizer import Tokenizer
-from lrdata.unit import encode_documents
 from lrdata.windows import Document
 
 _BLOCK_ROWS = 64  # documents are packed this many rows' worth at a time: bounded memory
@@ -37,10 +37,11 @@ _SHARD_ROWS = 4096
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens [start, start + length) of a document; `loss` bool [length]."""
+    """`tokens` int32 [length] of a document, from its token `start` on; `loss` bool [length]."""
 
     document: Document
     start: int
+    tokens: np.ndarray
     loss: np.ndarray
 
     @property
@@ -131,7 +132,7 @@ def _parts(
     staging: Path,
 ) -> Generator[Part, None, None]:
     """Documents in row-sized parts, the corpus's units in a seeded order."""
-    units = plan_units(files, recipe.unit_bytes)
+    units = plan_units(files, recipe.unit_bytes or unit_size(files))
     keys = [
         Draws(recipe.seed, piece.file.name, piece.start).share("replay")
         for piece in (unit.pieces[0] for unit in units)
@@ -152,61 +153,55 @@ def _parts(
                     ledger.records_read += entry.count
                     ledger.records_quarantined += entry.count
                     shelf.reject(entry)
-                for document, loss in _encode(documents, tokenizer, conversation):
+                for document, tokens, loss in _encode(documents, tokenizer, conversation):
                     ledger.records_read += 1
                     ledger.records_built += 1
                     ledger.encoded -= conversation.inserted  # of all that _cut counts
                     ledger.inserted += conversation.inserted
-                    yield from _cut(document, loss, recipe.train_len, ledger)
+                    yield from _cut(document, tokens, loss, recipe.train_len, ledger)
             task.advance()
 
 
 def _encode(
     documents: Documents, tokenizer: Tokenizer, conversation: Conversation
-) -> Iterator[tuple[Document, np.ndarray]]:
-    """Each document of a batch with its loss mask."""
+) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
+    """Each document of a batch with its tokens and its loss mask."""
     ids, ends = encode_documents(documents, tokenizer)
     prompts, prompt_ends = tokenizer.encode(documents.prompts or [""] * len(documents))
-    for index in range(len(documents)):
+    places = zip(documents.ids, documents.sources, documents.files, documents.records, strict=True)
+    for index, place in enumerate(places):
         prompt = prompts[prompt_ends[index] : prompt_ends[index + 1]]
         tokens, loss = conversation.tokens(prompt, ids[ends[index] : ends[index + 1]])
-        yield (
-            Document(
-                doc_id=documents.ids[index],
-                source=documents.sources[index],
-                file=documents.files[index],
-                record=documents.records[index],
-                tokens=tokens,
-            ),
-            loss,
-        )
+        yield Document(*place), tokens, loss
 
 
-def _cut(document: Document, loss: np.ndarray, row_len: int, ledger: Ledger) -> Iterator[Part]:
+def _cut(
+    document: Document, tokens: np.ndarray, loss: np.ndarray, row_len: int, ledger: Ledger
+) -> Iterator[Part]:
     """Parts of at most a row; those without a token that counts are dropped."""
-    tokens = len(document.tokens)
-    ledger.encoded += tokens
+    ledger.encoded += len(tokens)
     given = 0
     try:
-        for start in range(0, tokens, row_len):
-            part = Part(document, start, loss[start : start + row_len])
+        for start in range(0, len(tokens), row_len):
+            stop = start + row_len
+            part = Part(document, start, tokens[start:stop], loss[start:stop])
             given += part.length
             if part.loss.any():
                 yield part
             else:
                 ledger.dropped += part.length
     finally:
-        ledger.tail += tokens - given  # the budget was full in the middle of the document
+        # What is left when the budget was full in the middle of the document.
+        ledger.tail += len(tokens) - given
 
 
 def replay_row(parts: list[Part], target_len: int) -> Row:
     """One row of packed documents. Positions restart at 0 in each."""
     lengths = np.array([part.length for part in parts], np.int32)
-    slices = [part.document.tokens[part.start : part.start + part.length] for part in parts]
     loss = np.concatenate([part.loss for part in parts])
     first = parts[0].document
     return Row(
-        input_ids=np.concatenate(slices),
+        input_ids=np.concatenate([part.tokens for part in parts]),
         position_ids=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
         seq_lengths=lengths,
         impact_mask=np.zeros(len(loss), bool),

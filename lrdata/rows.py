@@ -8,7 +8,7 @@ from lrdata import positions, select
 from lrdata.draws import Draws
 from lrdata.impact import Scorer, open_scorer
 from lrdata.recipe import BuildRecipe
-from lrdata.sentences import SentenceTables, sentence_lengths, sentence_tables
+from lrdata.sentences import lengths_between
 from lrdata.shards import Row
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Window
@@ -19,12 +19,11 @@ class Compressor:
     """Turns windows into rows: the recipe with what it needs to know of the tokenizer."""
 
     recipe: BuildRecipe
-    tables: SentenceTables
     scorer: Scorer
 
     @classmethod
     def open(cls, recipe: BuildRecipe, tokenizer: Tokenizer) -> "Compressor":
-        return cls(recipe, sentence_tables(tokenizer), open_scorer(recipe.impact, tokenizer))
+        return cls(recipe, open_scorer(recipe.impact, tokenizer))
 
     def row(self, window: Window) -> Row:
         """The window compressed to train_len tokens whose positions span its range."""
@@ -46,7 +45,7 @@ class Compressor:
         """Window offsets of the kept tokens, int32 [train_len], and the segments' lengths."""
         recipe, lead = self.recipe, window.lead
         # Longer sentences are cut, so that text without sentence ends gives segments of this size.
-        lengths = sentence_lengths(window.ids[lead:], self.tables, recipe.segment_tokens)
+        lengths = lengths_between(window.sentence_ends, recipe.segment_tokens)
         rule = select.ORDERS["first" if recipe.impact == "none" else recipe.select]
         order = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
         counts = select.keep(lengths, order, recipe.train_len - lead)

@@ -41,9 +41,11 @@ _SPACE, _LINE, _SMALL, _LETTER, _WORD, _DIGIT, _SPACED_END, _UNSPACED_END, _CLOS
 )
 _NO_CHARACTER = 0xFFFF  # beyond the basic plane, or no whole character: no flags
 
-# What a token ends with. _STOP: an ASCII terminator and perhaps closers; _CLOSED: it is nothing but
-# ASCII closers; _WIDE: the last byte of a terminator or closer beyond ASCII.
-_NOTHING, _LINE_END, _STOP, _CLOSED, _WIDE, _EOT = range(6)
+# What a token ends with, a bit each. _STOP: an ASCII terminator and perhaps closers; _CLOSED: it is
+# nothing but ASCII closers; _WIDE: a terminator or closer beyond ASCII, or the end of a character
+# that begins in the token before.
+_NOTHING = 0
+_LINE_END, _STOP, _CLOSED, _WIDE, _EOT = (1 << bit for bit in range(5))
 
 # What follows a token. Directly: _TEXT (anything else), _LOWER (a small letter), _NUMBER,
 # _TERMINATOR (or a closer). After white space: _SENTENCE, _LOWER_WORD. Either way: _LINE_OR_EOT.
@@ -54,6 +56,15 @@ _UNCLEAR, _SPACES, _TEXT, _LOWER, _NUMBER, _TERMINATOR, _SENTENCE, _LOWER_WORD, 
 _AFTER_SPACES = np.full(9, _SENTENCE, np.uint8)  # what the above become after white space
 _AFTER_SPACES[[_LOWER, _LOWER_WORD]] = _LOWER_WORD
 _AFTER_SPACES[[_UNCLEAR, _SPACES, _LINE_OR_EOT]] = _UNCLEAR, _SPACES, _LINE_OR_EOT
+
+# Which token ends may be sentence ends before each of these, as bits; and which surely are.
+_ANY = _LINE_END | _STOP | _CLOSED | _WIDE | _EOT
+_POSSIBLE = np.full(9, _LINE_END | _WIDE | _EOT, np.uint16)
+_POSSIBLE[[_UNCLEAR, _SPACES, _SENTENCE]] = _ANY
+_POSSIBLE[_TERMINATOR] = _LINE_END | _EOT
+_POSSIBLE[_LINE_OR_EOT] = _EOT
+_SURE = np.full(9, _LINE_END | _EOT, np.uint16)
+_SURE[[_UNCLEAR, _SPACES, _LINE_OR_EOT]] = _EOT
 
 _U = np.uint64
 _BYTE = _U(0xFF)
@@ -91,7 +102,7 @@ def _has(code: np.ndarray, flags: int) -> np.ndarray:
 class SentenceTables:
     """What the splitter needs to know of each token id: arrays of length vocab_size."""
 
-    end: np.ndarray  # uint8: what it ends with
+    pair: np.ndarray  # uint16: what it ends with (5 bits); possible (5) and sure ends before it (5)
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
     tail: np.ndarray  # uint64: its last eight bytes, the last lowest
@@ -108,7 +119,7 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     head = _eight_bytes(values, offsets[:-1], sizes, 1)
     tail = _eight_bytes(values, offsets[1:] - 1, sizes, -1)
 
-    end = _what_ends(tail, sizes)
+    end = _what_ends(tail, sizes).astype(np.uint16)
     lines = np.concatenate([[0], np.cumsum((values == 0x0A) | (values == 0x0D))])
     end[(lines[offsets[1:]] > lines[offsets[:-1]]) & ~special] = _LINE_END
     end[tokenizer.eot_id] = _EOT
@@ -119,7 +130,8 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
         rest = sizes[long] - start
         words = _eight_bytes(values, offsets[long] + start, rest, 1)
         after[long] = _AFTER_SPACES[_what_follows(words, rest)]
-    return SentenceTables(end, after, head, tail, sizes, offsets[1:], values)
+    pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10
+    return SentenceTables(pair, after, head, tail, sizes, offsets[1:], values)
 
 
 def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
@@ -140,6 +152,9 @@ def _what_ends(word: np.ndarray, size: np.ndarray) -> np.ndarray:
         closed = np.isin(rest & _BYTE, ascii_closers) & (left > 0)
         rest, left = np.where(closed, rest >> _U(8), rest), left - closed
     wide = np.isin(word & _BYTE, [byte for byte in finals if byte > 0x7F])
+    code, length = _last_character(*_low_bytes(word))
+    marks = _has(code, _SPACED_END | _UNSPACED_END | _CLOSER | _OPENER)
+    wide &= marks | (length > size)
     stop = np.isin(rest & _BYTE, list(finals.difference(ascii_closers)))
     end = np.select([wide, (left == 0) & (size > 0), stop], [_WIDE, _CLOSED, _STOP], _NOTHING)
     return end.astype(np.uint8)
@@ -171,10 +186,15 @@ def _what_follows(word: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def sentence_lengths(ids: np.ndarray, tables: SentenceTables, max_tokens: int) -> np.ndarray:
     """Lengths of the sentences of `ids`, int64, each in [1, max_tokens], summing to len(ids)."""
-    if not len(ids):
+    return lengths_between(sentence_ends(ids, tables), max_tokens)
+
+
+def lengths_between(ends: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Lengths of the sentences that end at the true entries of `ends` and at its end: int64."""
+    if not len(ends):
         return np.zeros(0, np.int64)
-    ends = _sentence_ends(ids.astype(np.intp), tables)
-    lengths = np.diff(np.concatenate([[-1], ends, [len(ids) - 1]]))
+    at = np.flatnonzero(ends[:-1])
+    lengths = np.diff(np.concatenate([[-1], at, [len(ends) - 1]]))
     return _cut(lengths, max_tokens)
 
 
@@ -189,18 +209,58 @@ def _cut(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
     return cut
 
 
-def _sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """Indices of the tokens that end a sentence, the last token aside."""
-    kinds = tables.end[ids]
-    at = np.flatnonzero(kinds[:-1] != _NOTHING)
-    kind, after = kinds[at], _after(ids, at, tables)
-    ends = (kind == _EOT) | (kind == _LINE_END) & (after != _LINE_OR_EOT)
-    # Where the text must be looked at. Closers alone need a token before them that may be an end.
-    spaced = (kind == _STOP) | (kind == _CLOSED) & (kinds[at - 1] != _NOTHING)
-    unspaced = (kind == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
+def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Whether a sentence ends after each token of `ids`, bool; after the last one it does.
+
+    An end-of-text token hides what is on its other side: documents that are joined by it have the
+    same ends as each of them alone.
+    """
+    marks = np.zeros(len(ids), bool)
+    if not len(ids):
+        return marks
+    marks[-1] = True
+    index = np.asarray(ids, np.intp)
+    pairs = tables.pair[index]
+    possible = pairs[:-1] & pairs[1:] >> 5 & _ANY
+    at = np.flatnonzero(possible != 0)
+    ends = possible[at] & pairs[at + 1] >> 10 != 0
+    marks[at[ends]] = True
+    near = at[~ends]
+    before = np.where(near > 0, pairs[near - 1] & _ANY, _NOTHING)
+    marks[near] = _looked_at(index, near, pairs[near] & _ANY, before, tables)
+    return marks
+
+
+def _looked_at(
+    ids: np.ndarray,
+    at: np.ndarray,
+    end: np.ndarray,
+    end_before: np.ndarray,
+    tables: SentenceTables,
+) -> np.ndarray:
+    """Whether a sentence ends at each token in `at`, by the text around it.
+
+    end, end_before: what the tokens and those before them end with.
+    """
+    split = np.flatnonzero(end == _WIDE)
+    end[split[~_may_be_wide(ids, at[split], tables)]] = _NOTHING
+    after = _after(ids, at, tables)
+    ends = (end == _LINE_END) & (after != _LINE_OR_EOT)
+    # Closers alone need a token before them that may be an end.
+    spaced = (end == _STOP) | (end == _CLOSED) & (end_before != _NOTHING)
+    unspaced = (end == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
     near = np.flatnonzero(spaced & (after == _SENTENCE) | unspaced)
     ends[near] = _is_terminated(ids, at[near], after[near], tables)
-    return at[ends]
+    return ends
+
+
+def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Whether the two bytes up to the end of each token in `at` can end a mark beyond ASCII."""
+    tails = tables.tail[ids[at]]
+    before = np.where(
+        tables.size[ids[at]] > 1, tails >> _U(8), tables.tail[ids[np.maximum(at - 1, 0)]]
+    )
+    return _WIDE_ENDS[(before & _BYTE) << _U(8) | tails & _BYTE]
 
 
 def _after(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
@@ -300,6 +360,15 @@ def _is_abbreviation(word: np.ndarray) -> np.ndarray:
     before, _ = _last_character(*_low_bytes(word >> _bits(size)))
     return (lone | known) & ~_has(before, _WORD)
 
+
+_WIDE_ENDS = np.zeros(1 << 16, bool)  # by the last two bytes, the first of them highest
+_WIDE_ENDS[
+    [
+        int.from_bytes(char.encode()[-2:], "big")
+        for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS
+        if not char.isascii()
+    ]
+] = True
 
 _NAMES = np.sort(
     np.array([int.from_bytes(n.encode(), "big") for n in _ABBREVIATIONS.split()], np.uint64)

@@ -26,7 +26,8 @@ where every document is read on its own, tokens(d) begins with the start-of-text
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,7 @@ import pyarrow.parquet as pq
 from lrdata.atomic import replacing
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Manifest, read_manifest, safe_path
+from lrdata.stopwatch import Stopwatch
 
 KINDS = ("extend", "replay", "holdout")
 
@@ -172,13 +174,19 @@ class ContentHash:
 
 
 class ShardWriter:
-    """Writes rows of one kind to one Parquet file. Use through `writing_shard`."""
+    """Writes rows of one kind to one Parquet file. Use through `writing_shard`.
+
+    Row groups are hashed and written by a thread of its own while the next rows are made.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema = SCHEMA) -> None:
         self.schema, self.rows, self.tokens = schema, 0, 0
         self.content = ContentHash(schema)
+        self.watch = Stopwatch()
         self._pending: list[Row] = []
         self._pending_bytes = 0
+        self._beside = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         self._parquet = pq.ParquetWriter(
             path,
             schema,
@@ -204,15 +212,31 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if self._pending:
-            table = rows_to_table(self._pending, self.schema)
-            self.content.update(table)
-            self._parquet.write_table(table, row_group_size=len(self._pending))
-            self._pending, self._pending_bytes = [], 0
+        """Hand the waiting rows to the thread, when it is done with those before."""
+        rows, self._pending, self._pending_bytes = self._pending, [], 0
+        if self._written is not None:
+            self._written.result()
+        self._written = self._beside.submit(self._write_group, rows) if rows else None
 
-    def close(self) -> None:
+    def _write_group(self, rows: list[Row]) -> None:
+        with self.watch("hash"):
+            table = rows_to_table(rows, self.schema)
+            self.content.update(table)
+        with self.watch("write"):
+            self._parquet.write_table(table, row_group_size=len(rows))
+
+    def finish(self) -> None:
+        """Write what is left, and the footer."""
         self._flush()
+        if self._written is not None:
+            self._written.result()
         self._parquet.close()
+
+    def release(self) -> None:
+        """Let go of the thread and the file, whatever state they are in."""
+        self._beside.shutdown(cancel_futures=True)
+        with suppress(Exception):  # of a file that is thrown away
+            self._parquet.close()
 
 
 @contextmanager
@@ -222,8 +246,9 @@ def writing_shard(path: Path, schema: pa.Schema = SCHEMA) -> Iterator[ShardWrite
         writer = ShardWriter(partial, schema)
         try:
             yield writer
+            writer.finish()
         finally:
-            writer.close()
+            writer.release()
 
 
 def file_sha256(path: Path) -> str:

@@ -15,14 +15,19 @@ from lrdata.atomic import replacing
 from lrdata.manifest import FileEntry
 from lrdata.records import Rejected
 from lrdata.shards import Row, ShardWriter, file_sha256, writing_shard
+from lrdata.stopwatch import total
 
 
 class Shelf:
-    """A context that collects rows and rejected records; `entries` is filled when it closes."""
+    """A context that collects rows and rejected records.
+
+    When it closes, `entries` are its shards and `seconds` what writing them took, by stage.
+    """
 
     def __init__(self, staging: Path, stem: str) -> None:
         self.staging, self.stem = staging, stem
         self.entries: list[FileEntry] = []
+        self.seconds: dict[str, float] = {}
         self._open = ExitStack()
         self._writers: dict[str, ShardWriter] = {}
         self._quarantine: TextIO | None = None
@@ -41,6 +46,7 @@ class Shelf:
         self._open.__exit__(kind, problem, trace)
         if problem is None:
             self.entries = [self._entry(name, writer) for name, writer in self._writers.items()]
+            self.seconds = total(writer.watch.seconds for writer in self._writers.values())
 
     def write(self, row: Row) -> None:
         """Add a row to the shard of its kind."""

@@ -75,3 +75,14 @@ class Share(click.ParamType):
             return parse_share(value)
         except LongRecipeError as problem:
             self.fail(str(problem), param, ctx)
+
+
+def format_bytes(count: int) -> str:
+    """`512 bytes`, `3.4 MB`, `1.2 GB`: powers of 1,000, as disks are sold."""
+    if count < 1000:
+        return f"{count} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count_in_unit = count / 1000 ** (1 + ("kB", "MB", "GB").index(unit))
+        if count_in_unit < 999.5:
+            return f"{count_in_unit:.1f} {unit}"
+    return f"{count / 1e12:.1f} TB"

@@ -27,12 +27,10 @@ from typing import Any, Literal, Self
 import numpy as np
 import tokenizers
 
+from lrdata.cutting import why_not_cut
 from lrdata.errors import LongRecipeError
 from lrdata.probe import probe_texts
 from lrdata.vocabulary import TokenBytes, frozen, offsets_of, read_vocabulary, table_fingerprint
-
-MAX_DOCUMENT_BYTES = 256 * 1024**2
-"""A document is encoded whole; one with more UTF-8 bytes than this belongs in quarantine."""
 
 Encoded = tuple[np.ndarray, np.ndarray]
 Encoder = Literal["auto", "fastokens", "tokenizers"]
@@ -87,6 +85,8 @@ class Tokenizer:
     little-endian."""
     chat_template: str | None
     """The Jinja template, where the tokenizer has one."""
+    why_whole: str | None
+    """Why texts must be encoded whole, see `lrdata.cutting`; None where they may be cut."""
     _reference: tokenizers.Tokenizer
     _fast: Any
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -131,6 +131,7 @@ class Tokenizer:
             fingerprint=fingerprint,
             probe_fingerprint=hashlib.sha256(b"".join(map(bytes, expected))).hexdigest(),
             chat_template=settings.chat_template,
+            why_whole=why_not_cut(reference),
             _reference=reference,
             _fast=fast,
         )
@@ -138,9 +139,9 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids int32 [total] of all texts, and offsets int64 [len(texts) + 1]; both read-only.
 
-        Special tokens are neither added nor recognised. Texts are of any length (a document above
-        MAX_DOCUMENT_BYTES should not get here), without lone surrogates. Raises LongRecipeError
-        for a text that no encoder can take, such as ten million spaces in a row.
+        Special tokens are neither added nor recognised. Texts are of any length (what is very long
+        is better encoded in pieces, see `lrdata.encoding`), without lone surrogates. Raises
+        LongRecipeError for a text that no encoder can take, such as ten million spaces in a row.
         """
         return self._encode(texts, specials=False)
 

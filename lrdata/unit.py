@@ -6,47 +6,61 @@ number, the receipt last: a unit with a valid receipt is done.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
+from typing import TypeVar, cast
 
 from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
-from lrdata.errors import LongRecipeError
+from lrdata.encoding import DocumentEncoder
 from lrdata.manifest import FileEntry, Ledger
 from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
-from lrdata.records import Documents, Fields, Rejected
+from lrdata.records import Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
-from lrdata.tokenizer import Encoder, Tokenizer
-from lrdata.windows import Document, Window, WindowJoiner
+from lrdata.stopwatch import Stopwatch, total
+from lrdata.tokenizer import Tokenizer
+from lrdata.windows import Document, Tokens, Window, WindowJoiner
 
-_COMPARED_CHARACTERS = 20_000
-"""Of each batch this much is encoded twice, by the fast encoder and by the reference."""
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to build a unit; `row_limit` stops it early (`--max-rows`)."""
+    """What a worker needs to build a unit. `row_limit` stops it early (`--max-rows`), `read_limit`
+    after about so many bytes of text (`lrdata plan`)."""
 
     unit: Unit
     recipe: BuildRecipe
     staging: Path
     row_limit: int | None = None
+    read_limit: int | None = None
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit came to. File paths are relative to the staging folder."""
+    """What a unit came to. File paths are relative to the staging folder.
+
+    `bytes_read`: what its records took up in their files.
+    `seconds`: processor time by stage, of the run that built it. `fresh`: this is that run.
+    """
 
     unit: int
     ledger: Ledger
     files: tuple[FileEntry, ...]
+    bytes_read: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    fresh: bool = False
+
+
+def unit_stem(unit: int) -> str:
+    """What the names of a unit's files in the staging folder begin with."""
+    return f"unit-{unit:05d}"
 
 
 def build_unit(job: Job) -> Receipt:
@@ -55,12 +69,17 @@ def build_unit(job: Job) -> Receipt:
     if done is not None:
         return done
     tokenizer = open_tokenizer(job.recipe)
-    compressor = _open_compressor(job.recipe)
-    with Shelf(job.staging, f"unit-{job.unit.index:05d}") as shelf:
-        ledger = _UnitBuilder(job, tokenizer, compressor, shelf).run()
-    receipt = Receipt(job.unit.index, ledger, tuple(shelf.entries))
+    encoder = _open_encoder(tokenizer)
+    compressor = Compressor.open(job.recipe, tokenizer)
+    watch = Stopwatch()
+    with Shelf(job.staging, unit_stem(job.unit.index)) as shelf:
+        builder = _UnitBuilder(job, encoder, compressor, shelf, watch)
+        ledger = builder.run()
+    seconds = total((watch.seconds, shelf.seconds))
+    files = tuple(shelf.entries)
+    receipt = Receipt(job.unit.index, ledger, files, builder.bytes_read, seconds)
     write_json(_receipt_path(job), asdict(receipt))
-    return receipt
+    return replace(receipt, fresh=True)
 
 
 def read_receipt(job: Job) -> Receipt | None:
@@ -70,7 +89,9 @@ def read_receipt(job: Job) -> Receipt | None:
         return None
     raw = json.loads(path.read_text(encoding="utf-8"))
     files = tuple(FileEntry(**entry) for entry in raw["files"])
-    receipt = Receipt(raw["unit"], Ledger(**raw["ledger"]), files)
+    receipt = Receipt(
+        raw["unit"], Ledger(**raw["ledger"]), files, raw["bytes_read"], raw["seconds"]
+    )
     whole = all(
         (job.staging / entry.path).exists()
         and (job.staging / entry.path).stat().st_size == entry.bytes
@@ -81,64 +102,68 @@ def read_receipt(job: Job) -> Receipt | None:
 
 
 def _receipt_path(job: Job) -> Path:
-    return job.staging / f"unit-{job.unit.index:05d}.json"
+    return job.staging / f"{unit_stem(job.unit.index)}.json"
 
 
-@lru_cache(maxsize=1)
-def _load_tokenizer(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
-    return Tokenizer.load(name, eot=eot, encoder=encoder)
+_loading = threading.Lock()
+_loaded: dict[object, object] = {}
+
+
+def _once(key: object, make: Callable[[], _Made]) -> _Made:
+    """What `make` gives, made once in each process; only the last few are kept."""
+    with _loading:
+        if key not in _loaded:
+            while len(_loaded) > 3:
+                del _loaded[next(iter(_loaded))]
+            _loaded[key] = make()
+        return cast(_Made, _loaded[key])
 
 
 def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
     """The recipe's tokenizer, loaded once in each process."""
-    return _load_tokenizer(recipe.tokenizer, recipe.eot, recipe.encoder)
+    name, eot, encoder = recipe.tokenizer, recipe.eot, recipe.encoder
+    return _once((name, eot, encoder), lambda: Tokenizer.load(name, eot=eot, encoder=encoder))
 
 
-_compressors: dict[str, Compressor] = {}
-
-
-def _open_compressor(recipe: BuildRecipe) -> Compressor:
-    key = repr(recipe)
-    if key not in _compressors:
-        _compressors.clear()
-        _compressors[key] = Compressor.open(recipe, open_tokenizer(recipe))
-    return _compressors[key]
-
-
-def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and offsets of a batch; a part of it is encoded twice and compared.
-
-    Raises LongRecipeError when the fast encoder differs from the tokenizer's own library.
-    """
-    if documents.texts and tokenizer.encoder != "tokenizers":
-        sample = [documents.texts[0][:_COMPARED_CHARACTERS]]
-        if not np.array_equal(tokenizer.encode(sample)[0], tokenizer.encode_reference(sample)[0]):
-            raise LongRecipeError(
-                f"{documents.files[0]} record {documents.records[0]}: {tokenizer.encoder} encodes "
-                "it differently from tokenizers; report it, and build with --encoder tokenizers"
-            )
-    return tokenizer.encode(documents.texts)
+def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
+    return _once(("encoder", id(tokenizer)), lambda: DocumentEncoder(tokenizer))
 
 
 class _UnitBuilder:
     """The state of one unit while it is built: joiners, writers, ledger."""
 
     def __init__(
-        self, job: Job, tokenizer: Tokenizer, compressor: Compressor, shelf: Shelf
+        self,
+        job: Job,
+        encoder: DocumentEncoder,
+        compressor: Compressor,
+        shelf: Shelf,
+        watch: Stopwatch,
     ) -> None:
-        self.unit, self.recipe, self.limit = job.unit, job.recipe, job.row_limit
-        self.tokenizer, self.compressor, self.shelf = tokenizer, compressor, shelf
+        self.unit, self.recipe = job.unit, job.recipe
+        self.limit = job.row_limit
+        self.read_limit = math.inf if job.read_limit is None else job.read_limit
+        self.encoder, self.compressor, self.shelf = encoder, compressor, shelf
+        self.watch = watch
+        self.bytes_read = 0
         self.ledger = Ledger()
         self.joiners: dict[tuple[str, int], WindowJoiner] = {}
+        weights = job.recipe.weights.values()
+        self._drawn = job.recipe.holdout > 0 or any(weight % 1 for weight in weights)
 
     def run(self) -> Ledger:
-        for documents, rejected in read_unit(self.unit, fields_of(self.recipe)):
+        batches = self.watch.each("read", read_unit(self.unit, fields_of(self.recipe)))
+        for documents, rejected in batches:
             self._set_aside(rejected)
-            for document in self._encode(documents):
-                self._add(document)
+            self.bytes_read += documents.size
+            for item in self.watch.each("encode", self.encoder.encode(documents)):
+                if isinstance(item, Rejected):
+                    self._set_aside([item])
+                else:
+                    self._add(*item)
                 if self._full():
                     break
-            if self._full():
+            if self._full() or self.bytes_read >= self.read_limit:
                 break
         self.ledger.tail += sum(joiner.tail_tokens() for joiner in self.joiners.values())
         return self.ledger
@@ -152,40 +177,41 @@ class _UnitBuilder:
             self.ledger.records_quarantined += entry.count
             self.shelf.reject(entry)
 
-    def _encode(self, documents: Documents) -> Iterator[Document]:
-        ids, offsets = encode_documents(documents, self.tokenizer)
-        for index in range(len(documents)):
-            tokens = ids[offsets[index] : offsets[index + 1]]
-            yield Document(
-                doc_id=documents.ids[index],
-                source=documents.sources[index],
-                file=documents.files[index],
-                record=documents.records[index],
-                tokens=np.append(tokens, np.int32(self.tokenizer.eot_id)),
-            )
+    def _uses(self, document: Document) -> tuple[str, int]:
+        """Of which kind a document's windows are, and how often it is used."""
+        weight = self.recipe.weights.get(document.source, 1.0)
+        if not self._drawn:
+            return "extend", int(weight)
+        draws = Draws(self.recipe.seed, document.file, document.record)
+        if draws.share("holdout") < self.recipe.holdout:
+            return "holdout", 1
+        return "extend", int(weight) + (draws.share("weight") < weight % 1)
 
-    def _add(self, document: Document) -> None:
+    def _add(self, document: Document, parts: Iterable[Tokens]) -> None:
         recipe, ledger = self.recipe, self.ledger
-        draws = Draws(recipe.seed, document.file, document.record)
-        held_out = draws.share("holdout") < recipe.holdout
-        weight = 1.0 if held_out else recipe.weights.get(document.source, 1.0)
-        copies = int(weight) + (draws.share("weight") < weight % 1)
-        length = len(document.tokens) - 1
-        if length < recipe.min_doc_tokens or not copies:
+        kind, copies = self._uses(document)
+        length = _length_below(recipe.min_doc_tokens if copies else None, parts)
+        if length is not None:
             ledger.records_filtered += 1
             ledger.tokens_filtered += length
             return
         ledger.records_read += 1
         ledger.records_built += 1
         for copy in range(copies):
-            ledger.encoded += length
-            ledger.inserted += 1
-            kind = "holdout" if held_out else "extend"
-            if (kind, copy) not in self.joiners:
-                self.joiners[kind, copy] = WindowJoiner(recipe.target_len, self.tokenizer.bos_id)
-            part = document if not copy else replace(document, copy=copy)
-            for window in self.joiners[kind, copy].add(part):
+            joiner = self.joiners.get((kind, copy))
+            if joiner is None:
+                joiner = WindowJoiner(recipe.target_len, self.encoder.tokenizer.bos_id)
+                self.joiners[kind, copy] = joiner
+            use = document._replace(copy=copy) if copy else document
+            for window in self.watch.each("join", joiner.add(use, self._counted(parts))):
                 self._write(kind, window)
+
+    def _counted(self, parts: Iterable[Tokens]) -> Iterator[Tokens]:
+        for part in parts:
+            self.ledger.encoded += len(part.ids)
+            yield part
+        self.ledger.encoded -= 1
+        self.ledger.inserted += 1
 
     def _write(self, kind: str, window: Window) -> None:
         ledger = self.ledger
@@ -198,11 +224,22 @@ class _UnitBuilder:
             ledger.held_out += len(window.ids)
             ledger.holdout_rows += 1
             return
-        row = self.compressor.row(window)
+        with self.watch("select"):
+            row = self.compressor.row(window)
         self.shelf.write(row)
         ledger.rows += 1
         ledger.kept += len(row.input_ids)
         ledger.dropped += len(window.ids) - len(row.input_ids)
+
+
+def _length_below(limit: int | None, parts: Iterable[Tokens]) -> int | None:
+    """A document's tokens, the end of text left out, if there are fewer than `limit`; else None."""
+    length = -1
+    for part in parts:
+        length += len(part.ids)
+        if limit is not None and length >= limit:
+            return None
+    return length
 
 
 def fields_of(recipe: BuildRecipe) -> Fields:

@@ -6,29 +6,41 @@ adds one. Its remainder and the shorter documents are joined in corpus order; wh
 end of a unit is the tail.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Document:
-    """An encoded document. `tokens` int32 [n], the end-of-text token last.
-
-    `copy` counts the uses of a document that the recipe's source weight repeats.
-    """
+class Document(NamedTuple):
+    """Which document tokens come from. `copy` counts the uses of a document that the recipe's
+    source weight repeats."""
 
     doc_id: str
     source: str
     file: str
     record: int
-    tokens: np.ndarray
     copy: int = 0
 
 
-@dataclass(frozen=True)
-class Span:
+class Tokens(NamedTuple):
+    """A run of a document's tokens: ids int32 [n], and whether a sentence ends after each of them,
+    bool [n]. The last token of a document is the end-of-text token."""
+
+    ids: np.ndarray
+    sentence_ends: np.ndarray
+
+    def part(self, start: int, stop: int) -> "Tokens":
+        """Tokens [start, stop), without a copy."""
+        return Tokens(self.ids[start:stop], self.sentence_ends[start:stop])
+
+    def copied(self) -> "Tokens":
+        """The same in memory of its own, so that what it was a part of can go."""
+        return Tokens(self.ids.copy(), self.sentence_ends.copy())
+
+
+class Span(NamedTuple):
     """Tokens [start, start + length) of a document, as part of a window."""
 
     document: Document
@@ -40,10 +52,12 @@ class Span:
 class Window:
     """`ids` int32 [target_len] and the spans they come from, in order.
 
-    `lead` is 1 where a start-of-text token opens the window, else 0: ids[lead:] are the spans.
+    `lead` is 1 where a start-of-text token opens the window, else 0: ids[lead:] are the spans, and
+    `sentence_ends` bool [target_len - lead] says where their sentences end.
     """
 
     ids: np.ndarray
+    sentence_ends: np.ndarray
     spans: tuple[Span, ...]
     lead: int
 
@@ -75,31 +89,52 @@ class WindowJoiner:
     def __init__(self, target_len: int, bos_id: int | None) -> None:
         self._lead = np.array([] if bos_id is None else [bos_id], np.int32)
         self._content = target_len - len(self._lead)
-        self._waiting: list[Span] = []
+        self._waiting: list[tuple[Span, Tokens]] = []
         self._waiting_tokens = 0
 
-    def add(self, document: Document) -> Iterator[Window]:
-        """The windows that this document fills or completes."""
-        whole = len(document.tokens) // self._content
-        for index in range(whole):
-            yield self._window([Span(document, index * self._content, self._content)])
-        yield from self._join(document, whole * self._content)
+    def add(self, document: Document, parts: Iterable[Tokens]) -> Iterator[Window]:
+        """The windows that this document fills or completes.
 
-    def _join(self, document: Document, start: int) -> Iterator[Window]:
-        while start < len(document.tokens):
-            room = self._content - self._waiting_tokens
-            length = min(room, len(document.tokens) - start)
-            self._waiting.append(Span(document, start, length))
-            self._waiting_tokens += length
-            start += length
-            if self._waiting_tokens == self._content:
-                yield self._window(self._waiting)
-                self._waiting, self._waiting_tokens = [], 0
+        `parts` are all its tokens, in order; however they are cut, the windows are the same.
+        """
+        content, start, held = self._content, 0, None
+        for part in parts:
+            tokens = part if held is None else _joined([held, part])
+            whole = len(tokens.ids) // content
+            for first in range(0, whole * content, content):
+                span = Span(document, start + first, content)
+                yield self._window([(span, tokens.part(first, first + content))])
+            start += whole * content
+            held = tokens.part(whole * content, len(tokens.ids))
+        if held is not None and len(held.ids):
+            yield from self._join(document, start, held.copied())
+
+    def _join(self, document: Document, start: int, tokens: Tokens) -> Iterator[Window]:
+        """Add fewer tokens than a window holds to those that wait."""
+        room = self._content - self._waiting_tokens
+        if len(tokens.ids) >= room:
+            self._wait(document, start, tokens.part(0, room))
+            yield self._window(self._waiting)
+            self._waiting, self._waiting_tokens = [], 0
+            start, tokens = start + room, tokens.part(room, len(tokens.ids))
+        if len(tokens.ids):
+            self._wait(document, start, tokens)
+
+    def _wait(self, document: Document, start: int, tokens: Tokens) -> None:
+        length = len(tokens.ids)
+        self._waiting.append((Span(document, start, length), tokens))
+        self._waiting_tokens += length
 
     def tail_tokens(self) -> int:
         """Tokens that wait for a window that never came."""
         return self._waiting_tokens
 
-    def _window(self, spans: list[Span]) -> Window:
-        parts = [span.document.tokens[span.start : span.start + span.length] for span in spans]
-        return Window(np.concatenate([self._lead, *parts]), tuple(spans), len(self._lead))
+    def _window(self, members: list[tuple[Span, Tokens]]) -> Window:
+        spans = tuple(span for span, _ in members)
+        ids = np.concatenate([self._lead, *(tokens.ids for _, tokens in members)])
+        ends = np.concatenate([tokens.sentence_ends for _, tokens in members])
+        return Window(ids, ends, spans, len(self._lead))
+
+
+def _joined(runs: list[Tokens]) -> Tokens:
+    return Tokens(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))

@@ -25,7 +25,8 @@ def tokenizer_of(pieces: list[bytes], special: list[bool]) -> Tokenizer:
 
 def window_of(ids: list[int]) -> Window:
     tokens = np.array(ids, np.int32)
-    return Window(tokens, (Span(Document("d", "s", "f", 0, tokens), 0, len(ids)),), 0)
+    span = Span(Document("d", "s", "f", 0), 0, len(ids))
+    return Window(tokens, np.zeros(len(ids), bool), (span,), 0)
 
 
 def score(scorer: Scorer, ids: list[int], seed: int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrdata.windows import Document, Window, WindowJoiner
+from lrdata.windows import Document, Tokens, Window, WindowJoiner
 
 BOS = 7
 
@@ -14,6 +14,7 @@ class Cut:
     """A corpus cut into windows, and what produced it."""
 
     documents: list[Document]
+    tokens: list[np.ndarray]
     windows: list[Window]
     tail: int
     target_len: int
@@ -25,16 +26,31 @@ class Cut:
         return self.target_len - (self.bos is not None)
 
 
-def cut(lengths: list[int], target_len: int, bos: int | None) -> Cut:
+def ends_of(ids: np.ndarray) -> np.ndarray:
+    """Sentence ends that tell tokens apart: after every third number."""
+    return ids % 3 == 0
+
+
+def parts_of(ids: np.ndarray, size: int) -> list[Tokens]:
+    """A document's tokens in parts of `size`."""
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    return [Tokens(part, ends_of(part)) for part in parts]
+
+
+def cut(lengths: list[int], target_len: int, bos: int | None, part: int = 1000) -> Cut:
     """Documents of these lengths, every token with a number of its own from 1,000 on."""
     starts = np.concatenate([[0], np.cumsum(lengths)]) + 1000
-    documents = [
-        Document(f"doc{i}", "books", "a.jsonl", 100 * i, np.arange(a, a + n, dtype=np.int32))
-        for i, (a, n) in enumerate(zip(starts.tolist(), lengths, strict=False))
+    tokens = [
+        np.arange(a, a + n, dtype=np.int32) for a, n in zip(starts.tolist(), lengths, strict=False)
     ]
+    documents = [Document(f"doc{i}", "books", "a.jsonl", 100 * i) for i in range(len(lengths))]
     joiner = WindowJoiner(target_len, bos)
-    windows = [window for document in documents for window in joiner.add(document)]
-    return Cut(documents, windows, joiner.tail_tokens(), target_len, bos)
+    windows = [
+        window
+        for document, ids in zip(documents, tokens, strict=True)
+        for window in joiner.add(document, parts_of(ids, part))
+    ]
+    return Cut(documents, tokens, windows, joiner.tail_tokens(), target_len, bos)
 
 
 corpora = st.builds(
@@ -42,13 +58,14 @@ corpora = st.builds(
     st.lists(st.integers(0, 60), max_size=25),
     st.integers(2, 20),
     st.sampled_from([None, BOS]),
+    st.integers(1, 70),
 )
 
 
 @given(corpora)
 def test_every_token_is_in_exactly_one_window_or_the_tail(made: Cut) -> None:
     windowed = [token for window in made.windows for token in window.ids[window.lead :].tolist()]
-    total = sum(len(document.tokens) for document in made.documents)
+    total = sum(map(len, made.tokens))
     assert len(set(windowed)) == len(windowed)
     assert set(windowed) <= set(range(1000, 1000 + total))
     assert made.tail == total - len(windowed)
@@ -66,8 +83,12 @@ def test_windows_have_their_length_and_their_start_of_text(made: Cut) -> None:
 @given(corpora)
 def test_spans_are_where_the_tokens_came_from(made: Cut) -> None:
     for window in made.windows:
-        parts = [s.document.tokens[s.start : s.start + s.length] for s in window.spans]
+        parts = [
+            made.tokens[made.documents.index(s.document)][s.start : s.start + s.length]
+            for s in window.spans
+        ]
         np.testing.assert_array_equal(np.concatenate(parts), window.ids[window.lead :])
+        np.testing.assert_array_equal(ends_of(np.concatenate(parts)), window.sentence_ends)
         assert all(span.length > 0 for span in window.spans)
         lengths = window.document_lengths
         assert sum(lengths) == made.target_len
@@ -77,13 +98,13 @@ def test_spans_are_where_the_tokens_came_from(made: Cut) -> None:
 @given(corpora)
 def test_a_long_document_fills_windows_of_its_own_from_its_start(made: Cut) -> None:
     content = made.content
-    for document in made.documents:
+    for document, tokens in zip(made.documents, made.tokens, strict=True):
         own = [
             window.spans[0].start
             for window in made.windows
             if len(window.spans) == 1 and window.spans[0].document is document
         ]
-        whole = len(document.tokens) // content
+        whole = len(tokens) // content
         assert own[:whole] == [index * content for index in range(whole)]
 
 
@@ -93,13 +114,13 @@ def test_the_rest_is_joined_in_corpus_order(made: Cut) -> None:
     content = made.content
     rest = [
         token
-        for document in made.documents
-        for token in document.tokens[len(document.tokens) // content * content :].tolist()
+        for tokens in made.tokens
+        for token in tokens[len(tokens) // content * content :].tolist()
     ]
     own = {
-        document.tokens[start]
-        for document in made.documents
-        for start in range(0, len(document.tokens) // content * content, content)
+        tokens[start]
+        for tokens in made.tokens
+        for start in range(0, len(tokens) // content * content, content)
     }
     joined = [w.ids[w.lead :].tolist() for w in made.windows if w.ids[w.lead] not in own]
     expected = [rest[i : i + content] for i in range(0, len(rest) - content + 1, content)]
@@ -131,12 +152,22 @@ def test_an_example() -> None:
 def test_copies_of_a_document_make_windows_of_their_own() -> None:
     tokens = np.arange(8, dtype=np.int32)
     joiner = WindowJoiner(4, None)
-    copies = [Document("d", "books", "a.jsonl", 0, tokens, copy) for copy in (0, 1)]
-    keys = [window.key for document in copies for window in joiner.add(document)]
+    copies = [Document("d", "books", "a.jsonl", 0, copy) for copy in (0, 1)]
+    parts = parts_of(tokens, 8)
+    keys = [window.key for document in copies for window in joiner.add(document, parts)]
     assert len(set(keys)) == 4
 
 
 def test_a_window_does_not_keep_the_memory_of_its_document() -> None:
     tokens = np.arange(100, dtype=np.int32)
-    (window,) = WindowJoiner(100, None).add(Document("d", "s", "f", 0, tokens))
+    document = Document("d", "s", "f", 0)
+    (window,) = WindowJoiner(100, None).add(document, parts_of(tokens, 100))
     assert not np.shares_memory(window.ids, tokens)
+
+
+def test_what_waits_for_a_window_does_not_keep_the_memory_of_its_batch() -> None:
+    batch = np.arange(1000, dtype=np.int32)
+    joiner = WindowJoiner(100, None)
+    assert list(joiner.add(Document("d", "s", "f", 0), parts_of(batch[:30], 100))) == []
+    (_, waiting), *_ = joiner._waiting
+    assert waiting.ids.base is None

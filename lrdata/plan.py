@@ -1,0 +1,194 @@
+"""What a build will come to, before it is paid for: `lrdata plan`, `lrdata build --dry-run`.
+
+    print(plan_table(make_plan(recipe, workers=2)))
+
+The corpus is listed and cut into units as the build would. Of a few units, spread over it, the
+first megabytes are really built, in a temporary folder: that measures tokens a byte, rejected
+records, bytes on disk and speed. Everything counted is exact; everything estimated says "about".
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from lrdata.build import units_of
+from lrdata.corpus import SourceFile, Unit, find_files, text_bytes
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import Ledger
+from lrdata.progress import duration, progress
+from lrdata.recipe import BuildRecipe
+from lrdata.sizes import format_bytes
+from lrdata.staging import Staging
+from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
+
+_SAMPLES, _SAMPLE_BYTES = 6, 4 * 1024**2
+_UNITS_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the sampled parts of some units came to. `bytes_read`: of records, in their files."""
+
+    ledger: Ledger
+    bytes_read: int
+    shard_bytes: int
+    seconds: float
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return self.tokens / max(self.bytes_read, 1)
+
+    @property
+    def tokens(self) -> int:
+        return self.ledger.encoded + self.ledger.tokens_filtered
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says."""
+
+    recipe: BuildRecipe
+    files: list[SourceFile]
+    units: list[Unit]
+    sizes: list[int]
+    finished: int
+    sample: Sample
+    start_seconds: float
+    workers: int
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def tokens(self) -> int:
+        return round(self.text_bytes * self.sample.tokens_per_byte)
+
+    def rows(self, size: int) -> float:
+        """Rows of a unit of `size` bytes; on average half a window is left over at its end."""
+        ledger = self.sample.ledger
+        used = (ledger.encoded + ledger.inserted - ledger.held_out) / max(self.sample.tokens, 1)
+        windows = size * self.sample.tokens_per_byte * used / self.recipe.target_len
+        return max(windows - 0.5, 0.0)
+
+    @property
+    def total_rows(self) -> int:
+        rows = round(sum(map(self.rows, self.sizes)))
+        return rows if self.recipe.max_rows is None else min(rows, self.recipe.max_rows)
+
+    @property
+    def row_bytes(self) -> float:
+        """A row on the disk."""
+        rows = self.sample.ledger.rows
+        return self.sample.shard_bytes / rows if rows else 1.35 * self.recipe.train_len
+
+    @property
+    def seconds(self) -> float:
+        left = self.text_bytes * (1 - self.finished / len(self.units))
+        each = self.sample.seconds / max(self.sample.bytes_read, 1)
+        return self.start_seconds + each * left / min(self.workers, len(self.units))
+
+
+def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | None = None) -> Plan:
+    """List the corpus and build a sample of it. `out`: where a build may have begun.
+
+    Raises LongRecipeError as `build` does for a corpus, recipe or tokenizer that cannot be used.
+    """
+    workers = workers or os.cpu_count() or 1
+    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # as a build does
+    files = find_files(recipe.corpora)
+    find_files(recipe.replay)
+    units = units_of(recipe, files)
+    if not units:
+        raise LongRecipeError(f"{', '.join(recipe.corpora)} holds no text; name other files")
+    began = time.monotonic()
+    open_tokenizer(recipe)
+    loaded = time.monotonic() - began
+    finished = 0 if out is None else Staging(out).finished_units()
+    sizes = [sum(map(text_bytes, unit.pieces)) for unit in units]
+    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), loaded, workers)
+
+
+def _sample(recipe: BuildRecipe, units: list[Unit]) -> Sample:
+    count = min(_SAMPLES, len(units))
+    chosen = [units[(2 * index + 1) * len(units) // (2 * count)] for index in range(count)]
+    ledger, read, shards, seconds = Ledger(), 0, 0, 0.0
+    with tempfile.TemporaryDirectory(prefix="lrdata-plan-") as folder:
+        jobs = [Job(unit, recipe, Path(folder), read_limit=_SAMPLE_BYTES) for unit in chosen]
+        for receipt in _built(jobs):
+            ledger.add(receipt.ledger)
+            read += receipt.bytes_read
+            shards += sum(entry.bytes for entry in receipt.files if entry.kind == "extend")
+            seconds += sum(receipt.seconds.values())
+    return Sample(ledger, read, shards, seconds)
+
+
+def _built(jobs: list[Job]) -> Iterator[Receipt]:
+    with progress("sampling the corpus", len(jobs)) as task, ThreadPoolExecutor(1) as pool:
+        for receipt in pool.map(build_unit, jobs):
+            yield receipt
+            task.advance()
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """The plan for the terminal."""
+    recipe, sample, ledger = plan.recipe, plan.sample, plan.sample.ledger
+    sources = {file.source for file in plan.files}
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row(
+        "corpus",
+        f"{len(plan.files):,} files of {len(sources):,} sources, "
+        f"{format_bytes(sum(file.size for file in plan.files))}; "
+        f"about {format_bytes(plan.text_bytes)} of text",
+    )
+    done = f", {plan.finished:,} of them finished" if plan.finished else ""
+    facts.add_row("units", f"{len(plan.units):,}{done}")
+    facts.add_row("tokens", f"about {plan.tokens:,} ({sample.tokens_per_byte:.3f} a byte of text)")
+    facts.add_row(
+        "rows",
+        f"about {plan.total_rows:,} of {recipe.train_len:,} tokens, "
+        f"for windows of {recipe.target_len:,}",
+    )
+    facts.add_row("on disk", f"about {format_bytes(round(plan.total_rows * plan.row_bytes))}")
+    records = ledger.records_read + ledger.records_filtered
+    rejected = ledger.records_quarantined / max(records, 1)
+    facts.add_row(
+        "rejected", f"{ledger.records_quarantined:,} of {records:,} records ({rejected:.1%})"
+    )
+    facts.add_row("time", f"about {duration(plan.seconds)} with {plan.workers} workers")
+    facts.add_row("sampled", f"{format_bytes(sample.bytes_read)}, {sample.tokens:,} tokens")
+    return Group(facts, "", _units_table(plan))
+
+
+def _units_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("unit", justify="right")
+    table.add_column("source", overflow="fold")
+    table.add_column("from", overflow="fold")
+    for name in ("text", "tokens", "rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for unit, size in list(zip(plan.units, plan.sizes, strict=True))[:_UNITS_SHOWN]:
+        first, more = unit.pieces[0], len(unit.pieces) - 1
+        whole = first.start == 0 and first.stop == first.file.size
+        part = "" if whole else f" [{first.start:,}, {first.stop:,})"
+        others = f" and {more:,} more" if more else ""
+        table.add_row(
+            f"{unit.index}",
+            first.file.source,
+            f"{first.file.name}{part}{others}",
+            format_bytes(size),
+            f"{round(size * plan.sample.tokens_per_byte):,}",
+            f"{round(plan.rows(size)):,}",
+        )
+    if len(plan.units) > _UNITS_SHOWN:
+        table.add_row("", f"... and {len(plan.units) - _UNITS_SHOWN:,} more")
+    return table

@@ -1,0 +1,162 @@
+"""Where a build goes on: `<out>/.build`, and how its files get their final names.
+
+    with Staging.open(out, identity, shared=False) as staging: ...
+    staging.publish(moves, manifest)
+
+The folder holds `recipe.json`, what must be equal for a build to go on here, the shards and
+receipts of finished units, and, once all units are done, `publish.json`: which file gets which
+final name, and the manifest. From then on a killed build needs nothing but renames to be complete.
+The manifest comes last, so a folder with a manifest is complete; the staging folder goes after it.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lrdata.atomic import fsync, write_json, write_text
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
+from lrdata.recipe import differences
+from lrdata.report.card import card
+from lrdata.report.croissant import croissant
+from lrdata.shards import KINDS
+
+STAGING = ".build"
+_RECIPE, _PUBLISH = "recipe.json", "publish.json"
+_OURS = (*KINDS, "quarantine", "report", "croissant.json", "README.md", STAGING)
+
+
+@dataclass(frozen=True)
+class Staging:
+    """The staging folder of the dataset folder `out`."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / STAGING
+
+    @classmethod
+    @contextmanager
+    def open(cls, out: Path, identity: dict[str, Any], shared: bool) -> "Iterator[Staging]":
+        """The staging folder, new or of an earlier run, for this process alone.
+
+        `shared`: `out` may hold files that are not ours. Raises LongRecipeError where `out` holds
+        another build or anything else, and where a build is running.
+        """
+        if out.exists() and not out.is_dir():
+            raise LongRecipeError(f"{out} is a file; choose another --out")
+        foreign = out.exists() and any(path.name != STAGING for path in out.iterdir())
+        staging = cls(out)
+        if foreign and not shared and not (staging.folder / _RECIPE).exists():
+            raise LongRecipeError(
+                f"{out} is not an empty folder; choose another --out, or --overwrite"
+            )
+        staging.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(staging.folder, out):
+            recipe = staging.folder / _RECIPE
+            if recipe.exists():
+                refuse_other(out, json.loads(recipe.read_text(encoding="utf-8")), identity)
+            else:
+                write_json(recipe, identity)
+            yield staging
+
+    def finished_units(self) -> int:
+        """How many units have a receipt."""
+        return len(list(self.folder.glob("unit-*.json")))
+
+    def published(self) -> Manifest | None:
+        """The manifest of a build that was killed while its files got their names, now complete."""
+        plan = self.folder / _PUBLISH
+        if not plan.exists():
+            return None
+        raw = json.loads(plan.read_text(encoding="utf-8"))
+        manifest = parse_manifest(raw["manifest"])
+        self._finish(raw["moves"], manifest)
+        return manifest
+
+    def publish(self, moves: dict[str, str], manifest: Manifest) -> None:
+        """Give files (names in the staging folder) their names in the dataset, and complete it."""
+        write_json(self.folder / _PUBLISH, {"moves": moves, "manifest": asdict(manifest)})
+        self._finish(moves, manifest)
+
+    def _finish(self, moves: dict[str, str], manifest: Manifest) -> None:
+        for made, final in moves.items():
+            target = self.out / final
+            target.parent.mkdir(exist_ok=True)
+            if (self.folder / made).exists():  # else an earlier run came to here
+                os.replace(self.folder / made, target)
+        for folder in {(self.out / final).parent for final in moves.values()}:
+            fsync(folder)
+        complete(self.out, manifest)
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder; the recipe, which says it is ours, last."""
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _RECIPE):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.folder.rmdir()
+
+    def discard_if_fruitless(self) -> None:
+        """After an error in the input, leave nothing behind unless units are done."""
+        if not self.finished_units() or not any(self.folder.glob("unit-*.parquet")):
+            self.remove()
+            if not any(self.out.iterdir()):
+                self.out.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, out: Path) -> Iterator[None]:
+    """Two builds in one folder would take each other's files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LongRecipeError(
+                f"another build is running in {out}; wait for it, or choose another --out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def complete(out: Path, manifest: Manifest) -> None:
+    """Write the card, the catalogue entry and, last, the manifest of a dataset folder."""
+    for partial in out.glob(".*.partial"):  # of a run that was killed here
+        partial.unlink()
+    write_text(out / "README.md", card(manifest))
+    write_json(out / "croissant.json", croissant(manifest, out.resolve().name))
+    write_manifest(out, manifest)
+
+
+def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise LongRecipeError, which names the difference, unless both are the same build."""
+    found = differences(json.loads(json.dumps(there)), json.loads(json.dumps(identity)))
+    if found:
+        raise LongRecipeError(
+            f"{out} holds another build ({found[0]}); choose another --out, or --overwrite"
+        )
+
+
+def remove_build(out: Path) -> None:
+    """Remove an earlier build, and nothing that is not ours. The manifest goes first."""
+    if out.exists() and not (out / MANIFEST).exists() and not (out / STAGING).exists():
+        if any(out.iterdir()):
+            raise LongRecipeError(f"{out} holds no dataset of ours; --overwrite leaves it alone")
+        return
+    if out.exists():
+        (out / STAGING).mkdir(exist_ok=True)  # goes last: until then the folder is known to be ours
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in _OURS:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

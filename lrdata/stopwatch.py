@@ -1,0 +1,67 @@
+"""Where the time of a build goes: processor seconds by stage.
+
+    watch = Stopwatch()
+    for batch in watch.each("read", batches): ...   # the time that the iterator takes
+    with watch("write"): ...
+
+Times are a thread's own, so stages that run side by side in threads add up to what the processors
+did. They are shown, never stored in a dataset.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Stopwatch:
+    """Adds up seconds by stage. Each stage belongs to one thread at a time."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self._add(stage, time.thread_time() - began)
+
+    def each(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; the time they take to come is the stage's."""
+        iterator = iter(items)
+        while True:
+            began = time.thread_time()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._add(stage, time.thread_time() - began)
+            yield item
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+@dataclass
+class Timing:
+    """What a build took. start: seconds that nothing but the tokenizer's loading was waited for;
+    build: all others, from finding the corpus to the manifest; stages: processor seconds."""
+
+    start: float = 0.0
+    build: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+def total(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sum of several stopwatches' seconds, by stage."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for stage, seconds in part.items():
+            sums[stage] = sums.get(stage, 0.0) + seconds
+    return sums
