@@ -139,7 +139,7 @@ def _columns(file: SourceFile, schema: pa.Schema, fields: Fields) -> dict[str, t
         if _is_text(kind) or (pa.types.is_integer(kind) and name not in fields.needed):
             columns[name] = steps
         elif name in fields.needed:
-            raise LongRecipeError(f"the field {name!r} of {file.path} is {kind}, not text")
+            raise LongRecipeError(f"the field {name!r} of {file.place} is {kind}, not text")
     return columns
 
 

@@ -182,7 +182,7 @@ class _Names:
 def _refuse_array(file: SourceFile, first_line: bytes | bytearray) -> None:
     if re.match(rb"\s*\[\s*(\{|$)", first_line):
         raise LongRecipeError(
-            f"{file.path} is one JSON array, not JSON lines; convert it with "
+            f"{file.place} is one JSON array, not JSON lines; convert it with "
             "jq -c '.[]' a.json > b.jsonl"
         )
 

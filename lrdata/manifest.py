@@ -30,7 +30,8 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """A corpus file, by relative name."""
+    """A corpus file, by relative name. `sha256` of a remote file whose server tells none is its
+    version, with a colon in it (`etag:...`)."""
 
     name: str
     source: str

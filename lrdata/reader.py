@@ -3,11 +3,10 @@
 for documents, rejected in read_unit(unit, Fields(text="body", id="meta.id")): ...
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 from lrdata.columnar import read_arrow, read_parquet
-from lrdata.corpus import Piece, Unit
+from lrdata.corpus import Piece, Unit, changed
 from lrdata.errors import LongRecipeError
 from lrdata.jsonl import read_jsonl, read_text
 from lrdata.long_text import LongText
@@ -37,16 +36,17 @@ def read_unit(
     documents, rejected, held = Documents(), list[Rejected](), 0
     for piece in unit.pieces:
         for item in _read_piece(piece, fields):
+            long = isinstance(item, Record) and type(item.text) is LongText
+            if long and documents.texts:
+                yield documents, rejected
+                documents, rejected, held = Documents(), [], 0
             held += _RECORD_OVERHEAD
             if isinstance(item, Record):
-                if type(item.text) is LongText and documents.texts:
-                    yield documents, rejected
-                    documents, rejected, held = Documents(), [], 0
                 documents.add(item)
                 held += item.size
             else:
                 rejected.append(item)
-            if held >= batch_bytes:
+            if long or held >= batch_bytes:
                 yield documents, rejected
                 documents, rejected, held = Documents(), [], 0
     if held:
@@ -55,6 +55,6 @@ def read_unit(
 
 def _read_piece(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     file = piece.file
-    if os.stat(file.path).st_size != file.size:
-        raise LongRecipeError(f"{file.path} changed while it was being read; run the command again")
+    if changed(file):
+        raise LongRecipeError(f"{file.place} changed while it was being read; run the command again")
     return _READERS[file.format](piece, fields)

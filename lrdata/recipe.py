@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
+from lrdata.remote import is_remote, last_part
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -135,6 +136,8 @@ def portable_name(tokenizer: str) -> str:
 
 def _last_part(path: str) -> str:
     """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`."""
+    if is_remote(path):
+        return last_part(path)
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1

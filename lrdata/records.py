@@ -217,7 +217,7 @@ def too_long(file: SourceFile, at: int) -> Rejected:
 def wrong_field(file: SourceFile, name: str, present: list[str]) -> LongRecipeError:
     shown = ", ".join(key[:40] for key in present[:20]) or "none"
     return LongRecipeError(
-        f"{file.path} has no field {name!r} in any record; its fields are: {shown}"
+        f"{file.place} has no field {name!r} in any record; its fields are: {shown}"
     )
 
 

@@ -59,6 +59,7 @@ def connect(address: str, patience: float) -> tuple[Any, str]:
     patience: seconds for which a request that fails is tried again.
     """
     obstore()
+    from obstore.exceptions import BaseError
     from obstore.store import HTTPStore, S3Store
 
     retries = _retries(patience)
@@ -76,7 +77,7 @@ def connect(address: str, patience: float) -> tuple[Any, str]:
         anonymous: dict[str, Any] = {} if signed else {"skip_signature": True}
         try:
             store = S3Store(bucket, client_options=options, retry_config=retries, **anonymous)
-        except Exception as problem:
+        except BaseError as problem:
             raise explained(address, problem) from None
         return store, path
     url, header = _hub_url(address) if address.startswith("hf://") else _plain_url(address)
@@ -85,8 +86,9 @@ def connect(address: str, patience: float) -> tuple[Any, str]:
     options["allow_http"] = url.lower().startswith("http://")
     try:
         return HTTPStore.from_url(url, client_options=options, retry_config=retries), ""
-    except Exception as problem:
-        raise explained(address, problem) from None
+    except (BaseError, ValueError) as problem:
+        reason = str(problem).partition("\n")[0]
+        raise LongRecipeError(f"{shown(address)} is not an address ({reason})") from None
 
 
 def _hub_url(address: str) -> tuple[str, str | None]:

@@ -46,9 +46,9 @@ class Compressor:
         recipe, lead = self.recipe, window.lead
         # Longer sentences are cut, so that text without sentence ends gives segments of this size.
         lengths = lengths_between(window.sentence_ends, recipe.segment_tokens)
-        rule = select.ORDERS["first" if recipe.impact == "none" else recipe.select]
-        order = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
-        counts = select.keep(lengths, order, recipe.train_len - lead)
+        rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
+        keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
+        counts = select.keep(lengths, keys, recipe.train_len - lead)
         kept = np.concatenate([np.arange(lead), select.kept_tokens(lengths, counts) + lead])
         segments = select.group(counts, recipe.segment_tokens)
         segments[0] += lead  # the start-of-text token is always kept, with the first segment
@@ -83,10 +83,10 @@ def _row(
         seq_lengths = seq_lengths[seq_lengths > 0].astype(np.int32)
     first = window.spans[0]
     return Row(
-        input_ids=window.ids[kept],
+        input_ids=window.ids.take(kept),
         position_ids=position_ids,
         seq_lengths=seq_lengths,
-        impact_mask=mask[kept],
+        impact_mask=mask.take(kept),
         loss_mask=np.ones(len(kept), bool),
         segment_starts=starts,
         segment_lengths=lengths,

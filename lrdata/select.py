@@ -12,6 +12,8 @@ from lrdata.draws import Stream
 IMPACTFUL_SHARE = 0.20
 """The window's top 20 % of tokens are impactful, as in the paper (section 3.1)."""
 
+_BUCKET_SHIFT = np.uint64(54)  # 1,024 buckets: a dozen sentences in each
+
 _BEST_SHARE = 0.25  # `top` ranks a sentence by the mean of this share of its tokens, at least one
 
 
@@ -27,14 +29,21 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     limit = int(IMPACTFUL_SHARE * len(scores))
     if np.count_nonzero(mask) <= limit:
         return mask
-    least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
+    least = _nth_highest(scores, limit) if limit else np.inf
     mask = scores > least
     tied = np.flatnonzero(scores == least)
     mask[tied[stream.subset(len(tied), limit - int(np.count_nonzero(mask)))]] = True
     return mask
 
 
-def draw_order(
+def _nth_highest(scores: np.ndarray, count: int) -> np.float32:
+    highest = scores.max()
+    if np.count_nonzero(scores == highest) >= count:  # most often so where scores are 0 or 1
+        return highest
+    return np.partition(scores, len(scores) - count)[len(scores) - count]
+
+
+def draw_keys(
     lengths: np.ndarray, scores: np.ndarray, mask: np.ndarray, stream: Stream
 ) -> np.ndarray:
     """The paper's rule: sentences with an impactful token in a random order, then the others.
@@ -42,16 +51,17 @@ def draw_order(
     Args:
         lengths: int64 [s], summing to n. scores: float32 [n]. mask: bool [n], impactful tokens.
     Returns:
-        int64 [s]: sentence numbers, the first to keep first.
+        uint64 [s], no two equal: the sentence with the smallest key is kept first.
     """
-    holds = np.logical_or.reduceat(mask, _starts(lengths))
-    # One integer to sort by: without (1 bit), random (39 bits), number (24 bits: no two are equal).
-    key = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
-    key |= (~holds).astype(np.uint64) << np.uint64(63) | np.arange(len(lengths), dtype=np.uint64)
-    return (np.sort(key) & np.uint64(0xFFFFFF)).astype(np.int64)
+    impactful_before = np.cumsum(mask, dtype=np.int32)[np.cumsum(lengths) - 1]
+    holds = np.diff(impactful_before, prepend=0) > 0
+    # Without (1 bit), random (39 bits), number (24 bits: no two are equal).
+    keys = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
+    keys |= (~holds).astype(np.uint64) << np.uint64(63) | np.arange(len(lengths), dtype=np.uint64)
+    return keys
 
 
-def top_order(
+def top_keys(
     lengths: np.ndarray, scores: np.ndarray, mask: np.ndarray, stream: Stream
 ) -> np.ndarray:
     """By the mean score of the best quarter of each sentence's tokens; ties in a random order."""
@@ -61,7 +71,10 @@ def top_order(
     best = _best_first(lengths, scores).astype(np.float64)
     best[rank >= np.repeat(count, lengths)] = 0.0
     mean = np.add.reduceat(best, starts) / count
-    return np.lexsort((stream.words(len(lengths)), -mean))
+    order = np.lexsort((stream.words(len(lengths)), -mean))
+    ranks = np.empty(len(order), np.uint64)
+    ranks[order] = np.arange(len(order), dtype=np.uint64)
+    return _spread(ranks)
 
 
 def _best_first(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -74,28 +87,40 @@ def _best_first(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (0xFFFFFFFF - (key & 0xFFFFFFFF)).astype(np.uint32).view(np.float32)
 
 
-def first_order(
+def first_keys(
     lengths: np.ndarray, scores: np.ndarray, mask: np.ndarray, stream: Stream
 ) -> np.ndarray:
     """From the start of the window: what `--impact none` keeps."""
-    return np.arange(len(lengths))
+    return _spread(np.arange(len(lengths), dtype=np.uint64))
 
 
-Order = Callable[[np.ndarray, np.ndarray, np.ndarray, Stream], np.ndarray]
-ORDERS: dict[str, Order] = {"draw": draw_order, "top": top_order, "first": first_order}
+def _spread(ranks: np.ndarray) -> np.ndarray:
+    """Ranks as keys over the whole range, which `keep` likes."""
+    return ranks * np.uint64((1 << 63) // max(len(ranks), 1))
 
 
-def keep(lengths: np.ndarray, order: np.ndarray, budget: int) -> np.ndarray:
-    """Tokens kept of each sentence when they are taken in `order` until `budget` is full.
+Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, Stream], np.ndarray]
+RULES: dict[str, Rule] = {"draw": draw_keys, "top": top_keys, "first": first_keys}
 
-    The last one taken is truncated, so that the sum is min(budget, sum(lengths)) exactly.
+
+def keep(lengths: np.ndarray, keys: np.ndarray, budget: int) -> np.ndarray:
+    """Tokens kept of each sentence when they are taken by their keys until `budget` is full.
+
+    The last one taken is truncated, so that the sum is min(budget, sum(lengths)) exactly. Only the
+    sentences near that one are sorted: the others fall to one side by the upper bits of their keys.
 
     Returns:
         int64 [s]: tokens kept of each sentence, in source order; 0 where it is dropped.
     """
-    taken = np.minimum(np.cumsum(lengths[order]), budget)
-    kept = np.empty_like(lengths)
-    kept[order] = np.diff(taken, prepend=0)
+    bucket = (keys >> _BUCKET_SHIFT).astype(np.int64)
+    filled = np.cumsum(np.bincount(bucket, lengths, minlength=1)).astype(np.int64)
+    edge = int(np.searchsorted(filled, budget))
+    kept = np.where(bucket < edge, lengths, 0)
+    if edge < len(filled):
+        near = np.flatnonzero(bucket == edge)
+        near = near[np.argsort(keys[near])]
+        left = budget - (filled[edge - 1] if edge else 0)
+        kept[near] = np.diff(np.minimum(np.cumsum(lengths[near]), left), prepend=0)
     return kept
 
 

@@ -14,7 +14,7 @@ class Digits:
         values, offsets = tokenizer.token_bytes
         digits_before = np.concatenate([[0], np.cumsum((values >= 0x30) & (values <= 0x39))])
         holds = digits_before[offsets[1:]] > digits_before[offsets[:-1]]
-        self._table = (holds & ~tokenizer.special).astype(np.float32)
+        self._table = holds & ~tokenizer.special  # as bool it fits the cache
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:
-        return self._table[window.ids]
+        return self._table.take(window.ids).astype(np.float32)

@@ -74,7 +74,7 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         ("nowhere.jsonl", "does not exist"),
         ("empty", "holds no corpus file"),
         ("*.nothing", "holds no corpus file"),
-        ("s3://bucket/x.jsonl", "remote corpus"),
+        ("ftp://host/x.jsonl", "use https://"),
         ("x.jsonl.xz", "unpack it first"),
         ("x.parquet.gz", "unpack it first"),
         ("pipe.txt", "not a regular file"),

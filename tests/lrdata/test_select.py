@@ -64,15 +64,21 @@ def test_ties_are_broken_evenly_by_the_seed() -> None:
 # The order in which sentences are taken.
 
 
+def order_of(keys: np.ndarray) -> np.ndarray:
+    """Sentence numbers, the first to keep first."""
+    assert keys.dtype == np.uint64
+    assert len(np.unique(keys)) == len(keys)
+    return np.argsort(keys)
+
+
 @given(windows(), seeds)
 def test_every_order_is_a_permutation(window: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     lengths, scores = window
     mask = select.impactful(scores, stream(seed))
-    for order in select.ORDERS.values():
-        taken = order(lengths, scores, mask, stream(seed))
-        assert taken.dtype == np.int64
+    for rule in select.RULES.values():
+        taken = order_of(rule(lengths, scores, mask, stream(seed)))
         assert sorted(taken.tolist()) == list(range(len(lengths)))
-        again = order(lengths, scores, mask, stream(seed))
+        again = order_of(rule(lengths, scores, mask, stream(seed)))
         np.testing.assert_array_equal(taken, again)
 
 
@@ -82,7 +88,7 @@ def test_draw_takes_sentences_with_an_impactful_token_first(
 ) -> None:
     lengths, scores = window
     mask = select.impactful(scores, stream(seed))
-    order = select.draw_order(lengths, scores, mask, stream(seed))
+    order = order_of(select.draw_keys(lengths, scores, mask, stream(seed)))
     holds = [part.any() for part in sentences(lengths, mask)]
     taken = [holds[sentence] for sentence in order]
     assert taken == sorted(taken, reverse=True)
@@ -92,7 +98,9 @@ def test_draw_makes_every_order_equally_likely() -> None:
     lengths = np.array([2, 1, 3, 1, 2])
     mask = np.array([0, 1, 0, 1, 0, 0, 0, 0, 1], bool)  # sentences 0, 2 and 4 hold one
     scores = mask.astype(np.float32)
-    drawn = [tuple(select.draw_order(lengths, scores, mask, stream(s))) for s in range(2000)]
+    drawn = [
+        tuple(order_of(select.draw_keys(lengths, scores, mask, stream(s)))) for s in range(2000)
+    ]
     expected = [a + b for a in permutations([0, 2, 4]) for b in permutations([1, 3])]
     assert_follows(drawn, evenly(expected))
 
@@ -106,7 +114,7 @@ def test_top_takes_the_best_mean_of_the_best_quarter_first(
     for part in sentences(lengths, scores):
         best = sorted(part.tolist(), reverse=True)[: max(1, len(part) // 4)]
         means.append(sum(best) / len(best))
-    order = select.top_order(lengths, scores, scores > 0, stream(seed))
+    order = order_of(select.top_keys(lengths, scores, scores > 0, stream(seed)))
     taken = [means[sentence] for sentence in order]
     assert taken == sorted(means, reverse=True)
 
@@ -117,7 +125,7 @@ def test_top_with_scores_of_any_size(values: list[float], data: st.DataObject) -
     lengths = np.diff(np.minimum(np.cumsum([0, *lengths, len(values)]), len(values)))
     lengths = lengths[lengths > 0]
     best = [max(part) for part in sentences(lengths, f32(*values))]
-    order = select.top_order(lengths, f32(*values), f32(*values) > 0, stream())
+    order = order_of(select.top_keys(lengths, f32(*values), f32(*values) > 0, stream()))
     few = [best[i] for i in order if lengths[i] < 8]  # one token decides these
     assert few == sorted(few, reverse=True)
 
@@ -125,21 +133,23 @@ def test_top_with_scores_of_any_size(values: list[float], data: st.DataObject) -
 def test_top_takes_a_negative_zero_for_zero() -> None:
     lengths, scores = np.array([1, 2]), f32(0.25, -0.0, 0.5)
     for seed in range(5):
-        order = select.top_order(lengths, scores, scores > 0, stream(seed))
+        order = order_of(select.top_keys(lengths, scores, scores > 0, stream(seed)))
         assert order.tolist() == [1, 0]
 
 
 def test_top_breaks_ties_by_the_seed() -> None:
     scores = f32(0.5, 0.5, 2.0, 0.5)
     drawn = [
-        tuple(select.top_order(np.ones(4, np.int64), scores, scores > 0, stream(s)))
+        tuple(order_of(select.top_keys(np.ones(4, np.int64), scores, scores > 0, stream(s))))
         for s in range(1200)
     ]
     assert_follows(drawn, evenly((2, *rest) for rest in permutations([0, 1, 3])))
 
 
 def test_first_takes_the_window_from_its_start() -> None:
-    order = select.first_order(np.array([3, 1, 4]), f32(*[0] * 8), np.zeros(8, bool), stream())
+    order = order_of(
+        select.first_keys(np.array([3, 1, 4]), f32(*[0] * 8), np.zeros(8, bool), stream())
+    )
     assert order.tolist() == [0, 1, 2]
 
 
@@ -151,10 +161,10 @@ def test_the_budget_is_met_exactly(
     window: tuple[np.ndarray, np.ndarray], seed: int, budget: int
 ) -> None:
     lengths, scores = window
-    order = select.draw_order(lengths, scores, scores > 0, stream(seed))
-    kept = select.keep(lengths, order, budget)
+    keys = select.draw_keys(lengths, scores, scores > 0, stream(seed))
+    kept = select.keep(lengths, keys, budget)
     left = budget
-    for sentence in order:  # taken one after another, the last one truncated
+    for sentence in order_of(keys):  # taken one after another, the last one truncated
         assert kept[sentence] == min(lengths[sentence], left)
         left -= kept[sentence]
     assert kept.sum() == min(budget, lengths.sum())
@@ -166,8 +176,8 @@ def test_no_impactful_sentence_goes_while_another_kind_stays_whole(
 ) -> None:
     lengths, scores = window
     mask = select.impactful(scores, stream(seed))
-    order = select.draw_order(lengths, scores, mask, stream(seed))
-    kept = select.keep(lengths, order, budget)
+    keys = select.draw_keys(lengths, scores, mask, stream(seed))
+    kept = select.keep(lengths, keys, budget)
     holds = np.array([part.any() for part in sentences(lengths, mask)])
     if (kept[holds] < lengths[holds]).any():
         assert (kept[~holds] == 0).all()
@@ -249,8 +259,8 @@ def test_a_row_is_rebuilt_from_its_pieces(
 ) -> None:
     lengths, scores = window
     mask = select.impactful(scores, stream(seed))
-    order = select.draw_order(lengths, scores, mask, stream(seed))
-    kept = select.keep(lengths, order, budget)
+    keys = select.draw_keys(lengths, scores, mask, stream(seed))
+    kept = select.keep(lengths, keys, budget)
     offsets = select.kept_tokens(lengths, kept)
     starts, counts = select.pieces(offsets, select.group(kept, aim))
     ids = np.arange(lengths.sum()) + 500
