@@ -56,5 +56,7 @@ def read_unit(
 def _read_piece(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     file = piece.file
     if changed(file):
-        raise LongRecipeError(f"{file.place} changed while it was being read; run the command again")
+        raise LongRecipeError(
+            f"{file.place} changed while it was being read; run the command again"
+        )
     return _READERS[file.format](piece, fields)

@@ -102,7 +102,9 @@ def _has(code: np.ndarray, flags: int) -> np.ndarray:
 class SentenceTables:
     """What the splitter needs to know of each token id: arrays of length vocab_size."""
 
-    pair: np.ndarray  # uint16: what it ends with (5 bits); possible (5) and sure ends before it (5)
+    # uint16: what it ends with (5 bits), possible and sure ends before it (5 each), is it _SPACES
+    pair: np.ndarray
+    calm: np.ndarray  # bool: a full stop after it is none of an abbreviation, whatever is before it
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
     tail: np.ndarray  # uint64: its last eight bytes, the last lowest
@@ -130,8 +132,10 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
         rest = sizes[long] - start
         words = _eight_bytes(values, offsets[long] + start, rest, 1)
         after[long] = _AFTER_SPACES[_what_follows(words, rest)]
-    pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10
-    return SentenceTables(pair, after, head, tail, sizes, offsets[1:], values)
+    spaces = (after == _SPACES).astype(np.uint16)
+    pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15
+    calm = _is_calm(tail, sizes)
+    return SentenceTables(pair, calm, after, head, tail, sizes, offsets[1:], values)
 
 
 def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
@@ -223,7 +227,11 @@ def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
     pairs = tables.pair[index]
     possible = pairs[:-1] & pairs[1:] >> 5 & _ANY
     at = np.flatnonzero(possible != 0)
-    ends = possible[at] & pairs[at + 1] >> 10 != 0
+    sure = possible[at] & pairs[at + 1] >> 10
+    # A line end and an indented word: the most common of the others in source code.
+    second = pairs[np.minimum(at + 2, len(ids) - 1)]
+    sure |= pairs[at] & pairs[at + 1] >> 15 & second >> 10 & _LINE_END
+    ends = sure != 0
     marks[at[ends]] = True
     near = at[~ends]
     before = np.where(near > 0, pairs[near - 1] & _ANY, _NOTHING)
@@ -249,7 +257,13 @@ def _looked_at(
     # Closers alone need a token before them that may be an end.
     spaced = (end == _STOP) | (end == _CLOSED) & (end_before != _NOTHING)
     unspaced = (end == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
-    near = np.flatnonzero(spaced & (after == _SENTENCE) | unspaced)
+    spaced &= after == _SENTENCE
+    # A full stop that is a token of its own, after a word: the most common of all.
+    token = ids[at]
+    stop = (tables.tail[token] == ord(".")) & (tables.size[token] == 1)
+    stopped = spaced & stop & tables.calm[ids[at - 1]] & (at > 0)
+    ends |= stopped
+    near = np.flatnonzero(spaced & ~stopped | unspaced)
     ends[near] = _is_terminated(ids, at[near], after[near], tables)
     return ends
 
@@ -359,6 +373,19 @@ def _is_abbreviation(word: np.ndarray) -> np.ndarray:
     lone = _has(code, _LETTER) & (size == length)
     before, _ = _last_character(*_low_bytes(word >> _bits(size)))
     return (lone | known) & ~_has(before, _WORD)
+
+
+def _is_calm(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Whether a full stop after each token is surely none of an abbreviation: bool [vocab_size].
+
+    Where the word before it begins inside the token, after an ASCII character.
+    """
+    bytes_ = tail.astype("<u8").view(np.uint8).reshape(-1, 8)
+    letters = np.argmin(_ASCII_LETTER[bytes_], axis=1)
+    letters[_ASCII_LETTER[bytes_].all(axis=1)] = 8
+    before = bytes_[np.arange(len(bytes_)), np.minimum(letters, 7)]
+    begins = (letters < np.minimum(size, 8)) & (before < 0x80)
+    return begins & ~_is_abbreviation(tail)
 
 
 _WIDE_ENDS = np.zeros(1 << 16, bool)  # by the last two bytes, the first of them highest

@@ -25,7 +25,7 @@ where every document is read on its own, tokens(d) begins with the start-of-text
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -122,6 +122,9 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     np.cumsum([len(value) for value in values], out=offsets[1:])
     if pa.types.is_string(kind.value_type):
         flat = pa.array([item for value in values for item in value], pa.string())
+    elif pa.types.is_boolean(kind.value_type):
+        bits = np.packbits(np.concatenate(values or [np.zeros(0, bool)]), bitorder="little")
+        flat = pa.Array.from_buffers(pa.bool_(), int(offsets[-1]), [None, pa.py_buffer(bits)])
     else:
         flat = pa.array(np.concatenate(values) if values else [], kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
@@ -153,7 +156,25 @@ class ContentHash:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
+        self._kinds = {field.name: field.type for field in schema}
         self._hashers = {name: (hashlib.sha256(), hashlib.sha256()) for name in schema.names}
+
+    def update_rows(self, rows: Sequence[Row]) -> None:
+        """The same as `update` with a table of these rows, without making one."""
+        for name, (lengths, values) in self._hashers.items():
+            column = [getattr(row, name) for row in rows]
+            if isinstance(column[0], np.ndarray):
+                lengths.update(np.array([len(array) for array in column], "<i8"))
+                for array in column:
+                    values.update(array.astype(array.dtype.newbyteorder("<"), copy=False))
+            elif isinstance(column[0], int):
+                kind = np.dtype(self._kinds[name].to_pandas_dtype()).newbyteorder("<")
+                values.update(np.array(column, kind))
+            elif isinstance(column[0], list):
+                lengths.update(np.array([len(texts) for texts in column], "<i8"))
+                _hash_texts(values, (text for texts in column for text in texts))
+            else:
+                _hash_texts(values, column)
 
     def update(self, table: pa.Table) -> None:
         for name, (lengths, values) in self._hashers.items():
@@ -163,9 +184,7 @@ class ContentHash:
                     lengths.update(np.diff(array.offsets.to_numpy()).astype("<i8").tobytes())
                     array = array.flatten()
                 if pa.types.is_string(array.type):
-                    for text in array.to_pylist():
-                        data = text.encode()
-                        values.update(len(data).to_bytes(8, "little") + data)
+                    _hash_texts(values, array.to_pylist())
                 elif pa.types.is_boolean(array.type):
                     values.update(array.to_numpy(zero_copy_only=False).tobytes())
                 else:
@@ -175,6 +194,11 @@ class ContentHash:
     def hexdigest(self) -> str:
         parts = (part.digest() for pair in self._hashers.values() for part in pair)
         return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _hash_texts(hasher: Any, texts: Iterable[str]) -> None:
+    coded = (text.encode() for text in texts)
+    hasher.update(b"".join(len(data).to_bytes(8, "little") + data for data in coded))
 
 
 class ShardWriter:
@@ -224,9 +248,9 @@ class ShardWriter:
 
     def _write_group(self, rows: list[Row]) -> None:
         with self.watch("hash"):
-            table = rows_to_table(rows, self.schema)
-            self.content.update(table)
+            self.content.update_rows(rows)
         with self.watch("write"):
+            table = rows_to_table(rows, self.schema)
             self._parquet.write_table(table, row_group_size=len(rows))
 
     def finish(self) -> None:
