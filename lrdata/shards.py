@@ -117,17 +117,34 @@ def rows_to_table(rows: Sequence[Row], schema: pa.Schema = SCHEMA) -> pa.Table:
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     if not pa.types.is_list(kind):
-        return pa.array(values, kind)
+        return _array(values, kind)
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(value) for value in values], out=offsets[1:])
     if pa.types.is_string(kind.value_type):
-        flat = pa.array([item for value in values for item in value], pa.string())
-    elif pa.types.is_boolean(kind.value_type):
-        bits = np.packbits(np.concatenate(values or [np.zeros(0, bool)]), bitorder="little")
-        flat = pa.Array.from_buffers(pa.bool_(), int(offsets[-1]), [None, pa.py_buffer(bits)])
+        flat = _array([item for value in values for item in value], kind.value_type)
     else:
-        flat = pa.array(np.concatenate(values) if values else [], kind.value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+        flat = _array(np.concatenate(values) if values else [], kind.value_type)
+    return pa.ListArray.from_arrays(_array(offsets, pa.int32()), flat, type=kind)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    """An Arrow array over the memory of a NumPy array, or of a list's values.
+
+    pa.array would do, but it copies, and it imports pandas where that is installed: half a second.
+    """
+    if pa.types.is_string(kind):
+        coded = [text.encode() for text in values]
+        ends = np.cumsum([0, *map(len, coded)], dtype=np.int32)
+        buffers = [ends, b"".join(coded)]
+    elif pa.types.is_boolean(kind):
+        buffers = [np.packbits(np.asarray(values, bool), bitorder="little")]
+    else:
+        buffers = [np.ascontiguousarray(values, _numpy_type(kind))]
+    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
+
+
+def _numpy_type(kind: pa.DataType) -> np.dtype:
+    return np.dtype(kind.to_pandas_dtype())
 
 
 def table_to_rows(table: pa.Table) -> Iterator[Row]:
@@ -164,14 +181,15 @@ class ContentHash:
         for name, (lengths, values) in self._hashers.items():
             column = [getattr(row, name) for row in rows]
             if isinstance(column[0], np.ndarray):
-                lengths.update(np.array([len(array) for array in column], "<i8"))
+                lengths.update(np.array([len(array) for array in column], "<i8").tobytes())
                 for array in column:
-                    values.update(array.astype(array.dtype.newbyteorder("<"), copy=False))
+                    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+                    values.update(np.ascontiguousarray(little).data)
             elif isinstance(column[0], int):
-                kind = np.dtype(self._kinds[name].to_pandas_dtype()).newbyteorder("<")
-                values.update(np.array(column, kind))
+                plain = np.array(column, _numpy_type(self._kinds[name]).newbyteorder("<"))
+                values.update(plain.tobytes())
             elif isinstance(column[0], list):
-                lengths.update(np.array([len(texts) for texts in column], "<i8"))
+                lengths.update(np.array([len(texts) for texts in column], "<i8").tobytes())
                 _hash_texts(values, (text for texts in column for text in texts))
             else:
                 _hash_texts(values, column)

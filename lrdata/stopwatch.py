@@ -1,8 +1,9 @@
 """Where the time of a build goes: processor seconds by stage.
 
     watch = Stopwatch()
-    for batch in watch.each("read", batches): ...   # the time that the iterator takes
-    with watch("write"): ...
+    for batch in watch.each("read", batches):     # the time that the iterator takes
+        with watch("join"):
+            with watch("select"): ...             # is not counted to "join"
 
 Times are a thread's own, so stages that run side by side in threads add up to what the processors
 did. They are shown, never stored in a dataset.
@@ -18,34 +19,35 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Adds up seconds by stage. Each stage belongs to one thread at a time."""
+    """Adds up seconds by stage, for one thread."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._counted = 0.0  # seconds of all stages that have ended
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        began = time.thread_time()
+        began, counted = time.thread_time(), self._counted
         try:
             yield
         finally:
-            self._add(stage, time.thread_time() - began)
+            inner = self._counted - counted
+            spent = time.thread_time() - began - inner
+            self._counted += spent
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def each(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; the time they take to come is the stage's."""
         iterator = iter(items)
         while True:
-            began = time.thread_time()
-            try:
-                item = next(iterator)
-            except StopIteration:
+            with self(stage):
+                item = next(iterator, _END)
+            if item is _END:
                 return
-            finally:
-                self._add(stage, time.thread_time() - began)
-            yield item
+            yield item  # type: ignore[misc]  # mypy cannot tell the end from an item
 
-    def _add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+_END = object()
 
 
 @dataclass

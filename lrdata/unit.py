@@ -156,13 +156,16 @@ class _UnitBuilder:
         for documents, rejected in batches:
             self._set_aside(rejected)
             self.bytes_read += documents.size
-            for item in self.watch.each("encode", self.encoder.encode(documents)):
-                if isinstance(item, Rejected):
-                    self._set_aside([item])
-                else:
-                    self._add(*item)
-                if self._full():
-                    break
+            with self.watch("encode"):
+                items = list(self.encoder.encode(documents))
+            with self.watch("join"):
+                for item in items:
+                    if isinstance(item, Rejected):
+                        self._set_aside([item])
+                    else:
+                        self._add(*item)
+                    if self._full():
+                        break
             if self._full() or self.bytes_read >= self.read_limit:
                 break
         self.ledger.tail += sum(joiner.tail_tokens() for joiner in self.joiners.values())
@@ -203,7 +206,7 @@ class _UnitBuilder:
                 joiner = WindowJoiner(recipe.target_len, self.encoder.tokenizer.bos_id)
                 self.joiners[kind, copy] = joiner
             use = document._replace(copy=copy) if copy else document
-            for window in self.watch.each("join", joiner.add(use, self._counted(parts))):
+            for window in joiner.add(use, self._counted(parts)):
                 self._write(kind, window)
 
     def _counted(self, parts: Iterable[Tokens]) -> Iterator[Tokens]:

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
+from lrdata.allocator import keep_freed_memory
 from lrdata.errors import LongRecipeError
 
 Job = TypeVar("Job")
@@ -48,11 +49,12 @@ def _processes(workers: int) -> Executor:
     """Spawned, not forked: the tokenizers run threads of their own, which a fork would leave in an
     undefined state."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
 
 
-def _end_with_parent() -> None:
-    """When the parent was killed: another build may go on in the folder."""
+def _begin_process() -> None:
+    """A process that ends with its parent: when that was killed, another build may go on."""
+    keep_freed_memory()
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
