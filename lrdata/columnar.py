@@ -1,8 +1,10 @@
 """Parquet and Arrow: row groups and record batches -> records."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -211,15 +213,23 @@ def _values(batch: pa.RecordBatch, steps: tuple[str, ...]) -> list[Any]:
         array = array.cast(pa.large_binary() if _is_large(array.type) else pa.binary())
     array.validate(full=True)
     if array.nbytes > LONG_BYTES and not pa.types.is_integer(array.type):
-        return [_bytes_or_long(value) for value in array]
+        return list(_bytes_or_long(array))
     return array.to_pylist()
 
 
-def _bytes_or_long(value: pa.Scalar) -> bytes | LongText | None:
-    data = value.as_buffer()
-    if data is None or data.size <= LONG_BYTES:
-        return None if data is None else data.to_pybytes()
-    return LongText(memoryview(data))
+def _bytes_or_long(array: pa.Array) -> Iterator[bytes | LongText | None]:
+    """The values of a binary column; of a long one its place in the column's memory."""
+    _, offsets, data = array.buffers()
+    kind = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    ends = np.frombuffer(offsets, kind)[array.offset : array.offset + len(array) + 1].tolist()
+    view = memoryview(data or b"")
+    for null, (start, stop) in zip(array.is_null(), pairwise(ends), strict=True):
+        if null.as_py():
+            yield None
+        elif stop - start > LONG_BYTES:
+            yield LongText(view[start:stop])
+        else:
+            yield bytes(view[start:stop])
 
 
 def _is_large(kind: pa.DataType) -> bool:

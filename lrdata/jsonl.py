@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -92,10 +93,21 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | bytearray | None]]:
-    """(offset of its first byte, line without its newline); None for a line that is too long."""
+def _lines(
+    blocks: _Blocks, stop: float = math.inf, skip: bool = False
+) -> Iterator[tuple[int, bytes | bytearray | None]]:
+    """(offset of its first byte, line without its newline); None for a line that is too long.
+
+    Lines that begin at `stop` or later are left out; so is the first one if `skip`.
+    """
     offset, begun, held = blocks.position, bytearray(), 0
     for block in blocks:
+        if skip:
+            _, newline, block = block.partition(b"\n")
+            offset = blocks.position - len(block)
+            skip = not newline
+        if offset >= stop:
+            return
         *ended, rest = block.split(b"\n")
         for end in ended:
             held += len(end)
@@ -106,6 +118,8 @@ def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | bytearray | None]]:
             yield offset, line if held <= MAX_RECORD_BYTES else None
             offset += held + 1
             held = 0
+            if offset >= stop:
+                return
         held += len(rest)
         if held > MAX_RECORD_BYTES:
             begun = bytearray()
@@ -121,16 +135,13 @@ def _lines(blocks: _Blocks) -> Iterator[tuple[int, bytes | bytearray | None]]:
 def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     file = piece.file
     blocks = _Blocks(file, max(piece.start - 1, 0))
-    lines = _lines(blocks)
-    if piece.start:
-        next(lines, None)  # begins before the piece, or is what precedes the newline at its edge
+    # The first line begins before the piece, or is what precedes the newline at its edge.
+    stop = piece.stop if file.compression is None else math.inf
+    lines = _lines(blocks, stop, skip=piece.start > 0)
     absent, present = list(fields.needed), _Names()
     judge = Judge(file, fields)
     values_of = _looker(fields)
-    stop = piece.stop if file.compression is None else 1 << 63
     for at, line in lines:
-        if at >= stop:
-            break
         if at == 0 and line is not None:
             line = line.removeprefix(_BOM) if line.startswith(_BOM) else line  # no copy
             _refuse_array(file, line)
@@ -286,7 +297,9 @@ def read_text(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
         block = end + block
         end = b"\r" if block.endswith(b"\r") else b""  # perhaps half of a line end
         data += block.removesuffix(end).replace(b"\r\n", b"\n")
-    data = (data + end).removeprefix(_BOM)
+    data += end
+    if data.startswith(_BOM):
+        del data[: len(_BOM)]
     text: Any
     if len(data) > LONG_BYTES and not blocks.damage:
         text = LongText(memoryview(data))

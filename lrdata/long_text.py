@@ -17,7 +17,7 @@ from dataclasses import dataclass
 LONG_BYTES = 16 * 1024**2
 """Longer texts are handled in pieces."""
 
-PIECE_BYTES = 8 * 1024**2
+PIECE_BYTES = 2 * 1024**2
 
 _ESCAPES = re.compile(
     rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}"

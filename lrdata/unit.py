@@ -8,7 +8,7 @@ number, the receipt last: a unit with a valid receipt is done.
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -166,6 +166,8 @@ class _UnitBuilder:
                         self._add(*item)
                     if self._full():
                         break
+                for joiner in self.joiners.values():
+                    joiner.own()
             if self._full() or self.bytes_read >= self.read_limit:
                 break
         self.ledger.tail += sum(joiner.tail_tokens() for joiner in self.joiners.values())
@@ -206,15 +208,14 @@ class _UnitBuilder:
                 joiner = WindowJoiner(recipe.target_len, self.encoder.tokenizer.bos_id)
                 self.joiners[kind, copy] = joiner
             use = document._replace(copy=copy) if copy else document
-            for window in joiner.add(use, self._counted(parts)):
+            ledger.encoded -= 1
+            ledger.inserted += 1
+            for window in joiner.add(use, map(self._counted, parts)):
                 self._write(kind, window)
 
-    def _counted(self, parts: Iterable[Tokens]) -> Iterator[Tokens]:
-        for part in parts:
-            self.ledger.encoded += len(part.ids)
-            yield part
-        self.ledger.encoded -= 1
-        self.ledger.inserted += 1
+    def _counted(self, part: Tokens) -> Tokens:
+        self.ledger.encoded += len(part.ids)
+        return part
 
     def _write(self, kind: str, window: Window) -> None:
         ledger = self.ledger

@@ -83,7 +83,8 @@ class Window:
 class WindowJoiner:
     """Cuts a stream of documents into windows.
 
-    Holds the documents of fewer than target_len tokens that wait for their window.
+    Holds the documents of fewer than target_len tokens that wait for their window: as views of the
+    arrays they came in, until `own` is called.
     """
 
     def __init__(self, target_len: int, bos_id: int | None) -> None:
@@ -91,6 +92,7 @@ class WindowJoiner:
         self._content = target_len - len(self._lead)
         self._waiting: list[tuple[Span, Tokens]] = []
         self._waiting_tokens = 0
+        self._owned = 0  # of those that wait
 
     def add(self, document: Document, parts: Iterable[Tokens]) -> Iterator[Window]:
         """The windows that this document fills or completes.
@@ -100,34 +102,38 @@ class WindowJoiner:
         content, start, held = self._content, 0, None
         for part in parts:
             tokens = part if held is None else _joined([held, part])
-            whole = len(tokens.ids) // content
-            for first in range(0, whole * content, content):
+            whole = len(tokens.ids) // content * content
+            for first in range(0, whole, content):
                 span = Span(document, start + first, content)
                 yield self._window([(span, tokens.part(first, first + content))])
-            start += whole * content
-            held = tokens.part(whole * content, len(tokens.ids))
-        if held is not None and len(held.ids):
-            yield from self._join(document, start, held.copied())
-
-    def _join(self, document: Document, start: int, tokens: Tokens) -> Iterator[Window]:
-        """Add fewer tokens than a window holds to those that wait."""
+            start += whole
+            held = tokens.part(whole, len(tokens.ids)) if whole else tokens
+        if held is None or not len(held.ids):
+            return
         room = self._content - self._waiting_tokens
-        if len(tokens.ids) >= room:
-            self._wait(document, start, tokens.part(0, room))
+        if len(held.ids) >= room:
+            self._wait(document, start, held.part(0, room))
             yield self._window(self._waiting)
-            self._waiting, self._waiting_tokens = [], 0
-            start, tokens = start + room, tokens.part(room, len(tokens.ids))
-        if len(tokens.ids):
-            self._wait(document, start, tokens)
+            self._waiting, self._waiting_tokens, self._owned = [], 0, 0
+            start, held = start + room, held.part(room, len(held.ids))
+        if len(held.ids):
+            self._wait(document, start, held)
+
+    def own(self) -> None:
+        """Copy what waits, so that nothing keeps the memory of the arrays it came in."""
+        for index in range(self._owned, len(self._waiting)):
+            span, tokens = self._waiting[index]
+            self._waiting[index] = span, tokens.copied()
+        self._owned = len(self._waiting)
+
+    def tail_tokens(self) -> int:
+        """Tokens that wait for a window that never came."""
+        return self._waiting_tokens
 
     def _wait(self, document: Document, start: int, tokens: Tokens) -> None:
         length = len(tokens.ids)
         self._waiting.append((Span(document, start, length), tokens))
         self._waiting_tokens += length
-
-    def tail_tokens(self) -> int:
-        """Tokens that wait for a window that never came."""
-        return self._waiting_tokens
 
     def _window(self, members: list[tuple[Span, Tokens]]) -> Window:
         spans = tuple(span for span, _ in members)

@@ -169,5 +169,9 @@ def test_what_waits_for_a_window_does_not_keep_the_memory_of_its_batch() -> None
     batch = np.arange(1000, dtype=np.int32)
     joiner = WindowJoiner(100, None)
     assert list(joiner.add(Document("d", "s", "f", 0), parts_of(batch[:30], 100))) == []
-    (_, waiting), *_ = joiner._waiting
-    assert waiting.ids.base is None
+    joiner.own()
+    ((_, waiting),) = joiner._waiting
+    assert not np.shares_memory(waiting.ids, batch)
+    joiner.own()
+    ((_, again),) = joiner._waiting
+    assert again.ids is waiting.ids, "copied once"

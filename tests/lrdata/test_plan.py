@@ -1,0 +1,107 @@
+"""What `lrdata plan` expects is what `lrdata build` makes."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from lrdata import plan as plan_module
+from lrdata.build import build
+from lrdata.cli import main
+from lrdata.plan import make_plan, plan_table
+from lrdata.recipe import BuildRecipe
+from tests.lrdata.test_build import some_texts, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> BuildRecipe:
+    folder = tmp_path_factory.mktemp("corpus") / "books"
+    for number in range(4):
+        path = write_jsonl(folder / f"{number}.jsonl", some_texts(60, 70 * number))
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write('{"text": 5}\n')
+    return BuildRecipe(
+        corpora=(str(folder),),
+        tokenizer=str(tiny_tokenizer),
+        target_len=1024,
+        unit_bytes=400_000,
+        holdout=0.2,
+    )
+
+
+def test_a_sample_of_everything_tells_everything(recipe: BuildRecipe, tmp_path: Path) -> None:
+    plan = make_plan(recipe, workers=2)
+    ledger = build(recipe, tmp_path / "out", workers=1).ledger
+    assert 1 < len(plan.units) <= plan_module._SAMPLES
+    assert plan.sample.ledger == ledger
+    assert plan.tokens == pytest.approx(ledger.encoded, rel=0.02)
+    assert plan.total_rows == pytest.approx(ledger.rows, rel=0.1)
+
+
+def test_a_sample_of_some_units_tells_about_all(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_SAMPLES", 2)
+    monkeypatch.setattr(plan_module, "_SAMPLE_BYTES", 40_000)
+    monkeypatch.setattr("lrdata.reader.BATCH_BYTES", 10_000)
+    plan = make_plan(recipe, workers=2)
+    ledger = build(recipe, tmp_path / "out", workers=1).ledger
+    assert plan.sample.ledger.encoded < ledger.encoded
+    assert plan.tokens == pytest.approx(ledger.encoded, rel=0.2)
+    assert plan.total_rows == pytest.approx(ledger.rows, rel=0.3)
+
+
+def test_weights_count(recipe: BuildRecipe, tmp_path: Path) -> None:
+    twice = replace(recipe, weights={"books": 2.0}, holdout=0.0)
+    rows = build(twice, tmp_path / "out", workers=1).ledger.rows
+    assert make_plan(twice).total_rows == pytest.approx(rows, rel=0.1)
+
+
+def test_a_begun_build_is_counted(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.staging.Staging.publish", stops)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, tmp_path / "out", workers=1)
+    plan = make_plan(recipe, out=tmp_path / "out")
+    assert plan.finished == len(plan.units)
+    assert make_plan(recipe, out=tmp_path / "other").finished == 0
+
+
+def test_the_table_says_it_all(recipe: BuildRecipe) -> None:
+    plan = make_plan(recipe, workers=2)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    text = console.export_text()
+    for part in (f"{plan.tokens:,}", f"{plan.total_rows:,} of 304", "4 of", "with 2 workers"):
+        assert part in text
+    assert all(f"books/{number}.jsonl" in text for number in range(4))
+
+
+@pytest.mark.parametrize("command", [["plan"], ["build", "--dry-run"]])
+def test_both_commands_plan_and_write_nothing(
+    command: list[str], recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    options = ["--tokenizer", recipe.tokenizer, "--target-len", "1k", "--out", str(tmp_path / "o")]
+    result = CliRunner().invoke(main, [*command, *recipe.corpora, *options])
+    assert result.exit_code == 0, result.output
+    assert "tokens" in result.stdout
+    assert not (tmp_path / "o").exists()
+
+
+def test_errors_are_those_of_a_build(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"body": "text"}) + "\n")
+    for corpus, line in ((str(path), "has no field 'text'"), ("nowhere", "does not exist")):
+        options = [corpus, "--tokenizer", str(tiny_tokenizer), "--target-len", "1k"]
+        result = CliRunner().invoke(main, ["plan", *options])
+        assert result.exit_code == 1
+        assert line in result.stderr
