@@ -181,12 +181,12 @@ def build(
     if dry_run:
         _show_plan(recipe, workers, out)
         return
-    from lrdata.allocator import keep_freed_memory
     from lrdata.build import build as build_dataset
     from lrdata.build import describe, refuse_bad
+    from lrdata.runtime import prepare_for_bulk_work
     from lrdata.stopwatch import Timing
 
-    keep_freed_memory()
+    prepare_for_bulk_work()
     timing = Timing()
     manifest = build_dataset(
         recipe, out, workers=workers, engine=engine, overwrite=overwrite, timing=timing

@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
-from lrdata.allocator import keep_freed_memory
 from lrdata.errors import LongRecipeError
+from lrdata.runtime import prepare_for_bulk_work
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def _processes(workers: int) -> Executor:
 
 def _begin_process() -> None:
     """A process that ends with its parent: when that was killed, another build may go on."""
-    keep_freed_memory()
+    prepare_for_bulk_work()
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
