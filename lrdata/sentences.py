@@ -105,6 +105,8 @@ class SentenceTables:
     # uint16: what it ends with (5 bits), possible and sure ends before it (5 each), is it _SPACES
     pair: np.ndarray
     calm: np.ndarray  # bool: a full stop after it is none of an abbreviation, whatever is before it
+    stop_alone: np.ndarray  # bool: it is a full stop and nothing else
+    last: np.ndarray  # uint16: its last two bytes, the last one lowest
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
     tail: np.ndarray  # uint64: its last eight bytes, the last lowest
@@ -135,7 +137,11 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     spaces = (after == _SPACES).astype(np.uint16)
     pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15
     calm = _is_calm(tail, sizes)
-    return SentenceTables(pair, calm, after, head, tail, sizes, offsets[1:], values)
+    stop_alone = (tail == ord(".")) & (sizes == 1)
+    last = tail.astype(np.uint16)  # the lowest bytes
+    return SentenceTables(
+        pair, calm, stop_alone, last, after, head, tail, sizes, offsets[1:], values
+    )
 
 
 def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
@@ -234,9 +240,21 @@ def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
     ends = sure != 0
     marks[at[ends]] = True
     near = at[~ends]
+    end = pairs[near] & _ANY
+    split = (end == _WIDE) & ~_may_be_wide(index, near, tables)
+    near, end = near[~split], end[~split]
     before = np.where(near > 0, pairs[near - 1] & _ANY, _NOTHING)
-    marks[near] = _looked_at(index, near, pairs[near] & _ANY, before, tables)
+    marks[near] = _looked_at(index, near, end, before, tables)
     return marks
+
+
+def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Whether the two bytes up to the end of each token in `at` can end a mark beyond ASCII."""
+    token = ids[at]
+    last = tables.last[token]
+    alone = np.flatnonzero(last < 0x100)
+    last[alone] |= tables.last[ids[np.maximum(at[alone] - 1, 0)]] << 8
+    return _WIDE_ENDS[last]
 
 
 def _looked_at(
@@ -250,8 +268,6 @@ def _looked_at(
 
     end, end_before: what the tokens and those before them end with.
     """
-    split = np.flatnonzero(end == _WIDE)
-    end[split[~_may_be_wide(ids, at[split], tables)]] = _NOTHING
     after = _after(ids, at, tables)
     ends = (end == _LINE_END) & (after != _LINE_OR_EOT)
     # Closers alone need a token before them that may be an end.
@@ -259,22 +275,11 @@ def _looked_at(
     unspaced = (end == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
     spaced &= after == _SENTENCE
     # A full stop that is a token of its own, after a word: the most common of all.
-    token = ids[at]
-    stop = (tables.tail[token] == ord(".")) & (tables.size[token] == 1)
-    stopped = spaced & stop & tables.calm[ids[at - 1]] & (at > 0)
+    stopped = spaced & tables.stop_alone[ids[at]] & tables.calm[ids[at - 1]] & (at > 0)
     ends |= stopped
     near = np.flatnonzero(spaced & ~stopped | unspaced)
     ends[near] = _is_terminated(ids, at[near], after[near], tables)
     return ends
-
-
-def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """Whether the two bytes up to the end of each token in `at` can end a mark beyond ASCII."""
-    tails = tables.tail[ids[at]]
-    before = np.where(
-        tables.size[ids[at]] > 1, tails >> _U(8), tables.tail[ids[np.maximum(at - 1, 0)]]
-    )
-    return _WIDE_ENDS[(before & _BYTE) << _U(8) | tails & _BYTE]
 
 
 def _after(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
