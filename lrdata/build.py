@@ -34,7 +34,7 @@ from lrdata.shards import KINDS
 from lrdata.staging import Staging, refuse_other, remove_build
 from lrdata.stopwatch import Timing, total
 from lrdata.tokenizer import Tokenizer
-from lrdata.unit import Job, Receipt, build_unit, open_tokenizer, unit_stem
+from lrdata.unit import Job, Receipt, build_unit, unit_stem, warm_up
 
 _LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard", "orjson")
 
@@ -51,17 +51,15 @@ class Sources:
 
     @classmethod
     def open(cls, recipe: BuildRecipe, workers: int, timing: Timing) -> "Sources":
-        """Find and hash the files, and load the tokenizer meanwhile."""
+        """Find the files, load the tokenizer, hash the files."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
-        with ThreadPoolExecutor(1) as beside:
-            loading = beside.submit(open_tokenizer, recipe)
-            entries = _hash_sources(recipe, [*files, *replay_files], workers)
-            hashed = time.perf_counter()
-            tokenizer = loading.result()
-            timing.start = time.perf_counter() - hashed
-            return cls(files, replay_files, entries, tokenizer)
+        began = time.perf_counter()
+        tokenizer = warm_up(recipe.tokenizer, recipe.eot, recipe.encoder)
+        timing.start += time.perf_counter() - began
+        entries = _hash_sources(recipe, [*files, *replay_files], workers)
+        return cls(files, replay_files, entries, tokenizer)
 
     def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for a build to be the same."""
@@ -97,9 +95,10 @@ def build(
     began = time.perf_counter()
     timing = timing or Timing()
     workers = workers or os.cpu_count() or 1
-    run_units = open_engine(engine)
+    units_engine = open_engine(engine)
     if overwrite:
         remove_build(out)
+    units_engine.begin(recipe, workers)
     sources = Sources.open(recipe, workers, timing)
     finished = _finished(out, sources.identity(recipe))
     if finished is not None:
@@ -111,7 +110,9 @@ def build(
             return published
         try:
             jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
-            receipts = _until_enough(run_units(build_unit, jobs, workers), jobs, recipe.max_rows)
+            receipts = _until_enough(
+                units_engine.run(build_unit, jobs, workers), jobs, recipe.max_rows
+            )
             manifest, made = _manifest(recipe, sources, receipts, staging)
         except LongRecipeError:
             staging.discard_if_fruitless()

@@ -52,8 +52,8 @@ _END = object()
 
 @dataclass
 class Timing:
-    """What a build took. start: seconds that nothing but the tokenizer's loading was waited for;
-    build: all others, from finding the corpus to the manifest; stages: processor seconds."""
+    """What a build took. start: seconds to load the tokenizer; build: all others, from finding the
+    corpus to the manifest; stages: processor seconds."""
 
     start: float = 0.0
     build: float = 0.0

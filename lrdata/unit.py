@@ -24,7 +24,7 @@ from lrdata.records import Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
 from lrdata.stopwatch import Stopwatch, total
-from lrdata.tokenizer import Tokenizer
+from lrdata.tokenizer import Encoder, Tokenizer
 from lrdata.windows import Document, Tokens, Window, WindowJoiner
 
 _Made = TypeVar("_Made")
@@ -121,7 +121,17 @@ def _once(key: object, make: Callable[[], _Made]) -> _Made:
 
 def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
     """The recipe's tokenizer, loaded once in each process."""
-    name, eot, encoder = recipe.tokenizer, recipe.eot, recipe.encoder
+    return _load(recipe.tokenizer, recipe.eot, recipe.encoder)
+
+
+def warm_up(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
+    """Load a tokenizer and all its tables before there is a unit to build."""
+    tokenizer = _load(name, eot, encoder)
+    _open_encoder(tokenizer)
+    return tokenizer
+
+
+def _load(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
     return _once((name, eot, encoder), lambda: Tokenizer.load(name, eot=eot, encoder=encoder))
 
 

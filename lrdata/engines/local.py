@@ -1,26 +1,50 @@
-"""Units on this machine: in threads, and from five workers on in processes.
+"""Units on this machine, in processes that begin with the tokenizer loaded.
 
-Nearly all of a unit's work is done by libraries that release Python's lock: two threads are as fast
-as two processes, share one tokenizer (a second to load, 200 MB) and its cache, and start at once.
-What is left to the lock would stop a crowd of them. `python bench/build.py` measures both.
+Threads would share it too, but a unit is many short NumPy calls, and two threads that hand Python's
+lock to each other at each of them take a fifth more processor time for the same work. Processes
+that are spawned load a tokenizer of their own, a second and 200 MB each. So they are forked, not
+from this process, whose threads a fork would leave in an undefined state, but from a server
+(`multiprocessing`'s forkserver) that has loaded the tokenizer with one thread and runs no other.
 """
 
+import json
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import TypeVar
 
+from lrdata.engines.warm import WARM
 from lrdata.errors import LongRecipeError
+from lrdata.recipe import BuildRecipe
 from lrdata.runtime import prepare_for_bulk_work
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-MOST_THREADS = 4
+_ONE_THREAD = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "FASTOKENS_BPE_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+"""For the server and its processes: each has a core, and a server with threads must not fork."""
+
+
+def begin(recipe: BuildRecipe, workers: int) -> None:
+    """Start the server, which loads the tokenizer while this process does."""
+    if workers > 1:
+        tokenizer = {"name": recipe.tokenizer, "eot": recipe.eot, "encoder": recipe.encoder}
+        with _environment({**_ONE_THREAD, WARM: json.dumps(tokenizer)}):
+            multiprocessing.set_forkserver_preload(["lrdata.engines.warm"])
+            forkserver.ensure_running()
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
@@ -29,10 +53,13 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) ->
     if workers <= 1:
         yield from map(function, jobs)
         return
-    pool = ThreadPoolExecutor(workers) if workers <= MOST_THREADS else _processes(workers)
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     ended = True
     try:
-        yield from pool.map(function, jobs)
+        with _environment(_ONE_THREAD):
+            results = pool.map(function, jobs)
+        yield from results
     except BrokenProcessPool:
         raise LongRecipeError(
             "a worker process died, perhaps for lack of memory; the same command goes on from what "
@@ -43,13 +70,6 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) ->
         raise
     finally:
         pool.shutdown(wait=ended, cancel_futures=True)
-
-
-def _processes(workers: int) -> Executor:
-    """Spawned, not forked: the tokenizers run threads of their own, which a fork would leave in an
-    undefined state."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
 
 
 def _begin_process() -> None:
@@ -63,3 +83,15 @@ def _begin_process() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started inside; those that are set stay."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from lrdata.errors import LongRecipeError
+from lrdata.recipe import BuildRecipe
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -31,6 +32,10 @@ the memory."""
 
 _SECONDS_TO_STOP = 20
 """How long units that run are given to stop at the end before their processes are killed."""
+
+
+def begin(recipe: BuildRecipe, workers: int) -> None:
+    """Nothing: Ray starts when there are jobs."""
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
