@@ -21,6 +21,10 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync(partial)
         os.replace(partial, path)
         fsync(path.parent)
+    except OSError as problem:
+        if problem.errno is not None and problem.filename is None:  # as libraries raise it
+            problem.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

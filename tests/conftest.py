@@ -54,7 +54,7 @@ def generated_text(paragraphs: int, seed: int = 0) -> Iterator[str]:
         yield " ".join(sentences) + draw.choice(["\n", "\n\n"])
 
 
-def _train_tokenizer(folder: Path, bos: str | None) -> Path:
+def train_tokenizer(folder: Path, bos: str | None) -> Path:
     """A byte-level BPE of 1,000 entries, saved as a Hugging Face folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -90,10 +90,10 @@ def _train_tokenizer(folder: Path, bos: str | None) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a byte-level tokenizer of 1,000 ids: end of text EOT, no start of text."""
-    return _train_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny", bos=None)
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny", bos=None)
 
 
 @pytest.fixture(scope="session")
 def tiny_bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, whose post-processor puts BOS before every text."""
-    return _train_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny-bos", bos=BOS)
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizers") / "tiny-bos", bos=BOS)

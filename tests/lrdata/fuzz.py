@@ -37,7 +37,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.verify import verify
-from tests.conftest import _train_tokenizer
+from tests.conftest import train_tokenizer
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.damage import GOOD, Damaged, damaged_corpus
 from tests.lrdata.rebuilding import problems_of_rows
@@ -240,8 +240,8 @@ def fuzz(numbers: range, workers: int) -> Iterator[tuple[int, str, str, str]]:
 
 
 def make_tokenizers(folder: Path) -> None:
-    _train_tokenizer(folder / "tiny", bos=None)
-    _train_tokenizer(folder / "tiny-bos", bos="<s>")
+    train_tokenizer(folder / "tiny", bos=None)
+    train_tokenizer(folder / "tiny-bos", bos="<s>")
 
 
 def main() -> int:

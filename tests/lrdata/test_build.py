@@ -317,6 +317,74 @@ def test_rejected_records_are_listed(tiny_tokenizer: Path, tmp_path: Path) -> No
     assert "secret" not in json.dumps(lines)
 
 
+def spoiled(folder: Path, good: int, bad: int) -> Path:
+    path = write_jsonl(folder / "c.jsonl", some_texts(good, 5))
+    with open(path, "a") as stream:
+        stream.write('{"id": "x", "text": 5}\n' * bad)
+    return path
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1%", 1), ("10%", 1), ("17%", 0), (None, 1)])
+def test_too_many_bad_records_decide_the_exit_code_and_nothing_else(
+    limit: str | None, code: int, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    path, out = spoiled(tmp_path, good=10, bad=2), tmp_path / "out"
+    options = ["--tokenizer", str(tiny_tokenizer), "--target-len", "1k", "--out", str(out)]
+    options += ["--workers", "1", *(["--max-bad", limit] if limit else [])]
+    for _ in range(2):  # of a finished build too
+        result = CliRunner().invoke(main, ["build", str(path), *options])
+        assert result.exit_code == code, result.output
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == code
+        assert all("2 of 12 records (16.67%)" in line for line in errors)
+    assert read_manifest(out).ledger.records_built == 10
+    accepted = CliRunner().invoke(main, ["build", str(path), *options, "--max-bad", "20%"])
+    assert accepted.exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_line_of_500_mb_is_rejected_without_being_held(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", some_texts(10, 5))
+    with open(path, "ab") as stream:
+        stream.write(b'{"text": "')
+        for _ in range(500):
+            stream.write(b"word " * 200_000)
+        stream.write(b'"}\n' + b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
+        stream.write(json.dumps({"text": some_texts(1, 6)[0]}).encode() + b"\n")
+    recipe = BuildRecipe((str(path),), str(tiny_tokenizer), TARGET)
+    ledger = build(recipe, tmp_path / "out", workers=2).ledger
+    path.unlink()
+    lines = [
+        json.loads(line)["reason"]
+        for file in sorted((tmp_path / "out" / "quarantine").iterdir())
+        for line in file.read_text().splitlines()
+    ]
+    assert lines == ["longer than 384 MB", "not JSON that can be read: nested too deeply"]
+    assert (ledger.records_built, ledger.records_quarantined) == (11, 2)
+
+
+def test_a_second_build_in_the_same_folder_waits_for_nobody(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    other: list[str] = []
+
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(LongRecipeError, match="another build is running") as problem:
+            build(recipe, out, workers=1)
+        other.append(str(problem.value))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.build.units_of", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    assert len(other) == 1
+    build(recipe, out, workers=1)
+
+
 def test_no_path_of_this_machine_is_published(built: Path, corpus: Path) -> None:
     for name, data in content(built).items():
         if not name.endswith(".parquet"):
