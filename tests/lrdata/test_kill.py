@@ -91,12 +91,14 @@ def test_kills_at_random_moments_change_no_byte(
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "whole" / "shards") == whole
     draw, kills, folders, midway = random.Random(workers), 0, 0, 0
-    while kills < KILLS[workers]:  # a folder for each build that comes to its end
+    while kills < KILLS[workers] or not midway:  # a folder for each build that comes to its end
         folders += 1
         out = tmp_path / f"{folders}" / "shards"
         while not (out / MANIFEST).exists():
             process = start(build(f"{folders}", workers))
-            time.sleep(draw.uniform(0, duration))
+            time.sleep(
+                duration * draw.random() ** draw.choice((1.0, 0.3))
+            )  # rather late than early
             kills += process.poll() is None
             kill(process)
             assert process.returncode in (0, -signal.SIGKILL)
@@ -105,7 +107,7 @@ def test_kills_at_random_moments_change_no_byte(
         done = run(build(f"{folders}", workers))  # the staging folder may still be there
         assert done.returncode == 0, done.stderr
         assert content(out) == whole
-    assert midway, "no kill came while units were done and others were not"
+        assert kills < 5 * KILLS[workers], "no kill comes while units are done and others are not"
 
 
 # One death at each of the worst moments
@@ -226,10 +228,7 @@ def test_a_killed_worker_is_one_clear_line_and_no_loss(
     arguments = command(corpus, out, tiny_tokenizer, *OPTIONS, "--workers", "5")
     process = start(arguments)
     wait_for_receipt(out)
-    for worker in children(process.pid):
-        if "spawn_main" in Path(f"/proc/{worker}/cmdline").read_text():
-            os.kill(worker, signal.SIGKILL)
-            break
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     lines = error_lines(stderr)
     assert (process.returncode, len(lines), "Traceback" in stderr) == (1, 1, False), stderr
@@ -252,6 +251,13 @@ def test_workers_end_when_the_build_is_killed_above_them(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_until_gone(process)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that build units: children of the server that the build started."""
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children(pid)}
+    (server,) = (child for child, command in commands.items() if "forkserver" in command)
+    return children(server)
 
 
 def children(pid: int) -> list[int]:
