@@ -30,7 +30,7 @@ from lrdata.progress import progress
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("LONGRECIPE_CACHE") or ROOT / ".cache") / "bench"
-MULTILINGUAL_MB = 50
+MULTILINGUAL_MB = 200
 _SHORTEST = 500
 """Characters of the shortest document: a list of names is neither code nor English."""
 

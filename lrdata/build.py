@@ -85,7 +85,8 @@ def build(
     """Build the dataset that `recipe` describes in the folder `out` and return its manifest.
 
     Args:
-        workers: units at a time; default one for each core. Never changes a byte.
+        workers: units at a time; default one for each core. Never changes a byte. More than one
+            are processes: a script that builds needs `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`.
         timing: takes what the build took.

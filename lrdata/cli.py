@@ -1,5 +1,6 @@
 """The `lrdata` command: options and help; the work is elsewhere."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,10 @@ def build(
     if dry_run:
         _show_plan(recipe, workers, out)
         return
+    from lrdata.engines import open_engine
+
+    # First of all: the engine's own start takes as long as the imports and the tokenizer here.
+    open_engine(engine).begin(recipe, workers or os.cpu_count() or 1)
     from lrdata.build import build as build_dataset
     from lrdata.build import describe, refuse_bad
     from lrdata.runtime import prepare_for_bulk_work

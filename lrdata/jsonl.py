@@ -141,6 +141,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     absent, present = list(fields.needed), _Names()
     judge = Judge(file, fields)
     values_of = _looker(fields)
+    labelled = fields.id is not None or fields.source is not None
     for at, line in lines:
         if at == 0 and line is not None:
             line = line.removeprefix(_BOM) if line.startswith(_BOM) else line  # no copy
@@ -156,7 +157,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
             values = values_of(parsed)
-            if float in map(type, values[2:]):  # perhaps an integer of more than 64 bits, as an id
+            if labelled and float in map(type, values):  # perhaps an integer of over 64 bits
                 values = values_of(json.loads(line or b""))
             item = judge(at, len(line or b""), *values, sound=sound)
         if blocks.damage and isinstance(item, Rejected):

@@ -53,8 +53,8 @@ def draw_keys(
     Returns:
         uint64 [s], no two equal: the sentence with the smallest key is kept first.
     """
-    impactful_before = np.cumsum(mask, dtype=np.int32)[np.cumsum(lengths) - 1]
-    holds = np.diff(impactful_before, prepend=0) > 0
+    holds = np.zeros(len(lengths), bool)
+    holds[np.searchsorted(np.cumsum(lengths), np.flatnonzero(mask), side="right")] = True
     # Without (1 bit), random (39 bits), number (24 bits: no two are equal).
     keys = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
     keys |= (~holds).astype(np.uint64) << np.uint64(63) | np.arange(len(lengths), dtype=np.uint64)
