@@ -63,7 +63,7 @@ def _read(path: Path, most_bytes: int) -> list[str]:
 def _texts(path: Path) -> Iterator[str]:
     for unit in plan_units(find_files([str(path)])):
         for documents, _ in read_unit(unit, Fields()):
-            yield from documents.texts
+            yield from map(str, documents.texts)
 
 
 def encode_text(text: Text, tokenizer: Tokenizer) -> np.ndarray:
