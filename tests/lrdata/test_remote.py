@@ -450,7 +450,8 @@ def test_globs_choose_what_local_globs_choose(
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     local = glob.iglob("/".join(pattern), root_dir=root, recursive=True)
     chosen = {path for path in files if matches(path.split("/"), pattern)}
-    assert chosen == {path for path in local if (root / path).is_file()}
+    # Of a file `a`, Python 3.11 says that `a/**` matches `a/`: a folder that is none.
+    assert chosen == {path for path in local if (root / path).is_file() and path[-1] != "/"}
 
 
 @pytest.fixture
