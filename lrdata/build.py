@@ -164,7 +164,7 @@ def _until_enough(
 ) -> list[Receipt]:
     """Receipts of all units in order, or of as many as `max_rows` asks for."""
     receipts: list[Receipt] = []
-    rows = 0
+    rows = bad = 0
     with progress("building units", len(jobs)) as task:
         meter = Meter()
         for job, receipt in zip(jobs, results, strict=False):
@@ -174,7 +174,7 @@ def _until_enough(
             rows += receipt.ledger.rows
             ledger = receipt.ledger
             meter.add(ledger.encoded + ledger.tokens_filtered, fresh=receipt.fresh)
-            bad = sum(part.ledger.records_quarantined for part in receipts)
+            bad += ledger.records_quarantined
             task.advance(note=f"{rows:,} rows, {meter}, {bad:,} in quarantine")
             if rows == max_rows:
                 break
