@@ -17,7 +17,7 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A shard: `content_sha256` is over the decoded columns, see `lrdata.shards.ContentHash`."""
+    """A shard: `content_sha256` is over the decoded columns, see `lrdata.content.ContentHash`."""
 
     path: str
     kind: str

@@ -31,6 +31,7 @@ from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.progress import Task, progress
 from lrdata.rules import window_len
+from lrdata.shard_writer import writing_shard
 from lrdata.shards import (
     KINDS,
     LSD_FIELD,
@@ -39,7 +40,6 @@ from lrdata.shards import (
     Shards,
     file_sha256,
     open_shards,
-    writing_shard,
 )
 from lrdata.staging import complete
 

@@ -25,9 +25,7 @@ where every document is read on its own, tokens(d) begins with the start-of-text
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -37,19 +35,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrdata.atomic import replacing
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Manifest, read_manifest, safe_path
-from lrdata.stopwatch import Stopwatch
 
 KINDS = ("extend", "replay", "holdout")
-
-ROW_GROUP_BYTES = 16 * 1024**2
-"""Rows are buffered to about this many decoded bytes before a row group is written."""
-
-_CHUNKING = {"min_chunk_size": 1024**2, "max_chunk_size": 4 * 1024**2, "norm_level": 0}
-"""Pages end where the content says so, at 1 to 4 MB of values: a third faster to write than at the
-library's 0.25 to 1 MB, for which every value is hashed."""
 
 
 def _list_of(name: str, item: pa.DataType) -> pa.Field:
@@ -81,9 +70,6 @@ SCHEMA = pa.schema(
 )
 LSD_FIELD = _list_of("lsd", pa.float16())
 
-_DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
-_DICTIONARY_COLUMNS = ["source", "kind", "doc_ids.list.element"]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -107,46 +93,6 @@ class Row:
     lsd: np.ndarray | None = None  # float16 [n]
 
 
-def rows_to_table(rows: Sequence[Row], schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Rows as one Arrow table in `schema`, without a Python object per token."""
-    return pa.Table.from_arrays(
-        [_column([getattr(row, field.name) for row in rows], field.type) for field in schema],
-        schema=schema,
-    )
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if not pa.types.is_list(kind):
-        return _array(values, kind)
-    offsets = np.zeros(len(values) + 1, np.int32)
-    np.cumsum([len(value) for value in values], out=offsets[1:])
-    if pa.types.is_string(kind.value_type):
-        flat = _array([item for value in values for item in value], kind.value_type)
-    else:
-        flat = _array(np.concatenate(values) if values else [], kind.value_type)
-    return pa.ListArray.from_arrays(_array(offsets, pa.int32()), flat, type=kind)
-
-
-def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    """An Arrow array over the memory of a NumPy array, or of a list's values.
-
-    pa.array would do, but it copies, and it imports pandas where that is installed: half a second.
-    """
-    if pa.types.is_string(kind):
-        coded = [text.encode() for text in values]
-        ends = np.cumsum([0, *map(len, coded)], dtype=np.int32)
-        buffers = [ends, b"".join(coded)]
-    elif pa.types.is_boolean(kind):
-        buffers = [np.packbits(np.asarray(values, bool), bitorder="little")]
-    else:
-        buffers = [np.ascontiguousarray(values, _numpy_type(kind))]
-    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
-
-
-def _numpy_type(kind: pa.DataType) -> np.dtype:
-    return np.dtype(kind.to_pandas_dtype())
-
-
 def table_to_rows(table: pa.Table) -> Iterator[Row]:
     """The rows of a table, one at a time; token columns are zero-copy views where Arrow allows."""
     names = {field.name for field in fields(Row)} & set(table.column_names)
@@ -162,139 +108,6 @@ def _value(column: pa.Array, index: int) -> Any:
     if pa.types.is_string(column.type.value_type):
         return column[index].as_py()
     return column[index].values.to_numpy(zero_copy_only=False)
-
-
-class ContentHash:
-    """sha256 over the decoded columns: the same for every grouping, encoding and library version.
-
-    For each column, in schema order: the digest of the row lengths (int64, little-endian; lists
-    and strings) and of the values (little-endian; bool as one byte, strings as UTF-8 each preceded
-    by its length). The content hash is the sha256 of those digests, joined.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._kinds = {field.name: field.type for field in schema}
-        self._hashers = {name: (hashlib.sha256(), hashlib.sha256()) for name in schema.names}
-
-    def update_rows(self, rows: Sequence[Row]) -> None:
-        """The same as `update` with a table of these rows, without making one."""
-        for name, (lengths, values) in self._hashers.items():
-            column = [getattr(row, name) for row in rows]
-            if isinstance(column[0], np.ndarray):
-                lengths.update(np.array([len(array) for array in column], "<i8").tobytes())
-                for array in column:
-                    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                    values.update(np.ascontiguousarray(little).data)
-            elif isinstance(column[0], int):
-                plain = np.array(column, _numpy_type(self._kinds[name]).newbyteorder("<"))
-                values.update(plain.tobytes())
-            elif isinstance(column[0], list):
-                lengths.update(np.array([len(texts) for texts in column], "<i8").tobytes())
-                _hash_texts(values, (text for texts in column for text in texts))
-            else:
-                _hash_texts(values, column)
-
-    def update(self, table: pa.Table) -> None:
-        for name, (lengths, values) in self._hashers.items():
-            for chunk in table.column(name).chunks:
-                array = chunk
-                if pa.types.is_list(array.type):
-                    lengths.update(np.diff(array.offsets.to_numpy()).astype("<i8").tobytes())
-                    array = array.flatten()
-                if pa.types.is_string(array.type):
-                    _hash_texts(values, array.to_pylist())
-                elif pa.types.is_boolean(array.type):
-                    values.update(array.to_numpy(zero_copy_only=False).tobytes())
-                else:
-                    plain = array.to_numpy(zero_copy_only=False)
-                    values.update(plain.astype(plain.dtype.newbyteorder("<")).tobytes())
-
-    def hexdigest(self) -> str:
-        parts = (part.digest() for pair in self._hashers.values() for part in pair)
-        return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _hash_texts(hasher: Any, texts: Iterable[str]) -> None:
-    coded = (text.encode() for text in texts)
-    hasher.update(b"".join(len(data).to_bytes(8, "little") + data for data in coded))
-
-
-class ShardWriter:
-    """Writes rows of one kind to one Parquet file. Use through `writing_shard`.
-
-    Row groups are hashed and written by a thread of its own while the next rows are made.
-    """
-
-    def __init__(self, path: Path, schema: pa.Schema = SCHEMA) -> None:
-        self.schema, self.rows, self.tokens = schema, 0, 0
-        self.content = ContentHash(schema)
-        self.watch = Stopwatch()
-        self._pending: list[Row] = []
-        self._pending_bytes = 0
-        self._beside = ThreadPoolExecutor(1)
-        self._written: Future[None] | None = None
-        self._parquet = pq.ParquetWriter(
-            path,
-            schema,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=_DICTIONARY_COLUMNS,
-            column_encoding={
-                f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA_COLUMNS
-            },
-            write_page_index=True,
-            write_page_checksum=True,
-            use_content_defined_chunking=_CHUNKING,
-            # The row group is bounded here by bytes; the library's own limit counts rows.
-            store_schema=True,
-        )
-
-    def write(self, row: Row) -> None:
-        self._pending.append(row)
-        self._pending_bytes += 10 * len(row.input_ids)
-        self.rows += 1
-        self.tokens += len(row.input_ids)
-        if self._pending_bytes >= ROW_GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Hand the waiting rows to the thread, when it is done with those before."""
-        rows, self._pending, self._pending_bytes = self._pending, [], 0
-        if self._written is not None:
-            self._written.result()
-        self._written = self._beside.submit(self._write_group, rows) if rows else None
-
-    def _write_group(self, rows: list[Row]) -> None:
-        with self.watch("hash"):
-            self.content.update_rows(rows)
-        with self.watch("write"):
-            table = rows_to_table(rows, self.schema)
-            self._parquet.write_table(table, row_group_size=len(rows))
-
-    def finish(self) -> None:
-        """Write what is left, and the footer."""
-        self._flush()
-        if self._written is not None:
-            self._written.result()
-        self._parquet.close()
-
-    def release(self) -> None:
-        """Let go of the thread and the file, whatever state they are in."""
-        self._beside.shutdown(cancel_futures=True)
-        with suppress(Exception):  # of a file that is thrown away
-            self._parquet.close()
-
-
-@contextmanager
-def writing_shard(path: Path, schema: pa.Schema = SCHEMA) -> Iterator[ShardWriter]:
-    """Write one shard atomically: `path` exists only when it is complete and on the disk."""
-    with replacing(path) as partial:
-        writer = ShardWriter(partial, schema)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            writer.release()
 
 
 def file_sha256(path: Path) -> str:

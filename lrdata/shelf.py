@@ -14,7 +14,8 @@ from typing import TextIO
 from lrdata.atomic import replacing
 from lrdata.manifest import FileEntry
 from lrdata.records import Rejected
-from lrdata.shards import Row, ShardWriter, file_sha256, writing_shard
+from lrdata.shard_writer import ShardWriter, writing_shard
+from lrdata.shards import Row, file_sha256
 from lrdata.stopwatch import total
 
 

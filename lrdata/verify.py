@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lrdata.content import ContentHash
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger, Manifest, read_manifest, safe_path
 from lrdata.progress import Task, progress
 from lrdata.rules import VALUE_CHECKS, Finding, RowGroup, length_findings, window_len
-from lrdata.shards import KINDS, LSD_FIELD, SCHEMA, ContentHash
+from lrdata.shards import KINDS, LSD_FIELD, SCHEMA
 
 _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 _READ_BYTES = 8 * 1024**2

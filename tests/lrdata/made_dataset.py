@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from lrdata.manifest import (
     FileEntry,
@@ -14,10 +15,17 @@ from lrdata.manifest import (
     TokenizerEntry,
     write_manifest,
 )
-from lrdata.shards import Row, file_sha256, writing_shard
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import SCHEMA, Row, file_sha256
 
 TARGET, TRAIN, VOCABULARY, EOT, BOS = 64, 32, 1000, 0, 1
 SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
+
+
+def rows_to_table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as pyarrow makes a table of them."""
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    return pa.table(columns, schema=SCHEMA)
 
 
 def extend_row(number: int = 0, **changes: Any) -> Row:

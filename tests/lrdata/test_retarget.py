@@ -22,7 +22,8 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.retarget import RETARGETABLE, Positioner, default_out, retarget, segments
-from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_shards, writing_shard
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_shards
 from lrdata.verify import verify
 from tests.conftest import generated_text
 
@@ -58,7 +59,7 @@ def built(recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Rows of each kind in files of several row groups, and records in quarantine."""
     out = tmp_path_factory.mktemp("built") / "shards"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lrdata.shards.ROW_GROUP_BYTES", 20_000)
+        patch.setattr("lrdata.shard_writer.GROUP_BYTES", (20_000, 20_000))
         build(recipe, out, workers=1)
     assert open_shards(out).kinds == ["extend", "replay", "holdout"]
     assert (out / "quarantine").is_dir()
@@ -69,7 +70,7 @@ def built(recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retargeted files have the row groups of the build."""
-    monkeypatch.setattr("lrdata.shards.ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (20_000, 20_000))
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -9,66 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger, read_manifest, safe_path
-from lrdata.shards import (
-    SCHEMA,
-    ContentHash,
-    Row,
-    Shards,
-    open_shards,
-    rows_to_table,
-    table_to_rows,
-    writing_shard,
-)
-from tests.lrdata.made_dataset import TRAIN, extend_row, good_rows, write_dataset
+from lrdata.shards import SCHEMA, Row, Shards, open_shards
+from tests.lrdata.made_dataset import TRAIN, good_rows, write_dataset
 
 
 def _equal(left: Row, right: Row) -> bool:
     pairs = ((getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(Row))
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs if a is not None)
-
-
-_ROWS = st.lists(
-    st.tuples(
-        st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40),
-        st.lists(st.text(max_size=5), min_size=1, max_size=3),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-@given(_ROWS)
-def test_rows_come_back_equal_and_the_content_hash_ignores_grouping(
-    values: list[tuple[list[int], list[str]]],
-) -> None:
-    rows = [
-        extend_row(
-            input_ids=np.array(ids, np.int32),
-            impact_mask=np.array(ids) % 2 == 0,
-            doc_ids=names,
-            doc_offsets=np.array([len(name) << 40 for name in names], np.int64),
-        )
-        for ids, names in values
-    ]
-    table = rows_to_table(rows)
-    assert table.schema == SCHEMA
-    back = list(table_to_rows(table))
-    assert len(back) == len(rows)
-    assert all(map(_equal, rows, back))
-    whole, single = ContentHash(SCHEMA), ContentHash(SCHEMA)
-    whole.update(table)
-    for row in rows:
-        single.update(rows_to_table([row]))
-    assert whole.hexdigest() == single.hexdigest()
-    changed = dataclasses.replace(rows[0], input_ids=rows[0].input_ids ^ 1)
-    other = ContentHash(SCHEMA)
-    other.update(rows_to_table([changed, *rows[1:]]))
-    assert other.hexdigest() != whole.hexdigest()
 
 
 def test_a_shard_has_what_the_contract_says(tmp_path: Path) -> None:
@@ -100,51 +50,13 @@ def test_any_row_is_read_out_of_its_row_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of three rows in two groups, and fewer groups kept than there are."""
-    monkeypatch.setattr("lrdata.shards.ROW_GROUP_BYTES", 2 * 10 * TRAIN)
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (2 * 10 * TRAIN, 2 * 10 * TRAIN))
     manifest = write_dataset(tmp_path)
     assert pq.ParquetFile(tmp_path / manifest.files[0].path).num_row_groups == 2
     shards = Shards(tmp_path, manifest, cached_groups=1)
     rows = [row for file in good_rows()["extend"] for row in file]
     for index in (*range(len(rows)), *reversed(range(len(rows)))):
         assert _equal(shards.read_row("extend", index), rows[index])
-
-
-def test_the_content_hash_tells_the_same_tokens_in_other_rows() -> None:
-    def of(*lengths: int) -> str:
-        parts = np.split(np.arange(5, dtype=np.int32), np.cumsum(lengths)[:-1])
-        content = ContentHash(SCHEMA)
-        content.update(rows_to_table([extend_row(input_ids=part) for part in parts]))
-        return content.hexdigest()
-
-    assert of(2, 3) == of(2, 3)
-    assert of(2, 3) != of(3, 2)
-
-
-def test_a_row_more_leaves_most_bytes_of_a_shard_as_they_were(tmp_path: Path) -> None:
-    """What content-defined chunking is for: storage that deduplicates keeps the rest."""
-    draw = np.random.default_rng(0)
-    one, *rows = (
-        extend_row(input_ids=draw.integers(0, 50_000, 4_000, np.int32)) for _ in range(801)
-    )
-    for name, chosen in (("a", rows), ("b", [*rows[:2], one, *rows[2:]])):
-        with writing_shard(tmp_path / name) as shard:
-            for row in chosen:
-                shard.write(row)
-    before, after = ((tmp_path / name).read_bytes() for name in "ab")
-    places = range(len(before) // 4, len(before) - 64, len(before) // 100)
-    found = [before[place : place + 64] in after for place in places]
-    assert np.mean(found) > 0.7
-
-
-def test_a_shard_that_was_not_finished_does_not_exist(tmp_path: Path) -> None:
-    def stop_half_way() -> None:
-        with writing_shard(tmp_path / "a.parquet") as shard:
-            shard.write(extend_row())
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_half_way()
-    assert not (tmp_path / "a.parquet").exists()
 
 
 def _flip(path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrdata.manifest import TokenizerEntry
-from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, rows_to_table, writing_shard
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.verify import verify
 from tests.lrdata.made_dataset import (
     BOS,
@@ -25,6 +26,7 @@ from tests.lrdata.made_dataset import (
     VOCABULARY,
     extend_row,
     good_rows,
+    rows_to_table,
     tokenizer_entry,
     write_dataset,
 )
@@ -281,7 +283,7 @@ def test_many_bad_rows_are_one_line(tmp_path: Path) -> None:
 
 
 def test_row_numbers_go_on_over_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrdata.shards.ROW_GROUP_BYTES", 1)  # a group for each row
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (1, 1))  # a group for each row
     rows = [extend_row(n) for n in range(4)]
     rows[3] = extend_row(0, **changed("extend", "input_ids", 0, -1))
     write_dataset(tmp_path, {"extend": [rows]})

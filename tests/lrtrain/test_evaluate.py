@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger, Manifest, TokenizerEntry, write_manifest
-from lrdata.shards import Row, file_sha256, writing_shard
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate import NeedleTemplate, Report, evaluate
 from lrtrain.evaluate.models import ModelSpec, load_model, parse_models

@@ -1,0 +1,19 @@
+"""Columns of numbers, texts and lists of them -> Parquet, page by page.
+
+    with open(path, "wb") as stream:
+        file = ParquetFile(stream, schema, delta={"position_ids"})
+        file.write([Column(ids, lengths), ...], marks)    # a row group
+        file.finish()               # page indexes and footer
+
+pyarrow would write the same, but it makes and packs two levels for every value of a list, and for
+content-defined pages it hashes every value. In rows of thousands of tokens the levels are one long
+run, and a page can only end between rows; so here both cost next to nothing, a shard is written
+more than three times as fast (bench/README.md), and most of that time is zstd. Only what a shard
+needs is here: required columns, lists of required elements, PLAIN and DELTA_BINARY_PACKED values,
+zstd, page checksums and page indexes. The numbers are those of parquet.thrift and the format's
+documentation: https://github.com/apache/parquet-format
+"""
+
+from lrdata.parquet.writer import Column, ParquetFile
+
+__all__ = ["Column", "ParquetFile"]

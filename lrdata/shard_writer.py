@@ -1,0 +1,124 @@
+"""Rows -> a shard: one Parquet file, written atomically, with its content hash.
+
+Content-defined chunking: a row's tokens say whether it may begin a page or a row group (`_mark`).
+Hence a row more or less in a corpus moves no bytes but those near it, and storage that
+deduplicates, as dataset hubs do, keeps the rest.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lrdata.atomic import replacing
+from lrdata.content import ContentHash
+from lrdata.parquet import Column, ParquetFile
+from lrdata.shards import SCHEMA, Row
+from lrdata.stopwatch import Stopwatch
+
+GROUP_BYTES = (16 * 1024**2, 32 * 1024**2)
+"""A row group ends before a marked row, between these decoded sizes."""
+
+_DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
+_MARKED = 8  # one row in so many may begin a page
+
+
+class ShardWriter:
+    """Writes rows of one kind to one Parquet file. Use through `writing_shard`.
+
+    Row groups are hashed and written by a thread of its own while the next rows are made.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema = SCHEMA) -> None:
+        self.schema, self.rows, self.tokens = schema, 0, 0
+        self.content = ContentHash(schema)
+        self.watch = Stopwatch()
+        self._pending: list[Row] = []
+        self._marks: list[bool] = []
+        self._pending_bytes = 0
+        self._beside = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
+        self._stream = path.open("wb")
+        self._parquet = ParquetFile(self._stream, schema, _DELTA_COLUMNS)
+
+    def write(self, row: Row) -> None:
+        marked, size = _mark(row), 10 * len(row.input_ids)
+        least, most = GROUP_BYTES
+        if self._pending_bytes >= least and (marked or self._pending_bytes + size > most):
+            self._flush()
+        self._pending.append(row)
+        self._marks.append(marked)
+        self._pending_bytes += size
+        self.rows += 1
+        self.tokens += len(row.input_ids)
+
+    def _flush(self) -> None:
+        """Hand the waiting rows to the thread, when it is done with those before."""
+        rows, marks = self._pending, self._marks
+        self._pending, self._marks, self._pending_bytes = [], [], 0
+        if self._written is not None:
+            self._written.result()
+        self._written = self._beside.submit(self._write_group, rows, marks) if rows else None
+
+    def _write_group(self, rows: list[Row], marks: list[bool]) -> None:
+        with self.watch("hash"):
+            columns = columns_of(rows, self.schema)
+            self.content.update_columns(columns)
+        with self.watch("write"):
+            self._parquet.write(columns, marks)
+
+    def finish(self) -> None:
+        """Write what is left, and the footer."""
+        self._flush()
+        if self._written is not None:
+            self._written.result()
+        self._parquet.finish()
+        self._stream.close()
+
+    def release(self) -> None:
+        """Let go of the thread and the file, whatever state they are in."""
+        self._beside.shutdown(cancel_futures=True)
+        with suppress(OSError):  # of a file that is thrown away
+            self._stream.close()
+
+
+@contextmanager
+def writing_shard(path: Path, schema: pa.Schema = SCHEMA) -> Iterator[ShardWriter]:
+    """Write one shard atomically: `path` exists only when it is complete and on the disk."""
+    with replacing(path) as partial:
+        writer = ShardWriter(partial, schema)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.release()
+
+
+def _mark(row: Row) -> bool:
+    """Whether a row may begin a page: by its last tokens, as many rows begin alike."""
+    return zlib.crc32(row.input_ids[-16:].tobytes()) % _MARKED == 0
+
+
+def columns_of(rows: Sequence[Row], schema: pa.Schema) -> list[Column]:
+    """Rows as columns in the order of the schema, without a Python object per token."""
+    return [_column([getattr(row, field.name) for row in rows], field.type) for field in schema]
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> Column:
+    if not pa.types.is_list(kind):
+        return Column(_flat(values, kind))
+    lengths = np.array([len(value) for value in values], np.int64)
+    if pa.types.is_string(kind.value_type):
+        return Column(_flat([text for texts in values for text in texts], kind.value_type), lengths)
+    return Column(_flat(np.concatenate(values), kind.value_type), lengths)
+
+
+def _flat(values: Any, kind: pa.DataType) -> np.ndarray | list[bytes]:
+    if pa.types.is_string(kind):
+        return [text.encode() for text in values]
+    return np.asarray(values, np.dtype(kind.to_pandas_dtype()))
