@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
-from lrdata.engines import open_engine
+from lrdata.engines import Engine, open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import (
     MANIFEST,
@@ -28,13 +28,12 @@ from lrdata.manifest import (
     read_manifest,
 )
 from lrdata.progress import Meter, progress
-from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, portable_name
+from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe
 from lrdata.replay import build_replay
 from lrdata.shards import KINDS
 from lrdata.staging import Staging, refuse_other, remove_build
 from lrdata.stopwatch import Timing, total
-from lrdata.tokenizer import Tokenizer
-from lrdata.unit import Job, Receipt, build_unit, unit_stem, warm_up
+from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
 
 _LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard", "orjson")
 
@@ -47,19 +46,25 @@ class Sources:
     files: list[SourceFile]
     replay_files: list[SourceFile]
     entries: list[SourceEntry]
-    tokenizer: Tokenizer
+    tokenizer: TokenizerEntry
 
     @classmethod
-    def open(cls, recipe: BuildRecipe, workers: int, timing: Timing) -> "Sources":
-        """Find the files, load the tokenizer, hash the files."""
+    def open(cls, recipe: BuildRecipe, engine: Engine, workers: int, timing: Timing) -> "Sources":
+        """Find the files, and hash them while the tokenizer is loaded."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
-        began = time.perf_counter()
-        tokenizer = warm_up(recipe.tokenizer, recipe.eot, recipe.encoder)
-        timing.start += time.perf_counter() - began
-        entries = _hash_sources(recipe, [*files, *replay_files], workers)
-        return cls(files, replay_files, entries, tokenizer)
+
+        def tokenizer() -> TokenizerEntry:
+            began = time.perf_counter()
+            entry: TokenizerEntry = engine.call(describe_tokenizer, recipe, workers)
+            timing.start = time.perf_counter() - began
+            return entry
+
+        with ThreadPoolExecutor(1) as beside:
+            loading = beside.submit(tokenizer)
+            entries = _hash_sources(recipe, [*files, *replay_files], workers)
+            return cls(files, replay_files, entries, loading.result())
 
     def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for a build to be the same."""
@@ -100,7 +105,7 @@ def build(
     if overwrite:
         remove_build(out)
     units_engine.begin(recipe, workers)
-    sources = Sources.open(recipe, workers, timing)
+    sources = Sources.open(recipe, units_engine, workers, timing)
     finished = _finished(out, sources.identity(recipe))
     if finished is not None:
         return finished
@@ -140,7 +145,7 @@ def _manifest(
     replay_ledger = None
     if recipe.replay:
         made, replay_ledger = build_replay(
-            recipe, sources.replay_files, sources.tokenizer, staging.folder, ledger.kept
+            recipe, sources.replay_files, open_tokenizer(recipe), staging.folder, ledger.kept
         )
         entries += made
     by_kind = [entry for kind in KINDS for entry in entries if entry.kind == kind]
@@ -149,7 +154,7 @@ def _manifest(
         train_len=recipe.train_len,
         seed=recipe.seed,
         recipe=recipe.portable(),
-        tokenizer=_tokenizer_entry(sources.tokenizer),
+        tokenizer=sources.tokenizer,
         sources=sources.entries,
         files=_final_names(by_kind),
         ledger=ledger,
@@ -226,7 +231,7 @@ def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) ->
 
 
 def _identity(
-    options: dict[str, Any], tokenizer: Tokenizer | TokenizerEntry, sources: list[SourceEntry]
+    options: dict[str, Any], tokenizer: TokenizerEntry, sources: list[SourceEntry]
 ) -> dict[str, Any]:
     return {
         **options,
@@ -282,17 +287,6 @@ def _quarantine_moves(receipts: list[Receipt], staging: Staging) -> dict[str, st
         for stem in stems
         if (staging.folder / f"{stem}.quarantine.jsonl").exists()
     }
-
-
-def _tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
-    return TokenizerEntry(
-        name=portable_name(tokenizer.name),
-        fingerprint=tokenizer.fingerprint,
-        probe_fingerprint=tokenizer.probe_fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        eot_id=tokenizer.eot_id,
-        bos_id=tokenizer.bos_id,
-    )
 
 
 def describe(manifest: Manifest) -> list[str]:

@@ -33,19 +33,25 @@ _UNSPACED = "。！？．｡।॥؟۔።፧។៕။།༎᠃։"
 _CLOSERS = "\"')]}*_`»›”’」』）】》〉］｝〕〗"
 _OPENERS = "“‘«‹"  # they close in German and Danish („So.“ Da), but open in 。“他
 _MOST_CLOSERS = 3
+_BLOCK = 1 << 16  # tokens at a time, so that what is known of them stays in the cache
 _MOST_SPACES = 64  # tokens of white space between a terminator and the word after it
 
 # What a character is, as bit flags.
 _SPACE, _LINE, _SMALL, _LETTER, _WORD, _DIGIT, _SPACED_END, _UNSPACED_END, _CLOSER, _OPENER = (
     1 << bit for bit in range(10)
 )
+_MARK = _SPACED_END | _UNSPACED_END | _CLOSER | _OPENER
 _NO_CHARACTER = 0xFFFF  # beyond the basic plane, or no whole character: no flags
 
-# What a token ends with, a bit each. _STOP: an ASCII terminator and perhaps closers; _CLOSED: it is
-# nothing but ASCII closers; _WIDE: a terminator or closer beyond ASCII, or the end of a character
+# What a token ends with, a bit each. _STOP: a terminator and perhaps closers; _CLOSED: nothing but
+# closers; _WIDE: either of them with a last character beyond ASCII, or what may be the end of one
 # that begins in the token before.
 _NOTHING = 0
 _LINE_END, _STOP, _CLOSED, _WIDE, _EOT = (1 << bit for bit in range(5))
+
+# What a token that ends with _STOP needs to end a sentence where one begins after it: a look at the
+# text before it; to follow what is no abbreviation; nothing more.
+_A_LOOK, _CALM, _NOTHING_MORE = range(3)
 
 # What follows a token. Directly: _TEXT (anything else), _LOWER (a small letter), _NUMBER,
 # _TERMINATOR (or a closer). After white space: _SENTENCE, _LOWER_WORD. Either way: _LINE_OR_EOT.
@@ -65,6 +71,7 @@ _POSSIBLE[_TERMINATOR] = _LINE_END | _EOT
 _POSSIBLE[_LINE_OR_EOT] = _EOT
 _SURE = np.full(9, _LINE_END | _EOT, np.uint16)
 _SURE[[_UNCLEAR, _SPACES, _LINE_OR_EOT]] = _EOT
+_BEFORE_SENTENCE = _STOP << 5 | _LINE_END << 10  # in `pair`, where a token is _SENTENCE
 
 _U = np.uint64
 _BYTE = _U(0xFF)
@@ -105,7 +112,7 @@ class SentenceTables:
     # uint16: what it ends with (5 bits), possible and sure ends before it (5 each), is it _SPACES
     pair: np.ndarray
     calm: np.ndarray  # bool: a full stop after it is none of an abbreviation, whatever is before it
-    stop_alone: np.ndarray  # bool: it is a full stop and nothing else
+    stops: np.ndarray  # uint8: if it ends with _STOP, what it needs to end a sentence
     last: np.ndarray  # uint16: its last two bytes, the last one lowest
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
@@ -137,11 +144,9 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     spaces = (after == _SPACES).astype(np.uint16)
     pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15
     calm = _is_calm(tail, sizes)
-    stop_alone = (tail == ord(".")) & (sizes == 1)
+    stops = _what_stops_need(tail, sizes)
     last = tail.astype(np.uint16)  # the lowest bytes
-    return SentenceTables(
-        pair, calm, stop_alone, last, after, head, tail, sizes, offsets[1:], values
-    )
+    return SentenceTables(pair, calm, stops, last, after, head, tail, sizes, offsets[1:], values)
 
 
 def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
@@ -153,21 +158,39 @@ def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step:
     return words
 
 
-def _what_ends(word: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _what_ends(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
     """What text of `size` bytes ends with, uint8, by its last eight bytes, the last lowest."""
-    ascii_closers = [ord(char) for char in _CLOSERS if char.isascii()]
-    finals = {char.encode()[-1] for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS}
-    rest, left = word, size
+    wide = tail & _BYTE > 0x7F
+    rest, left = _without_closers(tail, size)
+    code, length = _last_character(*_low_bytes(rest))
+    ended = np.where(wide, _has(code, _SPACED_END | _UNSPACED_END), _has(code, _SPACED_END))
+    begun = np.where(left == 1, _FINALS[rest & _BYTE], _WIDE_ENDS[rest & _U(0xFFFF)])
+    closed, may_end = left == 0, np.where(length > left, begun, ended)
+    cases = [size == 0, closed & ~wide, (closed | may_end) & wide, may_end]
+    return np.select(cases, [_NOTHING, _CLOSED, _WIDE, _STOP], _NOTHING).astype(np.uint8)
+
+
+def _without_closers(tail: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The last bytes of text, and how many they are, without the closers that it ends with."""
+    rest, left = tail, np.minimum(size, 8)
     for _ in range(_MOST_CLOSERS):
-        closed = np.isin(rest & _BYTE, ascii_closers) & (left > 0)
-        rest, left = np.where(closed, rest >> _U(8), rest), left - closed
-    wide = np.isin(word & _BYTE, [byte for byte in finals if byte > 0x7F])
-    code, length = _last_character(*_low_bytes(word))
-    marks = _has(code, _SPACED_END | _UNSPACED_END | _CLOSER | _OPENER)
-    wide &= marks | (length > size)
-    stop = np.isin(rest & _BYTE, list(finals.difference(ascii_closers)))
-    end = np.select([wide, (left == 0) & (size > 0), stop], [_WIDE, _CLOSED, _STOP], _NOTHING)
-    return end.astype(np.uint8)
+        code, length = _last_character(*_low_bytes(rest))
+        closed = _has(code, _CLOSER | _OPENER) & (length <= left)
+        rest = np.where(closed, rest >> _bits(length), rest)
+        left = np.where(closed, left - length, left)
+    return rest, left
+
+
+def _what_stops_need(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """What a terminator at the end of a token needs to end a sentence before a new one: uint8."""
+    rest, left = _without_closers(tail, size)
+    code, length = _last_character(*_low_bytes(rest))
+    ends = _has(code, _SPACED_END) & (length <= left)
+    stop = (code == ord(".")) & (rest == tail)  # may be of an abbreviation; not before closers
+    sure = ends & (~stop | _is_calm(rest >> _U(8), left - 1))
+    return np.select([sure, ends & stop & (size == 1)], [_NOTHING_MORE, _CALM], _A_LOOK).astype(
+        np.uint8
+    )
 
 
 def _what_follows(word: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -228,56 +251,77 @@ def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
     marks = np.zeros(len(ids), bool)
     if not len(ids):
         return marks
+    at = _mark_sure(ids, tables, marks)
     marks[-1] = True
-    index = np.asarray(ids, np.intp)
-    pairs = tables.pair[index]
-    possible = pairs[:-1] & pairs[1:] >> 5 & _ANY
-    at = np.flatnonzero(possible != 0)
-    sure = possible[at] & pairs[at + 1] >> 10
-    # A line end and an indented word: the most common of the others in source code.
-    second = pairs[np.minimum(at + 2, len(ids) - 1)]
-    sure |= pairs[at] & pairs[at + 1] >> 15 & second >> 10 & _LINE_END
-    ends = sure != 0
+    pair, after = tables.pair[ids[at]], tables.pair[ids[at + 1]]
+    # A line end and an indented word: the most common of these in source code.
+    second = tables.pair[ids[np.minimum(at + 2, len(ids) - 1)]]
+    ends = pair & after >> 15 & second >> 10 & _LINE_END != 0
+    # Terminators before a new sentence that are surely none of an abbreviation.
+    stops = np.flatnonzero((pair & _STOP != 0) & (after & _BEFORE_SENTENCE == _BEFORE_SENTENCE))
+    place = at[stops]
+    need = tables.stops[ids[place]]
+    ends[stops] = (need == _NOTHING_MORE) | (need == _CALM) & _calm_before(ids, place, tables)
     marks[at[ends]] = True
-    near = at[~ends]
-    end = pairs[near] & _ANY
-    split = (end == _WIDE) & ~_may_be_wide(index, near, tables)
-    near, end = near[~split], end[~split]
-    before = np.where(near > 0, pairs[near - 1] & _ANY, _NOTHING)
-    marks[near] = _looked_at(index, near, end, before, tables)
+    at, end = at[~ends], pair[~ends] & _ANY
+    # Closers alone, and a last byte of a character, need a token before them that may be an end.
+    before = tables.pair[ids[at - 1]] & _ANY
+    may_end = (end != _CLOSED) | (before != _NOTHING) & (at > 0)
+    wide = np.flatnonzero(end == _WIDE)
+    may_end[wide] = _may_be_wide(ids, at[wide], tables)
+    at = at[may_end]
+    marks[at] = _looked_at(ids, at, end[may_end], tables)
     return marks
 
 
-def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """Whether the two bytes up to the end of each token in `at` can end a mark beyond ASCII."""
-    token = ids[at]
+def _mark_sure(ids: np.ndarray, tables: SentenceTables, marks: np.ndarray) -> np.ndarray:
+    """Mark where two tokens alone show that a sentence ends; returns where they leave it open.
+
+    The last token is not looked at.
+    """
+    left = [np.zeros(0, np.intp)]
+    for start in range(0, len(ids) - 1, _BLOCK):
+        pairs = tables.pair.take(ids[start : start + _BLOCK + 1])
+        after = pairs[1:] >> 5
+        possible = pairs[:-1] & after & _ANY
+        sure = (possible & after >> 5) != 0
+        marks[start : start + len(sure)] = sure
+        left.append(np.flatnonzero((possible != 0) > sure) + start)
+    return np.concatenate(left)
+
+
+def _calm_before(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Whether a full stop that is the token at `at` is surely none of an abbreviation."""
+    token, before = ids[at - 1], ids[at - 2]
+    # The last byte of a character of three or more: of no alphabet with abbreviations.
     last = tables.last[token]
-    alone = np.flatnonzero(last < 0x100)
-    last[alone] |= tables.last[ids[np.maximum(at[alone] - 1, 0)]] << 8
-    return _WIDE_ENDS[last]
+    long = (last & 0xFFC0 == 0x80) & (tables.last[before] & 0xC0 == 0x80) & (at > 1)
+    return (tables.calm[token] | long) & (at > 0)
+
+
+def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
+    """Whether the bytes up to the end of each token in `at` can end a mark beyond ASCII."""
+    last = tables.last[ids[at]].astype(np.uint32)
+    alone = np.flatnonzero(last < 0x100)  # a byte whose character begins before
+    last[alone] |= tables.last[ids[np.maximum(at[alone] - 1, 0)]].astype(np.uint32) << 8
+    may_be = _WIDE_ENDS[last & 0xFFFF]
+    known = np.flatnonzero(may_be & (last > 0xFFFF))  # three bytes, the most that a mark has
+    last = last[known]
+    code, _ = _last_character(last & 0xFF, last >> 8 & 0xFF, last >> 16)
+    may_be[known] = _has(code, _MARK)
+    return may_be
 
 
 def _looked_at(
-    ids: np.ndarray,
-    at: np.ndarray,
-    end: np.ndarray,
-    end_before: np.ndarray,
-    tables: SentenceTables,
+    ids: np.ndarray, at: np.ndarray, end: np.ndarray, tables: SentenceTables
 ) -> np.ndarray:
-    """Whether a sentence ends at each token in `at`, by the text around it.
-
-    end, end_before: what the tokens and those before them end with.
-    """
+    """Whether a sentence ends at each token in `at`, which ends with `end`, by the text around."""
     after = _after(ids, at, tables)
     ends = (end == _LINE_END) & (after != _LINE_OR_EOT)
-    # Closers alone need a token before them that may be an end.
-    spaced = (end == _STOP) | (end == _CLOSED) & (end_before != _NOTHING)
+    spaced = (end == _STOP) | (end == _CLOSED)
     unspaced = (end == _WIDE) & (after != _TERMINATOR) & (after != _LINE_OR_EOT)
     spaced &= after == _SENTENCE
-    # A full stop that is a token of its own, after a word: the most common of all.
-    stopped = spaced & tables.stop_alone[ids[at]] & tables.calm[ids[at - 1]] & (at > 0)
-    ends |= stopped
-    near = np.flatnonzero(spaced & ~stopped | unspaced)
+    near = np.flatnonzero(spaced | unspaced)
     ends[near] = _is_terminated(ids, at[near], after[near], tables)
     return ends
 
@@ -369,6 +413,13 @@ def _joined(
 
 def _is_abbreviation(word: np.ndarray) -> np.ndarray:
     """Whether text ends in a lone letter or a known abbreviation; its last byte is the lowest."""
+    may_be, _, before, _ = _last_word(word)
+    return may_be & ~before
+
+
+def _last_word(word: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What text ends with: is it a letter or a known abbreviation, if nothing of a word is before
+    it; its bytes; is that so; and with the bytes of the character before it."""
     code, length = _last_character(*_low_bytes(word))
     bytes_ = word.astype("<u8").view(np.uint8).reshape(-1, 8)
     size = np.argmin(_ASCII_LETTER[bytes_], axis=1)  # letters at the end; 0 also for eight
@@ -376,31 +427,28 @@ def _is_abbreviation(word: np.ndarray) -> np.ndarray:
     known = _NAMES[np.searchsorted(_NAMES[:-1], name)] == name
     size = np.maximum(size, length)
     lone = _has(code, _LETTER) & (size == length)
-    before, _ = _last_character(*_low_bytes(word >> _bits(size)))
-    return (lone | known) & ~_has(before, _WORD)
+    before, more = _last_character(*_low_bytes(word >> _bits(size)))
+    return lone | known, size, _has(before, _WORD), size + more
 
 
 def _is_calm(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Whether a full stop after each token is surely none of an abbreviation: bool [vocab_size].
 
-    Where the word before it begins inside the token, after an ASCII character.
+    Where the token holds what decides it: its last character, which is of no alphabet with
+    abbreviations, or its last word and the character before that.
     """
-    bytes_ = tail.astype("<u8").view(np.uint8).reshape(-1, 8)
-    letters = np.argmin(_ASCII_LETTER[bytes_], axis=1)
-    letters[_ASCII_LETTER[bytes_].all(axis=1)] = 8
-    before = bytes_[np.arange(len(bytes_)), np.minimum(letters, 7)]
-    begins = (letters < np.minimum(size, 8)) & (before < 0x80)
-    return begins & ~_is_abbreviation(tail)
+    may_be, word_size, before, with_before = _last_word(tail)
+    size = np.minimum(size, 8)
+    ascii_letter = _ASCII_LETTER[(tail & _BYTE).astype(np.int64)]
+    decided = (with_before <= size) & (word_size < 8)
+    return decided & ~(may_be & ~before) | ~may_be & ~ascii_letter & (word_size <= size)
 
 
+_WIDE_MARKS = [char.encode() for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS if char > "~"]
 _WIDE_ENDS = np.zeros(1 << 16, bool)  # by the last two bytes, the first of them highest
-_WIDE_ENDS[
-    [
-        int.from_bytes(char.encode()[-2:], "big")
-        for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS
-        if not char.isascii()
-    ]
-] = True
+_WIDE_ENDS[[int.from_bytes(mark[-2:], "big") for mark in _WIDE_MARKS]] = True
+_FINALS = np.zeros(256, bool)
+_FINALS[[mark[-1] for mark in _WIDE_MARKS]] = True
 
 _NAMES = np.sort(
     np.array([int.from_bytes(n.encode(), "big") for n in _ABBREVIATIONS.split()], np.uint64)

@@ -17,9 +17,9 @@ from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder
-from lrdata.manifest import FileEntry, Ledger
+from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import BuildRecipe, portable_name
 from lrdata.records import Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
@@ -122,6 +122,19 @@ def _once(key: object, make: Callable[[], _Made]) -> _Made:
 def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
     """The recipe's tokenizer, loaded once in each process."""
     return _load(recipe.tokenizer, recipe.eot, recipe.encoder)
+
+
+def describe_tokenizer(recipe: BuildRecipe) -> TokenizerEntry:
+    """What the manifest says of the recipe's tokenizer, with all that a unit needs loaded."""
+    tokenizer = warm_up(recipe.tokenizer, recipe.eot, recipe.encoder)
+    return TokenizerEntry(
+        name=portable_name(tokenizer.name),
+        fingerprint=tokenizer.fingerprint,
+        probe_fingerprint=tokenizer.probe_fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        bos_id=tokenizer.bos_id,
+    )
 
 
 def warm_up(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:

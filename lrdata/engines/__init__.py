@@ -1,8 +1,8 @@
 """Engines schedule units; they never look inside them, and change no byte.
 
-An engine is a module with `begin(recipe, workers)`, called early, and with
-`run(function, jobs, workers)`, which yields function(job) for each job, in their order, with up to
-`workers` at work at a time.
+An engine is a module with `begin(recipe, workers)`, called early, with `call(function, job,
+workers)`, for what needs the tokenizer but is no unit, and with `run(function, jobs, workers)`,
+which yields function(job) for each job, in their order, with up to `workers` at work at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,10 @@ class Engine(Protocol):
 
     def begin(self, recipe: BuildRecipe, workers: int) -> None:
         """Start what takes long, while the corpus is looked at."""
+        ...
+
+    def call(self, function: Callable[[Any], Any], job: Any, workers: int) -> Any:
+        """function(job), in a process that has the tokenizer loaded if the engine has one."""
         ...
 
     def run(

@@ -39,7 +39,7 @@ _ONE_THREAD = {
 
 
 def begin(recipe: BuildRecipe, workers: int) -> None:
-    """Start the server, which loads the tokenizer while this process does."""
+    """Start the server, which loads the tokenizer: no other process needs to."""
     if workers > 1:
         tokenizer = {"name": recipe.tokenizer, "eot": recipe.eot, "encoder": recipe.encoder}
         with _environment({**_ONE_THREAD, WARM: json.dumps(tokenizer)}):
@@ -47,12 +47,23 @@ def begin(recipe: BuildRecipe, workers: int) -> None:
             forkserver.ensure_running()
 
 
+def call(function: Callable[[Job], Result], job: Job, workers: int) -> Result:
+    """function(job), in a process of its own if there are several workers."""
+    if workers <= 1:
+        return function(job)
+    (result,) = _in_processes(function, [job], 1)
+    return result
+
+
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """function(job) for each job, in their order. Closing the iterator cancels what is waiting."""
     workers = min(workers, len(jobs))
-    if workers <= 1:
-        yield from map(function, jobs)
-        return
+    return map(function, jobs) if workers <= 1 else _in_processes(function, jobs, workers)
+
+
+def _in_processes(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     ended = True

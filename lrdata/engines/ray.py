@@ -38,6 +38,11 @@ def begin(recipe: BuildRecipe, workers: int) -> None:
     """Nothing: Ray starts when there are jobs."""
 
 
+def call(function: Callable[[Job], Result], job: Job, workers: int) -> Result:
+    """function(job), in this process: Ray may not have started."""
+    return function(job)
+
+
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
     """function(job) for each job, in their order. Closing the iterator cancels what is waiting.
 

@@ -8,7 +8,7 @@ import numpy as np
 from lrdata.parquet.thrift import varint, zigzag
 
 _BLOCK, _MINIBLOCK = 128, 32  # deltas that share a least one; deltas of a block that share a width
-_MINIBLOCKS = _BLOCK // _MINIBLOCK
+_MINIBLOCKS, _SHIFT = _BLOCK // _MINIBLOCK, 5
 
 
 def plain(values: np.ndarray | list[bytes]) -> bytes | memoryview:
@@ -80,47 +80,45 @@ def delta_binary_packed(values: np.ndarray) -> bytes:
     place = np.flatnonzero(deltas != 0)  # of booleans it is much faster than of integers
     above = deltas[place].astype(np.uint64)
     widths = np.zeros(blocks * _MINIBLOCKS, np.int64)
-    np.maximum.at(widths, place // _MINIBLOCK, _bit_lengths(above))
+    miniblock = place >> _SHIFT
+    np.maximum.at(widths, miniblock, _bit_lengths(above))
     bodies = widths * (_MINIBLOCK // 8)
     wide = least.astype(np.int64)
     least_coded = (wide << 1 ^ wide >> 63).view(np.uint64)  # zigzag
     least_sizes = _varint_sizes(least_coded)
     sizes = least_sizes + _MINIBLOCKS + bodies.reshape(blocks, _MINIBLOCKS).sum(axis=1)
     starts = _starts(sizes)
-    out = np.zeros(int(sizes.sum()), np.uint8)
+    size = int(sizes.sum())
+    words = np.zeros(size // 8 + 2, "<u8")
+    out = words.view(np.uint8)[:size]
     _put_varints(out, starts, least_coded, least_sizes)
     at_widths = (starts + least_sizes)[:, None] + np.arange(_MINIBLOCKS)
     out[at_widths] = widths.reshape(blocks, _MINIBLOCKS)
     before = np.repeat(_starts(bodies.reshape(blocks, -1).sum(axis=1)), _MINIBLOCKS)
     at_bodies = np.repeat(at_widths[:, -1] + 1, _MINIBLOCKS) + _starts(bodies) - before
-    miniblock = place // _MINIBLOCK
-    bit = at_bodies[miniblock] * 8 + place % _MINIBLOCK * widths[miniblock]
-    _put_bits(out, bit, above, widths[miniblock])
+    bit = at_bodies[miniblock] * 8 + (place & _MINIBLOCK - 1) * widths[miniblock]
+    _put_bits(words, bit, above)
     return head + out.tobytes()
 
 
-def _put_bits(out: np.ndarray, bit: np.ndarray, values: np.ndarray, widths: np.ndarray) -> None:
-    """Write values of `widths` bits from their bit on, the lowest first, into bytes that are 0."""
-    shift = bit & 7
-    byte, ends = bit >> 3, shift + widths
-    for index in range(9):
-        here = np.flatnonzero(ends > 8 * index)
-        if not len(here):
-            break
-        move = 8 * index - shift[here]
-        left, right = np.maximum(-move, 0), np.maximum(move, 0)
-        part = values[here] << left.astype(np.uint64) >> right.astype(np.uint64)
-        np.add.at(out, byte[here] + index, (part & np.uint64(0xFF)).astype(np.uint8))
+def _put_bits(out: np.ndarray, bit: np.ndarray, values: np.ndarray) -> None:
+    """Add values to words, uint64 [n], from a bit on, the lowest first; they end in the next one.
+
+    No two values share a bit, so sums are what they are side by side.
+    """
+    word, shift = bit >> 6, (bit & 63).astype(np.uint64)
+    np.add.at(out, word, values << shift)
+    np.add.at(out, word + 1, values >> np.uint64(1) >> np.uint64(63) - shift)
 
 
 def _bit_lengths(values: np.ndarray) -> np.ndarray:
-    powers = np.uint64(1) << np.arange(64, dtype=np.uint64)
-    return np.searchsorted(powers, values, side="right")
+    """Bits that hold numbers, uint64; of some above 2^53, which floats round up, one too many."""
+    return np.minimum(np.frexp(values)[1], 64).astype(np.int64)
 
 
 def _varint_sizes(numbers: np.ndarray) -> np.ndarray:
     """How many bytes the varints of numbers, uint64, take."""
-    return np.maximum(1, -(-_bit_lengths(numbers) // 7))
+    return np.maximum(_bit_lengths(numbers) + 6, 7) // 7
 
 
 def _put_varints(
