@@ -34,7 +34,7 @@ from lrdata.remote_file import open_remote
 from lrdata.remote_io import shown
 
 UNIT_BYTES = 128 * 1024**2
-_LEAST_UNIT_BYTES, _MOST_UNIT_BYTES, _UNITS = 32 * 1024**2, 256 * 1024**2, 16
+_LEAST_UNIT_BYTES, _MOST_UNIT_BYTES, _UNITS = 16 * 1024**2, 256 * 1024**2, 16
 
 COMPRESSION_RATIO = 3
 """What compressed text is taken to expand by when units are planned."""
@@ -295,10 +295,13 @@ def unit_size(files: Sequence[SourceFile]) -> int:
     """A unit's size that fits a corpus, in bytes of text (estimated for compressed files).
 
     Small enough to keep the cores busy, large enough that little is left over at the end of units
-    and that a large corpus does not become very many shards.
+    and that a large corpus does not become very many shards. A small one is cut into two, four,
+    eight or sixteen, so that as many workers, or half of them, end together.
     """
     text = sum(map(_file_text_bytes, files))
-    return min(max(text // _UNITS, _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
+    count = min(max(text // _LEAST_UNIT_BYTES, 1), _UNITS)
+    count = 1 << (count.bit_length() - 1)
+    return min(max(-(-text // count), _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
 
 
 def text_bytes(piece: Piece) -> int:

@@ -8,7 +8,6 @@ long text is encoded in pieces, where that gives the same ids.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from lrdata.windows import Document, Tokens
 MAX_WHOLE_BYTES = 64 * 1024**2
 """A longer text is rejected where the tokenizer does not allow cutting it."""
 
-_COMPARED_CHARACTERS = 2_000
+_COMPARED_CHARACTERS = 1_000
 """Of each batch this much is encoded twice, by the fast encoder and by the reference."""
 
 
@@ -40,23 +39,14 @@ class DocumentEncoder:
         if documents.texts and type(documents.texts[0]) is LongText:
             yield self._encode_long(documents, documents.texts[0])
             return
-        ids, offsets = encode_documents(documents, self.tokenizer)
-        tokens, starts = self._ended(ids, offsets)
+        texts = checked_texts(documents, self.tokenizer)
+        ids, offsets = self.tokenizer.encode_documents(texts)
+        tokens, starts = Tokens(ids, sentence_ends(ids, self.tables)), offsets.tolist()
         places = zip(
             documents.ids, documents.sources, documents.files, documents.records, strict=True
         )
         for index, place in enumerate(places):
             yield Document(*place), (tokens.part(starts[index], starts[index + 1]),)
-
-    def _ended(self, ids: np.ndarray, offsets: np.ndarray) -> tuple[Tokens, list[int]]:
-        """All tokens with an end-of-text token after each document, and where documents start."""
-        count = len(offsets) - 1
-        ended = np.empty(len(ids) + count, np.int32)
-        starts = (offsets + np.arange(count + 1)).tolist()
-        for index, (start, stop) in enumerate(pairwise(starts)):
-            ended[start : stop - 1] = ids[start - index : stop - 1 - index]
-        ended[offsets[1:] + np.arange(count)] = self.tokenizer.eot_id
-        return Tokens(ended, sentence_ends(ended, self.tables)), starts
 
     def _encode_long(
         self, documents: Documents, text: LongText
@@ -79,11 +69,11 @@ class DocumentEncoder:
             yield self._piece(held, last=True)
 
     def _piece(self, piece: str, last: bool) -> Tokens:
-        ids, offsets = self.tokenizer.encode([piece])
-        if last:
-            return self._ended(ids, offsets)[0]
+        encode = self.tokenizer.encode_documents if last else self.tokenizer.encode
+        ids, _ = encode([piece])
         ends = sentence_ends(ids, self.tables)
-        ends[-1] = piece.endswith("\n")  # else it was cut at a space, inside a sentence
+        if not last:
+            ends[-1] = piece.endswith("\n")  # else it was cut at a space, inside a sentence
         return Tokens(ids, ends)
 
 
@@ -97,8 +87,8 @@ class _Pieces:
         return self._encoder.pieces(self._text)
 
 
-def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int32 and offsets int64 [n + 1] of a batch; a part of it is encoded twice and compared.
+def checked_texts(documents: Documents, tokenizer: Tokenizer) -> list[str]:
+    """The texts of a batch, the start of which is encoded twice and compared.
 
     Raises LongRecipeError when the fast encoder differs from the tokenizer's own library.
     """
@@ -110,4 +100,4 @@ def encode_documents(documents: Documents, tokenizer: Tokenizer) -> tuple[np.nda
                 f"{documents.files[0]} record {documents.records[0]}: {tokenizer.encoder} encodes "
                 "it differently from tokenizers; report it, and build with --encoder tokenizers"
             )
-    return tokenizer.encode(texts)
+    return texts

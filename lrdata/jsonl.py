@@ -93,12 +93,16 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
+Line = bytes | bytearray | memoryview
+
+
 def _lines(
     blocks: _Blocks, stop: float = math.inf, skip: bool = False
-) -> Iterator[tuple[int, bytes | bytearray | None]]:
+) -> Iterator[tuple[int, Line | None]]:
     """(offset of its first byte, line without its newline); None for a line that is too long.
 
-    Lines that begin at `stop` or later are left out; so is the first one if `skip`.
+    Lines that begin at `stop` or later are left out; so is the first one if `skip`. A line is a
+    view of its block where it lies in one.
     """
     offset, begun, held = blocks.position, bytearray(), 0
     for block in blocks:
@@ -108,23 +112,23 @@ def _lines(
             skip = not newline
         if offset >= stop:
             return
-        *ended, rest = block.split(b"\n")
-        for end in ended:
-            held += len(end)
-            line: bytes | bytearray = end
+        view, start = memoryview(block), 0
+        while (end := block.find(b"\n", start)) >= 0:
+            line: Line = view[start:end]
+            held += end - start
             if begun:
-                begun += end
+                begun += line
                 line, begun = begun, bytearray()
             yield offset, line if held <= MAX_RECORD_BYTES else None
             offset += held + 1
-            held = 0
+            start, held = end + 1, 0
             if offset >= stop:
                 return
-        held += len(rest)
+        held += len(block) - start
         if held > MAX_RECORD_BYTES:
             begun = bytearray()
         else:
-            begun += rest
+            begun += view[start:]
     if held:
         yield offset, begun if held <= MAX_RECORD_BYTES else None
 
@@ -143,11 +147,12 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     values_of = _looker(fields)
     labelled = fields.id is not None or fields.source is not None
     for at, line in lines:
-        if at == 0 and line is not None:
-            line = line.removeprefix(_BOM) if line.startswith(_BOM) else line  # no copy
-            _refuse_array(file, line)
-        if line is not None and (not line or line.isspace()):
-            continue
+        if line is not None:
+            if at == 0:
+                line = line[len(_BOM) :] if line[: len(_BOM)] == _BOM else line
+                _refuse_array(file, line)
+            if not line or (line[0] <= 32 and bytes(line).isspace()):
+                continue
         parsed, sound = (too_long(file, at), True) if line is None else _parse(file, at, line)
         item: Record | Rejected
         if isinstance(parsed, Rejected):
@@ -158,7 +163,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
                 present.add(parsed)
             values = values_of(parsed)
             if labelled and float in map(type, values):  # perhaps an integer of over 64 bits
-                values = values_of(json.loads(line or b""))
+                values = values_of(json.loads(bytes(line or b"")))
             item = judge(at, len(line or b""), *values, sound=sound)
         if blocks.damage and isinstance(item, Rejected):
             break  # the line in which a damaged file ends: its rejection is the file's
@@ -191,7 +196,7 @@ class _Names:
             self.names += [name for name in record if name not in self.names]
 
 
-def _refuse_array(file: SourceFile, first_line: bytes | bytearray) -> None:
+def _refuse_array(file: SourceFile, first_line: Line) -> None:
     if re.match(rb"\s*\[\s*(\{|$)", first_line):
         raise LongRecipeError(
             f"{file.place} is one JSON array, not JSON lines; convert it with "
@@ -199,9 +204,7 @@ def _refuse_array(file: SourceFile, first_line: bytes | bytearray) -> None:
         )
 
 
-def _parse(
-    file: SourceFile, at: int, line: bytes | bytearray
-) -> tuple[dict[str, Any] | Rejected, bool]:
+def _parse(file: SourceFile, at: int, line: Line) -> tuple[dict[str, Any] | Rejected, bool]:
     """The object on a line, or why there is none; and whether its strings are known to be sound."""
     if len(line) > LONG_BYTES:
         return _parse_long(file, at, memoryview(line)), False
@@ -214,10 +217,10 @@ def _parse(
     return record, True
 
 
-def _parse_slowly(file: SourceFile, at: int, line: bytes | bytearray) -> dict[str, Any] | Rejected:
+def _parse_slowly(file: SourceFile, at: int, line: Line) -> dict[str, Any] | Rejected:
     """By Python's own parser, which takes NaN and says where a line is wrong."""
     try:
-        record = json.loads(line.decode())
+        record = json.loads(str(line, "utf-8"))
     except UnicodeDecodeError as problem:
         return Rejected(file.name, at, f"not UTF-8, at byte {problem.start} of the line")
     except json.JSONDecodeError as problem:

@@ -31,7 +31,7 @@ def longrecipe(
     unused = target_len - len(kept)
     bars = stream.subset(unused + segments - 1, segments - 1)
     skipped = np.concatenate([[0], bars - np.arange(segments - 1)])
-    return _shifted(np.arange(len(kept)), segment_lengths, skipped)
+    return _shifted(len(kept), segment_lengths, skipped)
 
 
 def pose(
@@ -53,7 +53,7 @@ def pose_chunks(length: int, target_len: int, stream: Stream, chunks: int) -> np
     for index in range(1, chunks):
         least = skipped[index - 1]
         skipped[index] = least + stream.below(int(target_len - length - least) + 1, 1)[0]
-    return _shifted(np.arange(length), lengths, skipped)
+    return _shifted(length, lengths, skipped)
 
 
 def randpos(
@@ -87,6 +87,8 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def _shifted(base: np.ndarray, lengths: np.ndarray, skipped: np.ndarray) -> np.ndarray:
-    """Add to each run of `lengths` the number of positions skipped before it."""
-    return (base + np.repeat(skipped, lengths)).astype(np.int32)
+def _shifted(count: int, lengths: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """0 .. count - 1 in runs of `lengths`, each with the positions skipped before it added."""
+    shifted = np.repeat(skipped.astype(np.int32), lengths)
+    shifted += np.arange(count, dtype=np.int32)
+    return shifted

@@ -19,7 +19,7 @@ import numpy as np
 from lrdata.chat import Conversation, plain_conversation, template_conversation
 from lrdata.corpus import SourceFile, plan_units, unit_size
 from lrdata.draws import Draws
-from lrdata.encoding import encode_documents
+from lrdata.encoding import checked_texts
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger
 from lrdata.progress import progress
@@ -166,7 +166,7 @@ def _encode(
     documents: Documents, tokenizer: Tokenizer, conversation: Conversation
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
     """Each document of a batch with its tokens and its loss mask."""
-    ids, ends = encode_documents(documents, tokenizer)
+    ids, ends = tokenizer.encode(checked_texts(documents, tokenizer))
     prompts, prompt_ends = tokenizer.encode(documents.prompts or [""] * len(documents))
     places = zip(documents.ids, documents.sources, documents.files, documents.records, strict=True)
     for index, place in enumerate(places):

@@ -49,10 +49,11 @@ class Compressor:
         rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
         keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
         counts = select.keep(lengths, keys, recipe.train_len - lead)
-        kept = np.concatenate([np.arange(lead), select.kept_tokens(lengths, counts) + lead])
+        kept = np.arange(recipe.train_len, dtype=np.int32)
+        kept[lead:] = select.kept_tokens(lengths, counts) + np.int32(lead)
         segments = select.group(counts, recipe.segment_tokens)
         segments[0] += lead  # the start-of-text token is always kept, with the first segment
-        return kept.astype(np.int32), segments
+        return kept, segments
 
     def holdout_row(self, window: Window) -> Row:
         """The whole window at its own positions."""

@@ -21,11 +21,11 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     """The top 20 % of tokens with a score above 0, ties broken by the stream.
 
     Args:
-        scores: float32 [n], >= 0.
+        scores: float32 or bool [n], >= 0.
     Returns:
         bool [n], with at most floor(0.2 n) true.
     """
-    mask = scores > 0
+    mask = scores if scores.dtype == bool else scores > 0
     limit = int(IMPACTFUL_SHARE * len(scores))
     if np.count_nonzero(mask) <= limit:
         return mask
@@ -36,7 +36,7 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     return mask
 
 
-def _nth_highest(scores: np.ndarray, count: int) -> np.float32:
+def _nth_highest(scores: np.ndarray, count: int) -> np.generic:
     highest = scores.max()
     if np.count_nonzero(scores == highest) >= count:  # most often so where scores are 0 or 1
         return highest
@@ -49,12 +49,13 @@ def draw_keys(
     """The paper's rule: sentences with an impactful token in a random order, then the others.
 
     Args:
-        lengths: int64 [s], summing to n. scores: float32 [n]. mask: bool [n], impactful tokens.
+        lengths: int64 [s], summing to n. scores: float32 or bool [n]. mask: bool [n], impactful
+            tokens.
     Returns:
         uint64 [s], no two equal: the sentence with the smallest key is kept first.
     """
-    holds = np.zeros(len(lengths), bool)
-    holds[np.searchsorted(np.cumsum(lengths), np.flatnonzero(mask), side="right")] = True
+    before = np.cumsum(mask, dtype=np.int32)[np.cumsum(lengths) - 1]  # and in the sentence
+    holds = np.diff(before, prepend=0) > 0
     # Without (1 bit), random (39 bits), number (24 bits: no two are equal).
     keys = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
     keys |= (~holds).astype(np.uint64) << np.uint64(63) | np.arange(len(lengths), dtype=np.uint64)
@@ -68,7 +69,7 @@ def top_keys(
     starts = _starts(lengths)
     rank = np.arange(len(scores)) - np.repeat(starts, lengths)
     count = np.maximum(1, (lengths * _BEST_SHARE).astype(np.int64))
-    best = _best_first(lengths, scores).astype(np.float64)
+    best = _best_first(lengths, scores.astype(np.float32, copy=False)).astype(np.float64)
     best[rank >= np.repeat(count, lengths)] = 0.0
     mean = np.add.reduceat(best, starts) / count
     order = np.lexsort((stream.words(len(lengths)), -mean))
@@ -129,8 +130,9 @@ def kept_tokens(lengths: np.ndarray, kept: np.ndarray) -> np.ndarray:
     taken = np.flatnonzero(kept)
     counts = kept[taken]
     before = np.cumsum(counts) - counts
-    offsets = np.arange(int(counts.sum())) + np.repeat(_starts(lengths)[taken] - before, counts)
-    return offsets.astype(np.int32)
+    offsets = np.repeat((_starts(lengths)[taken] - before).astype(np.int32), counts)
+    offsets += np.arange(len(offsets), dtype=np.int32)
+    return offsets
 
 
 def group(kept: np.ndarray, segment_tokens: int) -> np.ndarray:

@@ -18,14 +18,15 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import tokenizers
+from tokenizers import processors
 
 from lrdata.cutting import why_not_cut
 from lrdata.errors import LongRecipeError
@@ -114,7 +115,7 @@ class Tokenizer:
             expected = _encode_slowly(reference, texts)
             fast, note = None, "asked for"
             if loading is not None:
-                fast, note = _proven(loading.result, reference, marked, texts, expected)
+                fast, note = _proven(loading.result, reference, marked, eot_id, texts, expected)
         if fast is None and encoder == "fastokens":
             raise LongRecipeError(
                 f"fastokens cannot encode for {path_or_id}: {note}; use the encoder tokenizers"
@@ -144,6 +145,13 @@ class Tokenizer:
         LongRecipeError for a text that no encoder can take, such as ten million spaces in a row.
         """
         return self._encode(texts, specials=False)
+
+    def encode_documents(self, texts: Sequence[str]) -> Encoded:
+        """The same as `encode`, with the end-of-text token after each text."""
+        if self._fast is not None:
+            with suppress(*_REFUSALS):
+                return _encode_flat(self._fast, texts, add_special_tokens=True)
+        return _ended(*self.encode(texts), self.eot_id)
 
     def encode_with_specials(self, text: str) -> np.ndarray:
         """Ids int32 [n], special tokens recognised: for trusted text such as a chat template's."""
@@ -282,6 +290,7 @@ def _proven(
     load: Callable[[], Any],
     reference: tokenizers.Tokenizer,
     marked: list[tokenizers.AddedToken],
+    eot_id: int,
     texts: list[str],
     expected: Encoded,
 ) -> tuple[Any, str]:
@@ -297,11 +306,16 @@ def _proven(
             fast = load()
             if marked:
                 fast.add_tokens(marked)
+            _append(fast, eot_id, str(reference.id_to_token(eot_id)))
         found = _encode_exactly(fast, slowly, texts, specials=False)
+        ended = _encode_flat(fast, ["ab", "", "c"], add_special_tokens=True)
     except Exception as problem:  # whatever it is, the reference does the work
         return None, f"fastokens failed with {type(problem).__name__}: {_one_line(problem)}"
     if not all(map(np.array_equal, found, expected)):
         return None, "fastokens gave other ids than tokenizers on the probe"
+    plain = _encode_slowly(reference, ["ab", "", "c"])
+    if not all(map(np.array_equal, ended, _ended(*plain, eot_id))):
+        return None, "fastokens does not put the end of text after a text"
     if len(refused) > len(texts) // 10:
         return None, f"fastokens refused {len(refused)} of {len(texts)} texts of the probe"
     trusted = texts[-1:]  # holds all special tokens
@@ -329,10 +343,8 @@ def _encode_exactly(
     leaves such a byte out.
     """
     try:
-        with _panics_as_errors():
-            ids, offsets = fast.encode_batch_flat(list(texts), split_special_tokens=not specials)
-        return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
-    except (ValueError, RuntimeError):
+        return _encode_flat(fast, texts, split_special_tokens=not specials)
+    except _REFUSALS:
         if len(texts) == 1:
             return slowly(texts, specials)
     middle = len(texts) // 2
@@ -340,6 +352,41 @@ def _encode_exactly(
     (ids, starts), (more, ends) = (_encode_exactly(fast, slowly, half, specials) for half in halves)
     offsets = np.concatenate([starts, starts[-1] + ends[1:]])
     return frozen(np.concatenate([ids, more])), frozen(offsets)
+
+
+_REFUSALS = (ValueError, RuntimeError)
+
+
+def _encode_flat(
+    fast: Any,
+    texts: Sequence[str],
+    split_special_tokens: bool = True,
+    add_special_tokens: bool = False,
+) -> Encoded:
+    """By the fast encoder; raises one of _REFUSALS for texts that it does not take."""
+    with _panics_as_errors():
+        ids, offsets = fast.encode_batch_flat(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
+        )
+    return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
+
+
+def _append(fast: Any, id_: int, token: str) -> None:
+    """Have the fast encoder put a token after each text, when it adds special tokens."""
+    fast.post_processor = processors.TemplateProcessing(
+        single=["$A", token], special_tokens=[(token, id_)]
+    )
+
+
+def _ended(ids: np.ndarray, offsets: np.ndarray, eot_id: int) -> Encoded:
+    """The same texts with a token after each."""
+    after = np.arange(len(offsets))
+    ended = np.full(len(ids) + len(offsets) - 1, eot_id, np.int32)
+    for index, (start, stop) in enumerate(pairwise(offsets.tolist())):
+        ended[start + index : stop + index] = ids[start:stop]
+    return frozen(ended), frozen(offsets + after)
 
 
 def _encode_slowly(

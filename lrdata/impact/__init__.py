@@ -21,7 +21,7 @@ class Scorer(Protocol):
     """What every scorer is."""
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:
-        """float32 [len(window.ids)], >= 0, one score per token; 0 means: never impactful.
+        """float32 or bool [len(window.ids)], >= 0, a score per token; 0 means: never impactful.
 
         `window.ids` are the tokens; `window.spans` say which documents they come from and at which
         offsets, for scorers that look documents up. `draws` are the window's own.

@@ -17,4 +17,4 @@ class Digits:
         self._table = holds & ~tokenizer.special  # as bool it fits the cache
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:
-        return self._table.take(window.ids).astype(np.float32)
+        return self._table.take(window.ids)
