@@ -21,8 +21,11 @@ from lrdata.parquet import Column, ParquetFile
 from lrdata.shards import SCHEMA, Row
 from lrdata.stopwatch import Stopwatch
 
-GROUP_BYTES = (16 * 1024**2, 32 * 1024**2)
-"""A row group ends before a marked row, between these decoded sizes."""
+PAGE_TOKENS = (2**19, 2**21)
+"""A page of each column ends before a marked row, between these numbers of tokens (`_mark`)."""
+
+GROUP_TOKENS = 3 * 2**19
+"""A row group ends with the first page that gives it so many, 16 MB of decoded values."""
 
 _DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
 _MARKED = 8  # one row in so many may begin a page
@@ -31,7 +34,7 @@ _MARKED = 8  # one row in so many may begin a page
 class ShardWriter:
     """Writes rows of one kind to one Parquet file. Use through `writing_shard`.
 
-    Row groups are hashed and written by a thread of its own while the next rows are made.
+    Pages are hashed and compressed by a thread of its own while the next rows are made.
     """
 
     def __init__(self, path: Path, schema: pa.Schema = SCHEMA) -> None:
@@ -39,46 +42,51 @@ class ShardWriter:
         self.content = ContentHash(schema)
         self.watch = Stopwatch()
         self._pending: list[Row] = []
-        self._marks: list[bool] = []
-        self._pending_bytes = 0
+        self._pending_tokens = self._group_tokens = 0
         self._beside = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
         self._stream = path.open("wb")
         self._parquet = ParquetFile(self._stream, schema, _DELTA_COLUMNS)
 
     def write(self, row: Row) -> None:
-        marked, size = _mark(row), 10 * len(row.input_ids)
-        least, most = GROUP_BYTES
-        if self._pending_bytes >= least and (marked or self._pending_bytes + size > most):
+        tokens = len(row.input_ids)
+        least, most = PAGE_TOKENS
+        if self._pending_tokens >= least and (_mark(row) or self._pending_tokens + tokens > most):
             self._flush()
         self._pending.append(row)
-        self._marks.append(marked)
-        self._pending_bytes += size
+        self._pending_tokens += tokens
         self.rows += 1
-        self.tokens += len(row.input_ids)
+        self.tokens += tokens
 
     def _flush(self) -> None:
         """Hand the waiting rows to the thread, when it is done with those before."""
-        rows, marks = self._pending, self._marks
-        self._pending, self._marks, self._pending_bytes = [], [], 0
         if self._written is not None:
             self._written.result()
-        self._written = self._beside.submit(self._write_group, rows, marks) if rows else None
+        self._group_tokens += self._pending_tokens
+        last = self._group_tokens >= GROUP_TOKENS
+        self._written = self._beside.submit(self._write_page, self._pending, last)
+        self._pending, self._pending_tokens = [], 0
+        self._group_tokens *= not last
 
-    def _write_group(self, rows: list[Row], marks: list[bool]) -> None:
+    def _write_page(self, rows: list[Row], last: bool) -> None:
+        """Write a page of each column, the last one of its row group or not."""
         with self.watch("hash"):
             columns = columns_of(rows, self.schema)
             self.content.update_columns(columns)
         with self.watch("write"):
-            self._parquet.write(columns, marks)
+            self._parquet.add_page(columns)
+            if last:
+                self._parquet.end_group()
 
     def finish(self) -> None:
         """Write what is left, and the footer."""
-        self._flush()
+        if self._pending:
+            self._flush()
         if self._written is not None:
             self._written.result()
-        self._parquet.finish()
-        self._stream.close()
+        with self.watch("write"):
+            self._parquet.finish()
+            self._stream.close()
 
     def release(self) -> None:
         """Let go of the thread and the file, whatever state they are in."""

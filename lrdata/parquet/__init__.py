@@ -2,8 +2,9 @@
 
     with open(path, "wb") as stream:
         file = ParquetFile(stream, schema, delta={"position_ids"})
-        file.write([Column(ids, lengths), ...], marks)    # a row group
-        file.finish()               # page indexes and footer
+        file.add_page([Column(ids, lengths), ...])    # some rows: a page of each column
+        file.end_group()                              # some pages: a row group
+        file.finish()                                 # page indexes and footer
 
 pyarrow would write the same, but it makes and packs two levels for every value of a list, and for
 content-defined pages it hashes every value. In rows of thousands of tokens the levels are one long

@@ -24,11 +24,11 @@ def plain(values: np.ndarray | list[bytes]) -> bytes | memoryview:
     return little.view(np.uint8).data
 
 
-def levels(lengths: np.ndarray) -> tuple[bytes, bytes, int]:
+def levels(lengths: np.ndarray) -> tuple[bytes, int]:
     """Repetition and definition levels of lists of required elements, and how many of each.
 
     Repetition: 0 where a row begins, 1 for its other values. Definition: 0 for an empty list, else
-    1. Both as runs of equal levels, which is one half of RLE / bit-packing hybrid.
+    1. Both after their sizes, as runs of equal levels: one half of RLE / bit-packing hybrid.
 
     Args:
         lengths: int64 [rows], at least one row.
@@ -37,7 +37,8 @@ def levels(lengths: np.ndarray) -> tuple[bytes, bytes, int]:
     counts = np.stack([np.ones_like(entries), entries - 1], axis=1).ravel()
     repetition = _runs(np.tile(np.array([0, 1], np.uint8), len(entries)), counts)
     definition = _runs((lengths > 0).astype(np.uint8), entries)
-    return repetition, definition, int(entries.sum())
+    sized = (len(part).to_bytes(4, "little") + part for part in (repetition, definition))
+    return b"".join(sized), int(entries.sum())
 
 
 def _runs(values: np.ndarray, counts: np.ndarray) -> bytes:

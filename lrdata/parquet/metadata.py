@@ -3,7 +3,7 @@
 import base64
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from importlib.metadata import version
 from typing import Any
@@ -42,15 +42,19 @@ Bounds = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Page:
-    """A page in its file."""
+    """A page of a column of a row group."""
 
-    offset: int
     size: int  # bytes, with its header
     raw_size: int  # the same before compression
     first_row: int
     entries: int  # values, and empty lists
     nulls: int  # empty lists
     bounds: Bounds | None  # None: not known, or there are no values
+    offset: int = -1  # in the file, when it is there
+
+    def at(self, offset: int) -> "Page":
+        """The same page, at its place in the file."""
+        return replace(self, offset=offset)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""The writer: some rows at a time as a row group, their columns in pages."""
+"""The writer: some rows at a time, as a page of each column; some pages as a row group."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -12,9 +11,6 @@ import zstandard
 from lrdata.parquet import metadata
 from lrdata.parquet.encodings import delta_binary_packed, levels, plain
 from lrdata.parquet.metadata import Bounds, Chunk, Encoding, Page, Place
-
-PAGE_BYTES = (1024**2, 4 * 1024**2)
-"""A page ends before a marked row, between these sizes (`cuts`)."""
 
 _MAGIC = b"PAR1"
 _ZSTD_LEVEL = 3
@@ -36,26 +32,12 @@ class Column:
     def rows(self) -> int:
         return len(self.values) if self.lengths is None else len(self.lengths)
 
-    def pages(self, marks: Sequence[bool]) -> Iterator[tuple[int, "Column"]]:
-        """Its pages, without a copy, each with the number of its first row."""
-        counts = np.ones(self.rows, np.int64) if self.lengths is None else self.lengths
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        for start, stop in pairwise([*cuts(self._bytes(ends), marks, *PAGE_BYTES), self.rows]):
-            lengths = None if self.lengths is None else self.lengths[start:stop]
-            yield start, Column(self.values[ends[start] : ends[stop]], lengths)
-
-    def _bytes(self, ends: np.ndarray) -> np.ndarray:
-        """Bytes of the values before each row and of all: int64 [rows + 1]."""
-        if isinstance(self.values, list):
-            return np.cumsum([0, *(4 + len(text) for text in self.values)])[ends]
-        return ends // 8 if self.values.dtype == bool else ends * self.values.itemsize
-
 
 class ParquetFile:
     """Writes one file to a stream that stands at its start. Not thread-safe.
 
-    delta: the columns whose integers are encoded as differences (DELTA_BINARY_PACKED).
-    Raises ValueError for a schema that it cannot write.
+    Holds the compressed pages of one row group. delta: the columns whose integers are encoded as
+    differences (DELTA_BINARY_PACKED). Raises ValueError for a schema that it cannot write.
     """
 
     def __init__(
@@ -69,23 +51,47 @@ class ParquetFile:
         self._schema, self._delta = schema, delta
         self._stream, self._offset = stream, 0
         self._groups: list[tuple[int, list[Chunk]]] = []
+        self._rows = 0
+        self._pending: list[list[tuple[Page, bytes]]] = [[] for _ in schema]  # of each column
         self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
         self._put(_MAGIC)
 
-    def write(self, columns: Sequence[Column], marks: Sequence[bool]) -> None:
-        """Write columns in the order of the schema, of at least one row, as a row group.
+    def add_page(self, columns: Sequence[Column]) -> None:
+        """Add rows, at least one, to the row group: columns in the order of the schema."""
+        counts = {column.rows for column in columns}
+        if len(counts) != 1 or not min(counts):
+            raise ValueError(f"columns of {[column.rows for column in columns]} rows")
+        known: dict[bytes, tuple[bytes, int]] = {}  # levels, which several columns share
+        for field, column, pages in zip(self._schema, columns, self._pending, strict=True):
+            if pa.types.is_list(field.type) != (column.lengths is not None):
+                raise ValueError(f"{field.name} is {field.type}")
+            head, entries = b"", column.rows
+            if column.lengths is not None:
+                key = column.lengths.tobytes()
+                if key not in known:
+                    known[key] = levels(column.lengths)
+                head, entries = known[key]
+            pages.append(self._page(column.values, self._encoding(field), head, entries))
+        self._rows += columns[0].rows
 
-        marks: of each row, whether it may begin a page. Where that follows from what the row holds,
-        the same rows become the same pages wherever they stand.
-        """
-        if not marks or {column.rows for column in columns} != {len(marks)}:
-            raise ValueError(f"{len(marks)} marks for {[column.rows for column in columns]} rows")
-        pairs = zip(self._schema, columns, strict=True)
-        chunks = [self._chunk(field, column, marks) for field, column in pairs]
-        self._groups.append((len(marks), chunks))
+    def end_group(self) -> None:
+        """Write the pages of the row group, column after column."""
+        if not self._rows:
+            return
+        chunks = []
+        for field, pages in zip(self._schema, self._pending, strict=True):
+            placed = []
+            for page, data in pages:
+                placed.append(page.at(self._offset))
+                self._put(data)
+            chunks.append(Chunk(field, self._encoding(field), placed))
+            pages.clear()
+        self._groups.append((self._rows, chunks))
+        self._rows = 0
 
     def finish(self) -> None:
-        """Write the page indexes and the footer."""
+        """Write what is left, the page indexes and the footer."""
+        self.end_group()
         chunks = [chunk for _, chunks in self._groups for chunk in chunks]
         bounds = [self._put(metadata.column_index(chunk)) for chunk in chunks]
         offsets = [self._put(metadata.offset_index(chunk)) for chunk in chunks]
@@ -104,45 +110,26 @@ class ParquetFile:
         self._offset += len(data)
         return at, len(data)
 
-    def _chunk(self, field: pa.Field, column: Column, marks: Sequence[bool]) -> Chunk:
-        if pa.types.is_list(field.type) != (column.lengths is not None):
-            raise ValueError(f"{field.name} is {field.type}")
-        delta = field.name in self._delta
-        encoding = Encoding.DELTA_BINARY_PACKED if delta else Encoding.PLAIN
-        pages = [self._page(page, encoding, first) for first, page in column.pages(marks)]
-        return Chunk(field, encoding, pages)
+    def _encoding(self, field: pa.Field) -> Encoding:
+        return Encoding.DELTA_BINARY_PACKED if field.name in self._delta else Encoding.PLAIN
 
-    def _page(self, column: Column, encoding: Encoding, first_row: int) -> Page:
-        values, entries = column.values, len(column.values)
+    def _page(
+        self, values: np.ndarray | list[bytes], encoding: Encoding, head: bytes, entries: int
+    ) -> tuple[Page, bytes]:
+        """A page with its levels in `head`, and its bytes."""
         delta = encoding == Encoding.DELTA_BINARY_PACKED
-        raw = delta_binary_packed(np.asarray(values)) if delta else plain(values)
-        if column.lengths is not None:
-            repetition, definition, entries = levels(column.lengths)
-            raw = b"".join([_sized(repetition), _sized(definition), raw])
+        raw = head + (delta_binary_packed(np.asarray(values)) if delta else plain(values))
         packed = self._zstd.compress(raw)
         header = metadata.page_header(entries, encoding, len(raw), packed)
-        at, size = self._put(header + packed)
-        nulls = entries - len(values)
-        return Page(at, size, len(header) + len(raw), first_row, entries, nulls, _bounds(values))
-
-
-def cuts(ends: np.ndarray, marks: Sequence[bool], least: int, most: int) -> list[int]:
-    """Where runs of rows begin: before a marked row that has `least` bytes before it in its run,
-    and before any row with which a run of at least that would grow beyond `most`.
-
-    Args:
-        ends: int64 [rows + 1]: bytes before each row, and in all. marks: bool [rows].
-    Returns:
-        The first row of each run, 0 first.
-    """
-    starts, at = [0], ends.tolist()
-    if at[-1] < least:  # as in most columns
-        return starts
-    for row, marked in enumerate(marks):
-        before = at[row] - at[starts[-1]]
-        if before >= least and (marked or at[row + 1] - at[starts[-1]] > most):
-            starts.append(row)
-    return starts
+        page = Page(
+            size=len(header) + len(packed),
+            raw_size=len(header) + len(raw),
+            first_row=self._rows,
+            entries=entries,
+            nulls=entries - len(values),
+            bounds=_bounds(values),
+        )
+        return page, header + packed
 
 
 def _bounds(values: np.ndarray | list[bytes]) -> Bounds | None:
@@ -151,11 +138,7 @@ def _bounds(values: np.ndarray | list[bytes]) -> Bounds | None:
         return None
     if isinstance(values, list):
         least, most = min(values), max(values)
-        return (least, most) if len(least) + len(most) <= 2 * _LONGEST_BOUND else None
+        return (least, most) if max(len(least), len(most)) <= _LONGEST_BOUND else None
     if values.dtype.kind == "f":
         return None
     return int(values.min()), int(values.max())
-
-
-def _sized(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "little") + data
