@@ -6,6 +6,7 @@ of (seed, file, record, window, purpose), so no scheduling can change a draw.
 """
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
 
@@ -33,7 +34,11 @@ class Stream:
     """A sequence of Philox words (4x64, 10 rounds) and integers mapped from them."""
 
     def __init__(self, key: int) -> None:
-        self._philox = np.random.Philox(key=key)
+        self._key = key
+
+    @cached_property
+    def _philox(self) -> np.random.Philox:
+        return np.random.Philox(key=self._key)  # takes a while, and many streams are never drawn
 
     def words(self, count: int) -> np.ndarray:
         """`count` raw words, uint64 [count]."""

@@ -1,7 +1,8 @@
 """Documents -> tokens, many documents at once: ids, end of text, sentence ends.
 
     encoder = DocumentEncoder(tokenizer)
-    for document, parts in encoder.encode(documents): ...    # parts: its Tokens, in order
+    tokens, starts = encoder.encode(documents)
+    tokens.part(starts[i], starts[i + 1])       # of document i
 
 The texts of a batch are encoded into one array, and all its sentence ends are found in one go. A
 long text is encoded in pieces, where that gives the same ids.
@@ -13,10 +14,10 @@ import numpy as np
 
 from lrdata.errors import LongRecipeError
 from lrdata.long_text import LongText
-from lrdata.records import Documents, Rejected
+from lrdata.records import Documents
 from lrdata.sentences import SentenceTables, sentence_ends, sentence_tables
 from lrdata.tokenizer import Tokenizer
-from lrdata.windows import Document, Tokens
+from lrdata.windows import Tokens
 
 MAX_WHOLE_BYTES = 64 * 1024**2
 """A longer text is rejected where the tokenizer does not allow cutting it."""
@@ -32,31 +33,16 @@ class DocumentEncoder:
         self.tokenizer = tokenizer
         self.tables: SentenceTables = sentence_tables(tokenizer)
 
-    def encode(
-        self, documents: Documents
-    ) -> Iterator[tuple[Document, Iterable[Tokens]] | Rejected]:
-        """Each document with its tokens; a text that is too long to be encoded is rejected."""
-        if documents.texts and type(documents.texts[0]) is LongText:
-            yield self._encode_long(documents, documents.texts[0])
-            return
-        texts = checked_texts(documents, self.tokenizer)
-        ids, offsets = self.tokenizer.encode_documents(texts)
-        tokens, starts = Tokens(ids, sentence_ends(ids, self.tables)), offsets.tolist()
-        places = zip(
-            documents.ids, documents.sources, documents.files, documents.records, strict=True
-        )
-        for index, place in enumerate(places):
-            yield Document(*place), (tokens.part(starts[index], starts[index + 1]),)
+    def encode(self, documents: Documents) -> tuple[Tokens, list[int]]:
+        """The tokens of a batch, and where those of each document begin, and end: [n + 1]."""
+        ids, offsets = self.tokenizer.encode_documents(checked_texts(documents, self.tokenizer))
+        return Tokens(ids, sentence_ends(ids, self.tables)), offsets.tolist()
 
-    def _encode_long(
-        self, documents: Documents, text: LongText
-    ) -> tuple[Document, Iterable[Tokens]] | Rejected:
-        file, record = documents.files[0], documents.records[0]
+    def encode_long(self, text: LongText) -> Iterable[Tokens] | str:
+        """The tokens of a long text in parts, or why it cannot be encoded."""
         if self.tokenizer.why_whole is not None and len(text) > MAX_WHOLE_BYTES:
-            limit = MAX_WHOLE_BYTES // 1024**2
-            return Rejected(file, record, f"longer than {limit} MB, and {self.tokenizer.why_whole}")
-        document = Document(documents.ids[0], documents.sources[0], file, record)
-        return document, _Pieces(self, text)
+            return f"longer than {MAX_WHOLE_BYTES // 1024**2} MB, and {self.tokenizer.why_whole}"
+        return _Pieces(self, text)
 
     def pieces(self, text: LongText) -> Iterator[Tokens]:
         """The tokens of a long text, piece by piece, the end of text in the last one."""
@@ -72,8 +58,8 @@ class DocumentEncoder:
         encode = self.tokenizer.encode_documents if last else self.tokenizer.encode
         ids, _ = encode([piece])
         ends = sentence_ends(ids, self.tables)
-        if not last:
-            ends[-1] = piece.endswith("\n")  # else it was cut at a space, inside a sentence
+        if not last and not piece.endswith("\n"):  # it was cut at a space, inside a sentence
+            ends = ends[:-1]
         return Tokens(ids, ends)
 
 

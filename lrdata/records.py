@@ -6,6 +6,7 @@ Records read = documents + sum of `Rejected.count`, exactly (`records_read`).
 """
 
 import codecs
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -89,6 +90,15 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def long(self) -> LongText | None:
+        """The one text of the batch, if it is a long one."""
+        return next((text for text in self.texts[:1] if type(text) is LongText), None)
+
+    def places(self) -> Iterator[tuple[str, str, str, int]]:
+        """(id, source, file, record) of each document."""
+        return zip(self.ids, self.sources, self.files, self.records, strict=True)
 
     def add(self, record: Record) -> None:
         self.texts.append(record.text)

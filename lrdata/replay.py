@@ -168,8 +168,7 @@ def _encode(
     """Each document of a batch with its tokens and its loss mask."""
     ids, ends = tokenizer.encode(checked_texts(documents, tokenizer))
     prompts, prompt_ends = tokenizer.encode(documents.prompts or [""] * len(documents))
-    places = zip(documents.ids, documents.sources, documents.files, documents.records, strict=True)
-    for index, place in enumerate(places):
+    for index, place in enumerate(documents.places()):
         prompt = prompts[prompt_ends[index] : prompt_ends[index + 1]]
         tokens, loss = conversation.tokens(prompt, ids[ends[index] : ends[index + 1]])
         yield Document(*place), tokens, loss

@@ -45,7 +45,8 @@ class Compressor:
         """Window offsets of the kept tokens, int32 [train_len], and the segments' lengths."""
         recipe, lead = self.recipe, window.lead
         # Longer sentences are cut, so that text without sentence ends gives segments of this size.
-        lengths = lengths_between(window.sentence_ends, recipe.segment_tokens)
+        content = len(window.ids) - lead
+        lengths = lengths_between(window.sentence_ends, content, recipe.segment_tokens)
         rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
         keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
         counts = select.keep(lengths, keys, recipe.train_len - lead)

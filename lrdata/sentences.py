@@ -71,7 +71,7 @@ _POSSIBLE[_TERMINATOR] = _LINE_END | _EOT
 _POSSIBLE[_LINE_OR_EOT] = _EOT
 _SURE = np.full(9, _LINE_END | _EOT, np.uint16)
 _SURE[[_UNCLEAR, _SPACES, _LINE_OR_EOT]] = _EOT
-_BEFORE_SENTENCE = _STOP << 5 | _LINE_END << 10  # in `pair`, where a token is _SENTENCE
+_BEFORE_SENTENCE = _STOP | _LINE_END << 5  # possible and sure ends where a token is _SENTENCE
 
 _U = np.uint64
 _BYTE = _U(0xFF)
@@ -219,15 +219,20 @@ def _what_follows(word: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def sentence_lengths(ids: np.ndarray, tables: SentenceTables, max_tokens: int) -> np.ndarray:
     """Lengths of the sentences of `ids`, int64, each in [1, max_tokens], summing to len(ids)."""
-    return lengths_between(sentence_ends(ids, tables), max_tokens)
+    return lengths_between(sentence_ends(ids, tables), len(ids), max_tokens)
 
 
-def lengths_between(ends: np.ndarray, max_tokens: int) -> np.ndarray:
-    """Lengths of the sentences that end at the true entries of `ends` and at its end: int64."""
-    if not len(ends):
+def lengths_between(ends: np.ndarray, count: int, max_tokens: int) -> np.ndarray:
+    """Lengths of the sentences of `count` tokens that end at the places `ends`, and at the last:
+    int64, each in [1, max_tokens]."""
+    if not count:
         return np.zeros(0, np.int64)
-    at = np.flatnonzero(ends[:-1])
-    lengths = np.diff(np.concatenate([[-1], at, [len(ends) - 1]]))
+    lengths = np.empty(len(ends) + 1, np.int64)
+    lengths[:-1], lengths[-1] = ends, count - 1
+    lengths[1:] -= lengths[:-1].copy()
+    lengths[0] += 1
+    if not lengths[-1]:  # the last token was among them
+        lengths = lengths[:-1]
     return _cut(lengths, max_tokens)
 
 
@@ -243,51 +248,60 @@ def _cut(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
-    """Whether a sentence ends after each token of `ids`, bool; after the last one it does.
+    """The places of the tokens after which a sentence ends: int64, increasing, the last one with
+    them.
 
     An end-of-text token hides what is on its other side: documents that are joined by it have the
     same ends as each of them alone.
     """
-    marks = np.zeros(len(ids), bool)
     if not len(ids):
-        return marks
-    at = _mark_sure(ids, tables, marks)
-    marks[-1] = True
-    pair, after = tables.pair[ids[at]], tables.pair[ids[at + 1]]
+        return np.zeros(0, np.int64)
+    at, pair, after = _candidates(ids, tables)
+    ends = pair & after >> 5 & _ANY != 0
+    left = np.flatnonzero(~ends)
+    ends[left] = _near_ends(ids, at[left], pair[left], after[left], tables)
+    return np.append(at[ends], len(ids) - 1)
+
+
+def _candidates(
+    ids: np.ndarray, tables: SentenceTables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places, but the last one, where two tokens alone do not rule a sentence's end out; `pair` of
+    the token, and of the one after it without what that ends with."""
+    places, pairs, afters = [], [], []
+    for start in range(0, len(ids), _BLOCK):
+        pair = tables.pair.take(ids[start : start + _BLOCK + 1])
+        after = pair[1:] >> 5
+        place = np.flatnonzero((pair[:-1] & after & _ANY) != 0)
+        pairs.append(pair[place])
+        afters.append(after[place])
+        places.append(place + start)
+    return np.concatenate(places), np.concatenate(pairs), np.concatenate(afters)
+
+
+def _near_ends(
+    ids: np.ndarray, at: np.ndarray, pair: np.ndarray, after: np.ndarray, tables: SentenceTables
+) -> np.ndarray:
+    """Whether a sentence ends at each token in `at`, by its neighbours or else the text around."""
     # A line end and an indented word: the most common of these in source code.
     second = tables.pair[ids[np.minimum(at + 2, len(ids) - 1)]]
-    ends = pair & after >> 15 & second >> 10 & _LINE_END != 0
+    ends = pair & after >> 10 & second >> 10 & _LINE_END != 0
     # Terminators before a new sentence that are surely none of an abbreviation.
     stops = np.flatnonzero((pair & _STOP != 0) & (after & _BEFORE_SENTENCE == _BEFORE_SENTENCE))
     place = at[stops]
     need = tables.stops[ids[place]]
     ends[stops] = (need == _NOTHING_MORE) | (need == _CALM) & _calm_before(ids, place, tables)
-    marks[at[ends]] = True
-    at, end = at[~ends], pair[~ends] & _ANY
     # Closers alone, and a last byte of a character, need a token before them that may be an end.
-    before = tables.pair[ids[at - 1]] & _ANY
-    may_end = (end != _CLOSED) | (before != _NOTHING) & (at > 0)
+    end = pair & _ANY
+    may_end = ~ends
+    closers = np.flatnonzero(end == _CLOSED)
+    place = at[closers]
+    may_end[closers] = (tables.pair[ids[place - 1]] & _ANY != _NOTHING) & (place > 0)
     wide = np.flatnonzero(end == _WIDE)
     may_end[wide] = _may_be_wide(ids, at[wide], tables)
-    at = at[may_end]
-    marks[at] = _looked_at(ids, at, end[may_end], tables)
-    return marks
-
-
-def _mark_sure(ids: np.ndarray, tables: SentenceTables, marks: np.ndarray) -> np.ndarray:
-    """Mark where two tokens alone show that a sentence ends; returns where they leave it open.
-
-    The last token is not looked at.
-    """
-    left = [np.zeros(0, np.intp)]
-    for start in range(0, len(ids) - 1, _BLOCK):
-        pairs = tables.pair.take(ids[start : start + _BLOCK + 1])
-        after = pairs[1:] >> 5
-        possible = pairs[:-1] & after & _ANY
-        sure = (possible & after >> 5) != 0
-        marks[start : start + len(sure)] = sure
-        left.append(np.flatnonzero((possible != 0) > sure) + start)
-    return np.concatenate(left)
+    near = np.flatnonzero(may_end)
+    ends[near] = _looked_at(ids, at[near], end[near], tables)
+    return ends
 
 
 def _calm_before(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:

@@ -8,8 +8,9 @@ number, the receipt last: a unit with a valid receipt is done.
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,10 +18,11 @@ from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder
+from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe, portable_name
-from lrdata.records import Fields, Rejected
+from lrdata.records import Documents, Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
 from lrdata.stopwatch import Stopwatch, total
@@ -171,24 +173,21 @@ class _UnitBuilder:
         self.bytes_read = 0
         self.ledger = Ledger()
         self.joiners: dict[tuple[str, int], WindowJoiner] = {}
-        weights = job.recipe.weights.values()
-        self._drawn = job.recipe.holdout > 0 or any(weight % 1 for weight in weights)
+        self._chosen = job.recipe.holdout > 0 or bool(job.recipe.weights)
 
     def run(self) -> Ledger:
         batches = self.watch.each("read", read_unit(self.unit, fields_of(self.recipe)))
         for documents, rejected in batches:
             self._set_aside(rejected)
             self.bytes_read += documents.size
-            with self.watch("encode"):
-                items = list(self.encoder.encode(documents))
+            if documents.long is None:
+                with self.watch("encode"):
+                    tokens, starts = self.encoder.encode(documents)
+                with self.watch("join"):
+                    self._add(documents, tokens, starts)
+            else:
+                self._add_long(documents, documents.long)
             with self.watch("join"):
-                for item in items:
-                    if isinstance(item, Rejected):
-                        self._set_aside([item])
-                    else:
-                        self._add(*item)
-                    if self._full():
-                        break
                 for joiner in self.joiners.values():
                     joiner.own()
             if self._full() or self.bytes_read >= self.read_limit:
@@ -205,36 +204,71 @@ class _UnitBuilder:
             self.ledger.records_quarantined += entry.count
             self.shelf.reject(entry)
 
-    def _uses(self, document: Document) -> tuple[str, int]:
-        """Of which kind a document's windows are, and how often it is used."""
-        weight = self.recipe.weights.get(document.source, 1.0)
-        if not self._drawn:
-            return "extend", int(weight)
-        draws = Draws(self.recipe.seed, document.file, document.record)
-        if draws.share("holdout") < self.recipe.holdout:
-            return "holdout", 1
-        return "extend", int(weight) + (draws.share("weight") < weight % 1)
+    def _add(self, documents: Documents, tokens: Tokens, starts: list[int]) -> None:
+        """Join the documents of a batch, whose tokens begin at `starts`, to windows."""
+        ledger, least = self.ledger, self.recipe.min_doc_tokens
+        for place, (start, stop) in zip(documents.places(), pairwise(starts), strict=True):
+            document = Document(*place)
+            kind, copies = self._uses(document) if self._chosen else ("extend", 1)
+            length = stop - start - 1
+            if length < least or not copies:
+                ledger.records_filtered += 1
+                ledger.tokens_filtered += length
+                continue
+            ledger.records_read += 1
+            ledger.records_built += 1
+            ledger.encoded += copies * length
+            ledger.inserted += copies
+            for copy in range(copies):
+                use = document._replace(copy=copy) if copy else document
+                for window in self._joiner(kind, copy).add(use, tokens, start, stop):
+                    self._write(kind, window)
+            if self._full():
+                return
 
-    def _add(self, document: Document, parts: Iterable[Tokens]) -> None:
+    def _add_long(self, documents: Documents, text: LongText) -> None:
+        """The same for the one document of a batch, whose tokens come in parts."""
         recipe, ledger = self.recipe, self.ledger
+        (document,) = (Document(*place) for place in documents.places())
         kind, copies = self._uses(document)
-        length = _length_below(recipe.min_doc_tokens if copies else None, parts)
+        parts = self.encoder.encode_long(text)
+        if isinstance(parts, str):
+            self._set_aside([Rejected(document.file, document.record, parts)])
+            return
+        length = _length_below(recipe.min_doc_tokens if copies else None, self._encoded(parts))
         if length is not None:
             ledger.records_filtered += 1
             ledger.tokens_filtered += length
             return
         ledger.records_read += 1
         ledger.records_built += 1
+        ledger.encoded -= copies
+        ledger.inserted += copies
         for copy in range(copies):
-            joiner = self.joiners.get((kind, copy))
-            if joiner is None:
-                joiner = WindowJoiner(recipe.target_len, self.encoder.tokenizer.bos_id)
-                self.joiners[kind, copy] = joiner
-            use = document._replace(copy=copy) if copy else document
-            ledger.encoded -= 1
-            ledger.inserted += 1
-            for window in joiner.add(use, map(self._counted, parts)):
+            counted = map(self._counted, self._encoded(parts))
+            joiner, use = self._joiner(kind, copy), document._replace(copy=copy)
+            for window in joiner.add_parts(use, counted):
                 self._write(kind, window)
+
+    def _encoded(self, parts: Iterable[Tokens]) -> Iterator[Tokens]:
+        return self.watch.each("encode", parts)
+
+    def _joiner(self, kind: str, copy: int) -> WindowJoiner:
+        joiner = self.joiners.get((kind, copy))
+        if joiner is None:
+            joiner = WindowJoiner(self.recipe.target_len, self.encoder.tokenizer.bos_id)
+            self.joiners[kind, copy] = joiner
+        return joiner
+
+    def _uses(self, document: Document) -> tuple[str, int]:
+        """Of which kind a document's windows are, and how often it is used."""
+        weight = self.recipe.weights.get(document.source, 1.0)
+        if self.recipe.holdout <= 0 and not weight % 1:
+            return "extend", int(weight)
+        draws = Draws(self.recipe.seed, document.file, document.record)
+        if draws.share("holdout") < self.recipe.holdout:
+            return "holdout", 1
+        return "extend", int(weight) + (draws.share("weight") < weight % 1)
 
     def _counted(self, part: Tokens) -> Tokens:
         self.ledger.encoded += len(part.ids)

@@ -6,7 +6,7 @@ adds one. Its remainder and the shorter documents are joined in corpus order; wh
 end of a unit is the tail.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,19 +25,32 @@ class Document(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A run of a document's tokens: ids int32 [n], and whether a sentence ends after each of them,
-    bool [n]. The last token of a document is the end-of-text token."""
+    """A run of tokens: ids int32 [n], and the places of those after which a sentence ends, int64,
+    increasing. The last token of a document is the end-of-text token."""
 
     ids: np.ndarray
     sentence_ends: np.ndarray
 
     def part(self, start: int, stop: int) -> "Tokens":
-        """Tokens [start, stop), without a copy."""
-        return Tokens(self.ids[start:stop], self.sentence_ends[start:stop])
+        """Tokens [start, stop); their ids are not copied."""
+        first, last = self.sentence_ends.searchsorted((start, stop))
+        return Tokens(self.ids[start:stop], self.sentence_ends[first:last] - start)
 
     def copied(self) -> "Tokens":
         """The same in memory of its own, so that what it was a part of can go."""
-        return Tokens(self.ids.copy(), self.sentence_ends.copy())
+        return Tokens(self.ids.copy(), self.sentence_ends)
+
+    @staticmethod
+    def joined(runs: Sequence["Tokens"]) -> "Tokens":
+        """One run after the other."""
+        if len(runs) == 1:
+            return runs[0]
+        before = 0
+        ends = []
+        for run in runs:
+            ends.append(run.sentence_ends + before)
+            before += len(run.ids)
+        return Tokens(np.concatenate([run.ids for run in runs]), np.concatenate(ends))
 
 
 class Span(NamedTuple):
@@ -52,8 +65,8 @@ class Span(NamedTuple):
 class Window:
     """`ids` int32 [target_len] and the spans they come from, in order.
 
-    `lead` is 1 where a start-of-text token opens the window, else 0: ids[lead:] are the spans, and
-    `sentence_ends` bool [target_len - lead] says where their sentences end.
+    `lead` is 1 where a start-of-text token opens the window, else 0: ids[lead:] are the spans, in
+    which sentences end after the tokens at `sentence_ends`, int64.
     """
 
     ids: np.ndarray
@@ -90,57 +103,97 @@ class WindowJoiner:
     def __init__(self, target_len: int, bos_id: int | None) -> None:
         self._lead = np.array([] if bos_id is None else [bos_id], np.int32)
         self._content = target_len - len(self._lead)
-        self._waiting: list[tuple[Span, Tokens]] = []
-        self._waiting_tokens = 0
-        self._owned = 0  # of those that wait
+        self._spans: list[Span] = []  # of what waits
+        self._runs: list[_Run] = []  # their tokens
+        self._waiting = 0  # how many those are
+        self._owned = 0  # runs that are copies
 
-    def add(self, document: Document, parts: Iterable[Tokens]) -> Iterator[Window]:
-        """The windows that this document fills or completes.
+    def add(self, document: Document, tokens: Tokens, start: int, stop: int) -> Sequence[Window]:
+        """The windows that a document fills or completes, whose tokens are [start, stop)."""
+        length = stop - start
+        if self._waiting + length < self._content:  # as for most documents
+            if length:
+                self._wait(Span(document, 0, length), tokens, start)
+            return ()
+        windows = self._whole(document, 0, tokens, start, stop)
+        given = len(windows) * self._content
+        return [*windows, *self._join(document, given, tokens, start + given, stop)]
 
-        `parts` are all its tokens, in order; however they are cut, the windows are the same.
+    def add_parts(self, document: Document, parts: Iterable[Tokens]) -> Iterator[Window]:
+        """The same for a document whose tokens come in parts.
+
+        However they are cut, the windows are the same.
         """
-        content, start, held = self._content, 0, None
+        given, held = 0, list[Tokens]()
         for part in parts:
-            tokens = part if held is None else _joined([held, part])
-            whole = len(tokens.ids) // content * content
-            for first in range(0, whole, content):
-                span = Span(document, start + first, content)
-                yield self._window([(span, tokens.part(first, first + content))])
-            start += whole
-            held = tokens.part(whole, len(tokens.ids)) if whole else tokens
-        if held is None or not len(held.ids):
-            return
-        room = self._content - self._waiting_tokens
-        if len(held.ids) >= room:
-            self._wait(document, start, held.part(0, room))
-            yield self._window(self._waiting)
-            self._waiting, self._waiting_tokens, self._owned = [], 0, 0
-            start, held = start + room, held.part(room, len(held.ids))
-        if len(held.ids):
-            self._wait(document, start, held)
+            tokens = Tokens.joined([*held, part])
+            windows = self._whole(document, given, tokens, 0, len(tokens.ids))
+            yield from windows
+            new = len(windows) * self._content
+            given, held = given + new, [tokens.part(new, len(tokens.ids))]
+        for rest in held:
+            yield from self._join(document, given, rest, 0, len(rest.ids))
+
+    def _whole(
+        self, document: Document, given: int, tokens: Tokens, start: int, stop: int
+    ) -> list[Window]:
+        """The windows that tokens [start, stop) fill. `given`: tokens of the document before."""
+        content = self._content
+        windows = []
+        for first in range(start, stop - content + 1, content):
+            span = Span(document, given + first - start, content)
+            windows.append(self._window([span], [tokens.part(first, first + content)]))
+        return windows
+
+    def _join(
+        self, document: Document, given: int, tokens: Tokens, start: int, stop: int
+    ) -> Iterator[Window]:
+        """Tokens that wait, fewer than a window's, and the window that they complete."""
+        room = self._content - self._waiting
+        if stop - start >= room:
+            self._wait(Span(document, given, room), tokens, start)
+            yield self._window(self._spans, [run.tokens.part(*run.range) for run in self._runs])
+            self._spans, self._runs, self._waiting, self._owned = [], [], 0, 0
+            given, start = given + room, start + room
+        if start < stop:
+            self._wait(Span(document, given, stop - start), tokens, start)
+
+    def _wait(self, span: Span, tokens: Tokens, start: int) -> None:
+        stop = start + span.length
+        self._spans.append(span)
+        self._waiting += span.length
+        last = self._runs[-1] if self._runs else None
+        if last is not None and last.tokens is tokens and last.stop == start:
+            last.stop = stop
+        else:
+            self._runs.append(_Run(tokens, start, stop))
 
     def own(self) -> None:
         """Copy what waits, so that nothing keeps the memory of the arrays it came in."""
-        for index in range(self._owned, len(self._waiting)):
-            span, tokens = self._waiting[index]
-            self._waiting[index] = span, tokens.copied()
-        self._owned = len(self._waiting)
+        for index in range(self._owned, len(self._runs)):
+            run = self._runs[index]
+            tokens = run.tokens.part(*run.range).copied()
+            self._runs[index] = _Run(tokens, 0, len(tokens.ids))
+        self._owned = len(self._runs)
 
     def tail_tokens(self) -> int:
         """Tokens that wait for a window that never came."""
-        return self._waiting_tokens
+        return self._waiting
 
-    def _wait(self, document: Document, start: int, tokens: Tokens) -> None:
-        length = len(tokens.ids)
-        self._waiting.append((Span(document, start, length), tokens))
-        self._waiting_tokens += length
-
-    def _window(self, members: list[tuple[Span, Tokens]]) -> Window:
-        spans = tuple(span for span, _ in members)
-        ids = np.concatenate([self._lead, *(tokens.ids for _, tokens in members)])
-        ends = np.concatenate([tokens.sentence_ends for _, tokens in members])
-        return Window(ids, ends, spans, len(self._lead))
+    def _window(self, spans: list[Span], runs: list[Tokens]) -> Window:
+        tokens = Tokens.joined(runs)
+        ids = np.concatenate([self._lead, tokens.ids])
+        return Window(ids, tokens.sentence_ends, tuple(spans), len(self._lead))
 
 
-def _joined(runs: list[Tokens]) -> Tokens:
-    return Tokens(*(np.concatenate(arrays) for arrays in zip(*runs, strict=True)))
+@dataclass
+class _Run:
+    """Tokens [start, stop) of a run, of one document or several."""
+
+    tokens: Tokens
+    start: int
+    stop: int
+
+    @property
+    def range(self) -> tuple[int, int]:
+        return self.start, self.stop

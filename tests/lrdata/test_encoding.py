@@ -1,6 +1,7 @@
 """Documents -> tokens: as if each were encoded alone and whole, however batches and pieces fall."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lrdata.encoding import DocumentEncoder
 from lrdata.long_text import LongText
 from lrdata.manifest import Manifest
 from lrdata.recipe import BuildRecipe
-from lrdata.records import Documents, Rejected
+from lrdata.records import Documents
 from lrdata.sentences import sentence_ends
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Tokens
@@ -31,19 +32,16 @@ def encoder(tiny_tokenizer: Path) -> DocumentEncoder:
     return DocumentEncoder(Tokenizer.load(str(tiny_tokenizer)))
 
 
-def documents(texts: list[str] | list[LongText]) -> Documents:
+def documents(texts: list[str]) -> Documents:
     numbers = list(range(len(texts)))
     labels = [str(number) for number in numbers]
     return Documents(list(texts), labels, ["s"] * len(texts), ["f"] * len(texts), numbers)
 
 
-def encoded(encoder: DocumentEncoder, texts: list[str] | list[LongText]) -> list[Tokens]:
-    found = []
-    for item in encoder.encode(documents(texts)):
-        assert not isinstance(item, Rejected)
-        parts = list(item[1])
-        found.append(Tokens(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))))
-    return found
+def encoded(encoder: DocumentEncoder, texts: list[str]) -> list[Tokens]:
+    tokens, starts = encoder.encode(documents(texts))
+    assert len(starts) == len(texts) + 1
+    return [tokens.part(start, stop) for start, stop in pairwise(starts)]
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=6))
@@ -62,7 +60,9 @@ def test_a_text_in_pieces_is_the_text_whole(
     encoder: DocumentEncoder, monkeypatch: pytest.MonkeyPatch, text: str, size: int
 ) -> None:
     monkeypatch.setattr(long_text, "PIECE_BYTES", size)
-    (pieces,) = encoded(encoder, [LongText(memoryview(text.encode()))])
+    parts = encoder.encode_long(LongText(memoryview(text.encode())))
+    assert not isinstance(parts, str)
+    pieces = Tokens.joined(list(parts))
     (whole,) = encoded(encoder, [text])
     assert pieces.ids.tolist() == whole.ids.tolist()
     assert pieces.sentence_ends.tolist() == whole.sentence_ends.tolist()

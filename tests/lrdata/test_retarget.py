@@ -59,7 +59,8 @@ def built(recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Rows of each kind in files of several row groups, and records in quarantine."""
     out = tmp_path_factory.mktemp("built") / "shards"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lrdata.shard_writer.GROUP_BYTES", (20_000, 20_000))
+        patch.setattr("lrdata.shard_writer.PAGE_TOKENS", (1_000, 1_000))
+        patch.setattr("lrdata.shard_writer.GROUP_TOKENS", 2_000)
         build(recipe, out, workers=1)
     assert open_shards(out).kinds == ["extend", "replay", "holdout"]
     assert (out / "quarantine").is_dir()
@@ -70,7 +71,8 @@ def built(recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retargeted files have the row groups of the build."""
-    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (20_000, 20_000))
+    monkeypatch.setattr("lrdata.shard_writer.PAGE_TOKENS", (1_000, 1_000))
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_TOKENS", 2_000)
 
 
 def content(folder: Path) -> dict[str, bytes]:

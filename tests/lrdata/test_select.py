@@ -50,6 +50,12 @@ def test_impactful_tokens_are_the_top_fifth_with_a_score(scores: list[float], se
     assert chosen == sorted(scores, reverse=True)[: len(chosen)]
 
 
+@given(st.lists(st.booleans(), max_size=80), seeds)
+def test_scores_of_zero_and_one_may_be_booleans(scores: list[bool], seed: int) -> None:
+    masks = [select.impactful(np.array(scores, kind), stream(seed)) for kind in (bool, np.float32)]
+    np.testing.assert_array_equal(*masks)
+
+
 @pytest.mark.parametrize("n", [1, 4, 5, 9, 10, 15, 35, 131_072, 131_070])
 def test_the_fifth_is_floored(n: int) -> None:
     assert select.impactful(np.ones(n, np.float32), stream()).sum() == n // 5

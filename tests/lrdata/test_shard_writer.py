@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrdata import shard_writer
+from lrdata.parquet import Column, ParquetFile
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, Row, table_to_rows
 from tests.lrdata.made_dataset import extend_row, rows_to_table
@@ -56,19 +57,29 @@ def test_a_row_more_leaves_most_bytes_of_a_shard_as_they_were(tmp_path: Path) ->
     assert np.mean(found) > 0.95
 
 
-@pytest.mark.parametrize("group_bytes", [shard_writer.GROUP_BYTES, (400_000, 800_000)])
-def test_row_groups_and_pages_have_the_sizes_that_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: tuple[int, int]
+@pytest.mark.parametrize("page_tokens", [shard_writer.PAGE_TOKENS, (40_000, 60_000)])
+def test_pages_and_row_groups_have_the_sizes_that_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_tokens: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(shard_writer, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(shard_writer, "PAGE_TOKENS", page_tokens)
+    monkeypatch.setattr(shard_writer, "GROUP_TOKENS", 3 * page_tokens[0])
+    pages = list[int]()
+    add_page = ParquetFile.add_page
+
+    def counted(file: ParquetFile, columns: list[Column]) -> None:
+        pages.append(len(columns[0].values))
+        add_page(file, columns)
+
+    monkeypatch.setattr(ParquetFile, "add_page", counted)
     rows = _long_rows(1_000)
     _write(tmp_path / "a.parquet", rows)
+    least, most = page_tokens
+    assert sum(pages) == 4_000 * len(rows)
+    assert all(least <= tokens <= most for tokens in pages[:-1])
+    assert len(set(pages)) > 2, "they end as the content says, not after a number of rows"
     metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
-    least, most = group_bytes
-    sizes = [10 * 4_000 * metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-    assert len(sizes) > 1
-    assert all(least <= size <= most for size in sizes[:-1])
-    assert len(set(sizes)) > 2 or len(sizes) < 4  # as the content says, not the count
+    groups = [4_000 * metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+    assert all(3 * least <= tokens <= 3 * least + most for tokens in groups[:-1])
 
 
 def test_a_shard_that_was_not_finished_does_not_exist(tmp_path: Path) -> None:

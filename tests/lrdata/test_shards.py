@@ -50,7 +50,8 @@ def test_any_row_is_read_out_of_its_row_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of three rows in two groups, and fewer groups kept than there are."""
-    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (2 * 10 * TRAIN, 2 * 10 * TRAIN))
+    monkeypatch.setattr("lrdata.shard_writer.PAGE_TOKENS", (2 * TRAIN, 2 * TRAIN))
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_TOKENS", 1)
     manifest = write_dataset(tmp_path)
     assert pq.ParquetFile(tmp_path / manifest.files[0].path).num_row_groups == 2
     shards = Shards(tmp_path, manifest, cached_groups=1)

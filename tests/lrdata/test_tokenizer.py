@@ -91,9 +91,11 @@ def split(ids: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
 
 
 def assert_equals_library(name: str, texts: list[str]) -> None:
-    found = split(*loaded(name).encode(texts))
-    expected = library(name)
-    assert found == [expected.encode(text, add_special_tokens=False).ids for text in texts]
+    tokenizer, made = loaded(name), library(name)
+    expected = [made.encode(text, add_special_tokens=False).ids for text in texts]
+    assert split(*tokenizer.encode(texts)) == expected
+    ended = [[*ids, tokenizer.eot_id] for ids in expected]
+    assert split(*tokenizer.encode_documents(texts)) == ended
 
 
 def added_tokens(name: str) -> list[str]:
@@ -239,6 +241,8 @@ def test_texts_that_fastokens_refuses_go_to_the_library(tmp_path: Path) -> None:
     assert tokenizer.encoder == "fastokens"
     expected = [made.encode(text, add_special_tokens=False).ids for text in texts]
     assert split(*tokenizer.encode(texts)) == expected
+    ended = [[*ids, tokenizer.eot_id] for ids in expected]
+    assert split(*tokenizer.encode_documents(texts)) == ended
     assert tokenizer.encode_with_specials("<|im_end|>\x04").tolist() == [tokenizer.eot_id]
 
 

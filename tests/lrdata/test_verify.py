@@ -283,7 +283,8 @@ def test_many_bad_rows_are_one_line(tmp_path: Path) -> None:
 
 
 def test_row_numbers_go_on_over_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrdata.shard_writer.GROUP_BYTES", (1, 1))  # a group for each row
+    monkeypatch.setattr("lrdata.shard_writer.PAGE_TOKENS", (1, 1))
+    monkeypatch.setattr("lrdata.shard_writer.GROUP_TOKENS", 1)  # a group for each row
     rows = [extend_row(n) for n in range(4)]
     rows[3] = extend_row(0, **changed("extend", "input_ids", 0, -1))
     write_dataset(tmp_path, {"extend": [rows]})

@@ -28,28 +28,39 @@ class Cut:
 
 def ends_of(ids: np.ndarray) -> np.ndarray:
     """Sentence ends that tell tokens apart: after every third number."""
-    return ids % 3 == 0
+    return np.flatnonzero(ids % 3 == 0)
+
+
+def tokens_of(ids: np.ndarray) -> Tokens:
+    return Tokens(ids, ends_of(ids))
 
 
 def parts_of(ids: np.ndarray, size: int) -> list[Tokens]:
     """A document's tokens in parts of `size`."""
-    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    return [Tokens(part, ends_of(part)) for part in parts]
+    return [tokens_of(ids[start : start + size]) for start in range(0, len(ids), size)]
 
 
-def cut(lengths: list[int], target_len: int, bos: int | None, part: int = 1000) -> Cut:
-    """Documents of these lengths, every token with a number of its own from 1,000 on."""
-    starts = np.concatenate([[0], np.cumsum(lengths)]) + 1000
-    tokens = [
-        np.arange(a, a + n, dtype=np.int32) for a, n in zip(starts.tolist(), lengths, strict=False)
-    ]
+def cut(lengths: list[int], target_len: int, bos: int | None, batch: int = 3, part: int = 0) -> Cut:
+    """Documents of these lengths, every token with a number of its own from 1,000 on.
+
+    They come so many in a batch, or if `part` is given, each in parts of that size.
+    """
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    ids = np.arange(1000, 1000 + starts[-1], dtype=np.int32)
+    tokens = np.split(ids, starts[1:-1]) if lengths else []
     documents = [Document(f"doc{i}", "books", "a.jsonl", 100 * i) for i in range(len(lengths))]
     joiner = WindowJoiner(target_len, bos)
-    windows = [
-        window
-        for document, ids in zip(documents, tokens, strict=True)
-        for window in joiner.add(document, parts_of(ids, part))
-    ]
+    windows: list[Window] = []
+    for first in range(0, len(lengths), batch):
+        last = min(first + batch, len(lengths))
+        whole = tokens_of(ids[starts[first] : starts[last]])
+        for index in range(first, last):
+            if part:
+                windows += joiner.add_parts(documents[index], parts_of(tokens[index], part))
+            else:
+                edges = (int(starts[at] - starts[first]) for at in (index, index + 1))
+                windows += joiner.add(documents[index], whole, *edges)
+        joiner.own()
     return Cut(documents, tokens, windows, joiner.tail_tokens(), target_len, bos)
 
 
@@ -58,7 +69,8 @@ corpora = st.builds(
     st.lists(st.integers(0, 60), max_size=25),
     st.integers(2, 20),
     st.sampled_from([None, BOS]),
-    st.integers(1, 70),
+    st.integers(1, 30),
+    st.sampled_from([0, 0, 1, 2, 5, 17, 70]),
 )
 
 
@@ -153,25 +165,27 @@ def test_copies_of_a_document_make_windows_of_their_own() -> None:
     tokens = np.arange(8, dtype=np.int32)
     joiner = WindowJoiner(4, None)
     copies = [Document("d", "books", "a.jsonl", 0, copy) for copy in (0, 1)]
-    parts = parts_of(tokens, 8)
-    keys = [window.key for document in copies for window in joiner.add(document, parts)]
+    run = tokens_of(tokens)
+    keys = [window.key for document in copies for window in joiner.add(document, run, 0, 8)]
     assert len(set(keys)) == 4
 
 
 def test_a_window_does_not_keep_the_memory_of_its_document() -> None:
     tokens = np.arange(100, dtype=np.int32)
     document = Document("d", "s", "f", 0)
-    (window,) = WindowJoiner(100, None).add(document, parts_of(tokens, 100))
+    (window,) = WindowJoiner(100, None).add(document, tokens_of(tokens), 0, 100)
     assert not np.shares_memory(window.ids, tokens)
 
 
 def test_what_waits_for_a_window_does_not_keep_the_memory_of_its_batch() -> None:
     batch = np.arange(1000, dtype=np.int32)
     joiner = WindowJoiner(100, None)
-    assert list(joiner.add(Document("d", "s", "f", 0), parts_of(batch[:30], 100))) == []
+    run = tokens_of(batch)
+    for start in (0, 10, 50):  # the first two lie side by side
+        assert not joiner.add(Document("d", "s", "f", start), run, start, start + 10)
     joiner.own()
-    ((_, waiting),) = joiner._waiting
-    assert not np.shares_memory(waiting.ids, batch)
+    waiting = [waiting.tokens.ids for waiting in joiner._runs]
+    assert [ids.tolist() for ids in waiting] == [list(range(20)), list(range(50, 60))]
+    assert not any(np.shares_memory(ids, batch) for ids in waiting)
     joiner.own()
-    ((_, again),) = joiner._waiting
-    assert again.ids is waiting.ids, "copied once"
+    assert all(run.tokens.ids is ids for run, ids in zip(joiner._runs, waiting, strict=True))
