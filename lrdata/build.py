@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
-from lrdata.engines import Engine, open_engine
+from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import (
     MANIFEST,
@@ -49,7 +49,7 @@ class Sources:
     tokenizer: TokenizerEntry
 
     @classmethod
-    def open(cls, recipe: BuildRecipe, engine: Engine, workers: int, timing: Timing) -> "Sources":
+    def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
         """Find the files, and hash them while the tokenizer is loaded."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
@@ -57,7 +57,7 @@ class Sources:
 
         def tokenizer() -> TokenizerEntry:
             began = time.perf_counter()
-            entry: TokenizerEntry = engine.call(describe_tokenizer, recipe, workers)
+            entry: TokenizerEntry = crew.call(describe_tokenizer, recipe)
             timing.start = time.perf_counter() - began
             return entry
 
@@ -105,29 +105,35 @@ def build(
     if overwrite:
         remove_build(out)
     units_engine.begin(recipe, workers)
-    sources = Sources.open(recipe, units_engine, workers, timing)
-    finished = _finished(out, sources.identity(recipe))
-    if finished is not None:
-        return finished
-    with Staging.open(out, sources.identity_of_units(recipe), shared=overwrite) as staging:
-        published = staging.published()
-        if published is not None:
-            refuse_other(out, _identity_of(published), sources.identity(recipe))
-            return published
-        try:
-            jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
-            receipts = _until_enough(
-                units_engine.run(build_unit, jobs, workers), jobs, recipe.max_rows
-            )
-            manifest, made = _manifest(recipe, sources, receipts, staging)
-        except LongRecipeError:
-            staging.discard_if_fruitless()
-            raise
-        moves = {**_moves(made, manifest), **_quarantine_moves(receipts, staging)}
-        staging.publish(moves, manifest)
-    timing.build = time.perf_counter() - began - timing.start
+    with units_engine.crew(workers) as crew:
+        sources = Sources.open(recipe, crew, workers, timing)
+        finished = _finished(out, sources.identity(recipe))
+        if finished is not None:
+            return finished
+        with Staging.open(out, sources.identity_of_units(recipe), shared=overwrite) as staging:
+            manifest, receipts = _build(recipe, sources, crew, staging)
+        timing.build = time.perf_counter() - began - timing.start
     timing.stages = total(receipt.seconds for receipt in receipts if receipt.fresh)
     return manifest
+
+
+def _build(
+    recipe: BuildRecipe, sources: Sources, crew: Crew, staging: Staging
+) -> tuple[Manifest, list[Receipt]]:
+    """Make and publish what is not there yet."""
+    published = staging.published()
+    if published is not None:
+        refuse_other(staging.out, _identity_of(published), sources.identity(recipe))
+        return published, []
+    try:
+        jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
+        receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
+        manifest, made = _manifest(recipe, sources, receipts, staging)
+    except LongRecipeError:
+        staging.discard_if_fruitless()
+        raise
+    staging.publish({**_moves(made, manifest), **_quarantine_moves(receipts, staging)}, manifest)
+    return manifest, receipts
 
 
 def units_of(recipe: BuildRecipe, files: list[SourceFile]) -> list[Unit]:

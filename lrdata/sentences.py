@@ -113,6 +113,7 @@ class SentenceTables:
     pair: np.ndarray
     calm: np.ndarray  # bool: a full stop after it is none of an abbreviation, whatever is before it
     stops: np.ndarray  # uint8: if it ends with _STOP, what it needs to end a sentence
+    ended: np.ndarray  # bool: closers alone after it may end a sentence
     last: np.ndarray  # uint16: its last two bytes, the last one lowest
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
@@ -131,6 +132,7 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     tail = _eight_bytes(values, offsets[1:] - 1, sizes, -1)
 
     end = _what_ends(tail, sizes).astype(np.uint16)
+    ended = end != _NOTHING
     lines = np.concatenate([[0], np.cumsum((values == 0x0A) | (values == 0x0D))])
     end[(lines[offsets[1:]] > lines[offsets[:-1]]) & ~special] = _LINE_END
     end[tokenizer.eot_id] = _EOT
@@ -146,7 +148,9 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     calm = _is_calm(tail, sizes)
     stops = _what_stops_need(tail, sizes)
     last = tail.astype(np.uint16)  # the lowest bytes
-    return SentenceTables(pair, calm, stops, last, after, head, tail, sizes, offsets[1:], values)
+    return SentenceTables(
+        pair, calm, stops, ended, last, after, head, tail, sizes, offsets[1:], values
+    )
 
 
 def _eight_bytes(values: np.ndarray, first: np.ndarray, sizes: np.ndarray, step: int) -> np.ndarray:
@@ -296,7 +300,7 @@ def _near_ends(
     may_end = ~ends
     closers = np.flatnonzero(end == _CLOSED)
     place = at[closers]
-    may_end[closers] = (tables.pair[ids[place - 1]] & _ANY != _NOTHING) & (place > 0)
+    may_end[closers] = tables.ended[ids[place - 1]] & (place > 0)
     wide = np.flatnonzero(end == _WIDE)
     may_end[wide] = _may_be_wide(ids, at[wide], tables)
     near = np.flatnonzero(may_end)

@@ -1,11 +1,11 @@
 """Engines schedule units; they never look inside them, and change no byte.
 
-An engine is a module with `begin(recipe, workers)`, called early, with `call(function, job,
-workers)`, for what needs the tokenizer but is no unit, and with `run(function, jobs, workers)`,
-which yields function(job) for each job, in their order, with up to `workers` at work at a time.
+An engine is a module with `begin(recipe, workers)`, called early, and `crew(workers)`, a context
+with the workers that `run` the units.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -15,21 +15,28 @@ from lrdata.recipe import BuildRecipe
 ENGINES = ("local", "ray")
 
 
+class Crew(Protocol):
+    """Workers, until their context ends."""
+
+    def call(self, function: Callable[[Any], Any], job: Any) -> Any:
+        """function(job), in a process that has the tokenizer loaded if there is one."""
+        ...
+
+    def run(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+        """function(job) for each job, in their order. Closing the iterator cancels what is waiting,
+        and waits for what is at work."""
+        ...
+
+
 class Engine(Protocol):
     """What every engine is."""
 
     def begin(self, recipe: BuildRecipe, workers: int) -> None:
-        """Start what takes long, while the corpus is looked at."""
+        """Start what takes long, before anything else is done. May be called again."""
         ...
 
-    def call(self, function: Callable[[Any], Any], job: Any, workers: int) -> Any:
-        """function(job), in a process that has the tokenizer loaded if the engine has one."""
-        ...
-
-    def run(
-        self, function: Callable[[Any], Any], jobs: Sequence[Any], workers: int
-    ) -> Iterator[Any]:
-        """function(job) for each job, in order; closing the iterator cancels what is waiting."""
+    def crew(self, workers: int) -> AbstractContextManager[Crew]:
+        """Up to so many workers at a time."""
         ...
 
 

@@ -7,14 +7,16 @@ from this process, whose threads a fork would leave in an undefined state, but f
 (`multiprocessing`'s forkserver) that has loaded the tokenizer with one thread and runs no other.
 """
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -47,40 +49,60 @@ def begin(recipe: BuildRecipe, workers: int) -> None:
             forkserver.ensure_running()
 
 
-def call(function: Callable[[Job], Result], job: Job, workers: int) -> Result:
-    """function(job), in a process of its own if there are several workers."""
+@contextmanager
+def crew(workers: int) -> Iterator["_Processes | _ThisProcess"]:
+    """So many processes, or this one if that is enough."""
     if workers <= 1:
-        return function(job)
-    (result,) = _in_processes(function, [job], 1)
-    return result
-
-
-def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
-    """function(job) for each job, in their order. Closing the iterator cancels what is waiting."""
-    workers = min(workers, len(jobs))
-    return map(function, jobs) if workers <= 1 else _in_processes(function, jobs, workers)
-
-
-def _in_processes(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int
-) -> Iterator[Result]:
+        yield _ThisProcess()
+        return
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
-    ended = True
+    patient = True
     try:
-        with _environment(_ONE_THREAD):
-            results = pool.map(function, jobs)
-        yield from results
-    except BrokenProcessPool:
-        raise LongRecipeError(
-            "a worker process died, perhaps for lack of memory; the same command goes on from what "
-            "is finished (with fewer --workers it needs less)"
-        ) from None
+        yield _Processes(pool, workers)
     except KeyboardInterrupt:
-        ended = False  # whoever pressed the key does not want to wait for units
+        patient = False  # whoever pressed the key does not want to wait for units
         raise
     finally:
-        pool.shutdown(wait=ended, cancel_futures=True)
+        pool.shutdown(wait=patient, cancel_futures=True)
+
+
+class _ThisProcess:
+    def call(self, function: Callable[[Job], Result], job: Job) -> Result:
+        return function(job)
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        return map(function, jobs)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    pool: ProcessPoolExecutor
+    workers: int
+
+    def call(self, function: Callable[[Job], Result], job: Job) -> Result:
+        with _plain_errors():
+            with _environment(_ONE_THREAD):
+                result = self.pool.submit(function, job)
+                for _ in range(self.workers - 1):
+                    self.pool.submit(os.getpid)  # have the others begin: units come next
+            return result.result()
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        results: list[Future[Result]] = []
+        try:
+            with _plain_errors():
+                with _environment(_ONE_THREAD):
+                    results += [self.pool.submit(function, job) for job in jobs]
+                for result in results:
+                    yield result.result()
+        except KeyboardInterrupt:
+            results = []
+            raise
+        finally:
+            for result in results:
+                result.cancel()
+            concurrent.futures.wait(results)
 
 
 def _begin_process() -> None:
@@ -94,6 +116,17 @@ def _begin_process() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise LongRecipeError(
+            "a worker process died, perhaps for lack of memory; the same command goes on from what "
+            "is finished (with fewer --workers it needs less)"
+        ) from None
 
 
 @contextmanager

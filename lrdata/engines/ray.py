@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +39,21 @@ def begin(recipe: BuildRecipe, workers: int) -> None:
     """Nothing: Ray starts when there are jobs."""
 
 
-def call(function: Callable[[Job], Result], job: Job, workers: int) -> Result:
-    """function(job), in this process: Ray may not have started."""
-    return function(job)
+@contextmanager
+def crew(workers: int) -> Iterator["_Crew"]:
+    """Ray's workers. They are there while units run; anything else is done in this process."""
+    yield _Crew(workers)
+
+
+@dataclass(frozen=True)
+class _Crew:
+    workers: int
+
+    def call(self, function: Callable[[Job], Result], job: Job) -> Result:
+        return function(job)
+
+    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        return run(function, jobs, self.workers)
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

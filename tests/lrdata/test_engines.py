@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lrdata.engines import open_engine
-from lrdata.engines.local import _ONE_THREAD, run
+from lrdata.engines.local import _ONE_THREAD, crew
 from lrdata.engines.warm import WARM
 from lrdata.errors import LongRecipeError
 
@@ -26,28 +26,51 @@ def fails(number: int) -> int:
     return number
 
 
+def touches(path: Path) -> None:
+    path.with_suffix(".begun").touch()
+    time.sleep(0.03)
+    path.with_suffix(".begun").rename(path)
+
+
 def dies(number: int) -> int:
     os._exit(1)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
-    results = list(run(slower_first, range(12), workers))
+    with crew(workers) as processes:
+        results = list(processes.run(slower_first, range(12)))
+        assert processes.call(fails, 1) == 1
     assert [number for number, _ in results] == list(range(12))
     assert (os.getpid() in {pid for _, pid in results}) == (workers == 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_job_is_raised_as_it_is(workers: int) -> None:
-    results = run(fails, range(5), workers)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(LongRecipeError, match="two is wrong"):
+    with crew(workers) as processes:
+        results = processes.run(fails, range(5))
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(LongRecipeError, match="two is wrong"):
+            next(results)
+        with pytest.raises(LongRecipeError, match="two is wrong"):
+            processes.call(fails, 2)
+
+
+def test_closing_cancels_what_waits_and_waits_for_what_runs(tmp_path: Path) -> None:
+    with crew(2) as processes:
+        results = processes.run(touches, [tmp_path / str(number) for number in range(40)])
         next(results)
+        results.close()
+        seen = {path.name for path in tmp_path.iterdir()}
+        assert len(seen) < 20
+        assert not any(name.endswith(".begun") for name in seen)
+        time.sleep(0.1)
+        assert {path.name for path in tmp_path.iterdir()} == seen
 
 
 def test_a_process_that_dies_is_one_clear_line() -> None:
-    with pytest.raises(LongRecipeError, match="a worker process died"):
-        list(run(dies, range(4), 2))
+    with pytest.raises(LongRecipeError, match="a worker process died"), crew(2) as processes:
+        list(processes.run(dies, range(4)))
 
 
 def test_unknown_engines_are_named() -> None:
