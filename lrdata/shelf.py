@@ -16,19 +16,18 @@ from lrdata.manifest import FileEntry
 from lrdata.records import Rejected
 from lrdata.shard_writer import ShardWriter, writing_shard
 from lrdata.shards import Row, file_sha256
-from lrdata.stopwatch import total
+from lrdata.stopwatch import Stopwatch
 
 
 class Shelf:
     """A context that collects rows and rejected records.
 
-    When it closes, `entries` are its shards and `seconds` what writing them took, by stage.
+    When it closes, `entries` are its shards. watch: adds up what writing takes, by stage.
     """
 
-    def __init__(self, staging: Path, stem: str) -> None:
-        self.staging, self.stem = staging, stem
+    def __init__(self, staging: Path, stem: str, watch: Stopwatch | None = None) -> None:
+        self.staging, self.stem, self._watch = staging, stem, watch
         self.entries: list[FileEntry] = []
-        self.seconds: dict[str, float] = {}
         self._open = ExitStack()
         self._writers: dict[str, ShardWriter] = {}
         self._quarantine: TextIO | None = None
@@ -47,13 +46,14 @@ class Shelf:
         self._open.__exit__(kind, problem, trace)
         if problem is None:
             self.entries = [self._entry(name, writer) for name, writer in self._writers.items()]
-            self.seconds = total(writer.watch.seconds for writer in self._writers.values())
 
     def write(self, row: Row) -> None:
         """Add a row to the shard of its kind."""
         if row.kind not in self._writers:
             path = self.staging / f"{self.stem}.{row.kind}.parquet"
-            self._writers[row.kind] = self._open.enter_context(writing_shard(path))
+            self._writers[row.kind] = self._open.enter_context(
+                writing_shard(path, watch=self._watch)
+            )
         self._writers[row.kind].write(row)
 
     def reject(self, entry: Rejected) -> None:

@@ -25,7 +25,7 @@ from lrdata.recipe import BuildRecipe, portable_name
 from lrdata.records import Documents, Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
-from lrdata.stopwatch import Stopwatch, total
+from lrdata.stopwatch import Stopwatch
 from lrdata.tokenizer import Encoder, Tokenizer
 from lrdata.windows import Document, Tokens, Window, WindowJoiner
 
@@ -74,12 +74,11 @@ def build_unit(job: Job) -> Receipt:
     encoder = _open_encoder(tokenizer)
     compressor = Compressor.open(job.recipe, tokenizer)
     watch = Stopwatch()
-    with Shelf(job.staging, unit_stem(job.unit.index)) as shelf:
+    with Shelf(job.staging, unit_stem(job.unit.index), watch) as shelf:
         builder = _UnitBuilder(job, encoder, compressor, shelf, watch)
         ledger = builder.run()
-    seconds = total((watch.seconds, shelf.seconds))
     files = tuple(shelf.entries)
-    receipt = Receipt(job.unit.index, ledger, files, builder.bytes_read, seconds)
+    receipt = Receipt(job.unit.index, ledger, files, builder.bytes_read, watch.seconds)
     write_json(_receipt_path(job), asdict(receipt))
     return replace(receipt, fresh=True)
 
