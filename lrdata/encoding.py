@@ -22,7 +22,7 @@ from lrdata.windows import Tokens
 MAX_WHOLE_BYTES = 64 * 1024**2
 """A longer text is rejected where the tokenizer does not allow cutting it."""
 
-_COMPARED_CHARACTERS = 1_000
+_COMPARED_CHARACTERS = 250
 """Of each batch this much is encoded twice, by the fast encoder and by the reference."""
 
 

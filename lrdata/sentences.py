@@ -32,6 +32,7 @@ _SPACED = ".?!…"  # need white space after them
 _UNSPACED = "。！？．｡।॥؟۔።፧។៕။།༎᠃։"
 _CLOSERS = "\"')]}*_`»›”’」』）】》〉］｝〕〗"
 _OPENERS = "“‘«‹"  # they close in German and Danish („So.“ Da), but open in 。“他
+_WIDE_POINT = ord("．")  # in CJK text it is also that of a decimal number
 _MOST_CLOSERS = 3
 _BLOCK = 1 << 16  # tokens at a time, so that what is known of them stays in the cache
 _MOST_SPACES = 64  # tokens of white space between a terminator and the word after it
@@ -49,9 +50,10 @@ _NO_CHARACTER = 0xFFFF  # beyond the basic plane, or no whole character: no flag
 _NOTHING = 0
 _LINE_END, _STOP, _CLOSED, _WIDE, _EOT = (1 << bit for bit in range(5))
 
-# What a token that ends with _STOP needs to end a sentence where one begins after it: a look at the
-# text before it; to follow what is no abbreviation; nothing more.
-_A_LOOK, _CALM, _NOTHING_MORE = range(3)
+# What a terminator at the end of a token needs to end a sentence: a look at the text before it and
+# after; where a sentence begins after it, to follow what is no abbreviation, or nothing more; where
+# no line end and no other terminator comes after it, nothing more.
+_A_LOOK, _CALM, _SENTENCE_AFTER, _ANY_AFTER = range(4)
 
 # What follows a token. Directly: _TEXT (anything else), _LOWER (a small letter), _NUMBER,
 # _TERMINATOR (or a closer). After white space: _SENTENCE, _LOWER_WORD. Either way: _LINE_OR_EOT.
@@ -112,7 +114,9 @@ class SentenceTables:
     # uint16: what it ends with (5 bits), possible and sure ends before it (5 each), is it _SPACES
     pair: np.ndarray
     calm: np.ndarray  # bool: a full stop after it is none of an abbreviation, whatever is before it
-    stops: np.ndarray  # uint8: if it ends with _STOP, what it needs to end a sentence
+    inner: np.ndarray  # bool: the same, if a letter is before it
+    word: np.ndarray  # bool: its last character is a letter, or another part of a word
+    needs: np.ndarray  # uint8: what its terminator needs to end a sentence
     ended: np.ndarray  # bool: closers alone after it may end a sentence
     last: np.ndarray  # uint16: its last two bytes, the last one lowest
     after: np.ndarray  # uint8: what it is to a token before it
@@ -146,10 +150,11 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     spaces = (after == _SPACES).astype(np.uint16)
     pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15
     calm = _is_calm(tail, sizes)
-    stops = _what_stops_need(tail, sizes)
+    inner, word = _is_inner(tail, sizes), _ends_in_word(tail, sizes)
+    needs = _what_is_needed(tail, sizes)
     last = tail.astype(np.uint16)  # the lowest bytes
     return SentenceTables(
-        pair, calm, stops, ended, last, after, head, tail, sizes, offsets[1:], values
+        pair, calm, inner, word, needs, ended, last, after, head, tail, sizes, offsets[1:], values
     )
 
 
@@ -185,16 +190,17 @@ def _without_closers(tail: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np
     return rest, left
 
 
-def _what_stops_need(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """What a terminator at the end of a token needs to end a sentence before a new one: uint8."""
+def _what_is_needed(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """What a terminator at the end of a token needs to end a sentence, uint8."""
     rest, left = _without_closers(tail, size)
     code, length = _last_character(*_low_bytes(rest))
-    ends = _has(code, _SPACED_END) & (length <= left)
+    whole = length <= left
+    spaced = _has(code, _SPACED_END) & whole
+    unspaced = _has(code, _UNSPACED_END) & whole & (rest == tail) & (code != _WIDE_POINT)
     stop = (code == ord(".")) & (rest == tail)  # may be of an abbreviation; not before closers
-    sure = ends & (~stop | _is_calm(rest >> _U(8), left - 1))
-    return np.select([sure, ends & stop & (size == 1)], [_NOTHING_MORE, _CALM], _A_LOOK).astype(
-        np.uint8
-    )
+    sure = spaced & (~stop | _is_calm(rest >> _U(8), left - 1))
+    cases = [unspaced, sure, spaced & stop & (size == 1)]
+    return np.select(cases, [_ANY_AFTER, _SENTENCE_AFTER, _CALM], _A_LOOK).astype(np.uint8)
 
 
 def _what_follows(word: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -288,13 +294,15 @@ def _near_ends(
 ) -> np.ndarray:
     """Whether a sentence ends at each token in `at`, by its neighbours or else the text around."""
     # A line end and an indented word: the most common of these in source code.
-    second = tables.pair[ids[np.minimum(at + 2, len(ids) - 1)]]
-    ends = pair & after >> 10 & second >> 10 & _LINE_END != 0
+    ends = pair & after >> 10 & _LINE_END != 0
+    lines = np.flatnonzero(ends)
+    second = tables.pair[ids[np.minimum(at[lines] + 2, len(ids) - 1)]]
+    ends[lines] = second >> 10 & _LINE_END != 0
     # Terminators before a new sentence that are surely none of an abbreviation.
     stops = np.flatnonzero((pair & _STOP != 0) & (after & _BEFORE_SENTENCE == _BEFORE_SENTENCE))
     place = at[stops]
-    need = tables.stops[ids[place]]
-    ends[stops] = (need == _NOTHING_MORE) | (need == _CALM) & _calm_before(ids, place, tables)
+    needs = tables.needs[ids[place]]
+    ends[stops] = (needs == _SENTENCE_AFTER) | (needs == _CALM) & _calm_before(ids, place, tables)
     # Closers alone, and a last byte of a character, need a token before them that may be an end.
     end = pair & _ANY
     may_end = ~ends
@@ -302,7 +310,10 @@ def _near_ends(
     place = at[closers]
     may_end[closers] = tables.ended[ids[place - 1]] & (place > 0)
     wide = np.flatnonzero(end == _WIDE)
-    may_end[wide] = _may_be_wide(ids, at[wide], tables)
+    place = at[wide]
+    may_end[wide] = _may_be_wide(ids, place, tables)
+    sure = wide[(tables.needs[ids[place]] == _ANY_AFTER) & (after[wide] >> 5 & _LINE_END != 0)]
+    ends[sure], may_end[sure] = True, False
     near = np.flatnonzero(may_end)
     ends[near] = _looked_at(ids, at[near], end[near], tables)
     return ends
@@ -313,8 +324,9 @@ def _calm_before(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.
     token, before = ids[at - 1], ids[at - 2]
     # The last byte of a character of three or more: of no alphabet with abbreviations.
     last = tables.last[token]
-    long = (last & 0xFFC0 == 0x80) & (tables.last[before] & 0xC0 == 0x80) & (at > 1)
-    return (tables.calm[token] | long) & (at > 0)
+    long = (last & 0xFFC0 == 0x80) & (tables.last[before] & 0xC0 == 0x80)
+    inner = tables.inner[token] & tables.word[before]
+    return (tables.calm[token] | (long | inner) & (at > 1)) & (at > 0)
 
 
 def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
@@ -381,7 +393,7 @@ def _is_terminated(
             break
         skip[closed] += length[closed]
         code[closed], length[closed] = _character_before(ids, at[closed], skip[closed], tables)
-    decimal = (code == ord("．")) & (after == _NUMBER)
+    decimal = (code == _WIDE_POINT) & (after == _NUMBER)
     unspaced = wide & _has(code, _UNSPACED_END) & ~decimal
     spaced = _has(code, _SPACED_END) & (after == _SENTENCE)
     stops = np.flatnonzero(spaced & (code == ord(".")) & (skip == 0))
@@ -398,7 +410,7 @@ def _character_before(
     code, length = _last_character(*(tables.values[stop - back] for back in (1, 2, 3)))
     split = np.flatnonzero(length > tables.size[ids[at]] - skip)
     if len(split):
-        word, _ = _joined(ids, at[split], -1, tables.tail, tables.size, skip[split])
+        word, _ = _joined(ids, at[split], -1, tables.tail, tables.size, skip[split], enough=4)
         code[split], length[split] = _last_character(*_low_bytes(word))
     return code, length
 
@@ -410,11 +422,12 @@ def _joined(
     parts: np.ndarray,
     sizes: np.ndarray,
     skip: np.ndarray | int,
+    enough: int = 8,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eight bytes of text from token `at` on in direction `step`, after the first `skip`.
 
-    Returns uint64 [m], the first byte lowest, and int64 [m]: how many there are (8 or more, or less
-    where the window ends).
+    Returns uint64 [m], the first byte lowest, and int64 [m]: how many there are (`enough` or more,
+    or less where the window ends).
     """
     word = np.zeros(len(at), np.uint64)
     filled = np.zeros(len(at), np.int64) - skip
@@ -424,7 +437,7 @@ def _joined(
         word[todo] |= part << shift | part >> -shift  # of these, the one that wraps around is 0
         filled[todo] += sizes[ids[place]]
         place = place + step
-        more = (filled[todo] < 8) & (place >= 0) & (place < len(ids))
+        more = (filled[todo] < enough) & (place >= 0) & (place < len(ids))
         todo, place = todo[more], place[more]
     return word, filled
 
@@ -462,12 +475,36 @@ def _is_calm(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
     return decided & ~(may_be & ~before) | ~may_be & ~ascii_letter & (word_size <= size)
 
 
+def _is_inner(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Whether a full stop after each token is surely none of an abbreviation, if a letter is before
+    the token: where it is a part of a word that is the end of no abbreviation."""
+    code, length = _last_character(*_low_bytes(tail))
+    bytes_ = tail.astype("<u8").view(np.uint8).reshape(-1, 8)
+    letters = _ASCII_LETTER[bytes_].sum(axis=1) == size
+    name = tail | _U(0x2020202020202020) & ~(_U(0xFFFFFFFFFFFFFFFF) << _bits(np.minimum(size, 8)))
+    ascii_part = letters & ~np.isin(name, _NAME_ENDS)
+    return (size > 0) & (ascii_part | (code > 0x7F) & (length == size))
+
+
+def _ends_in_word(tail: np.ndarray, size: np.ndarray) -> np.ndarray:
+    code, length = _last_character(*_low_bytes(tail))
+    return _has(code, _WORD) & (length <= size)
+
+
 _WIDE_MARKS = [char.encode() for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS if char > "~"]
 _WIDE_ENDS = np.zeros(1 << 16, bool)  # by the last two bytes, the first of them highest
 _WIDE_ENDS[[int.from_bytes(mark[-2:], "big") for mark in _WIDE_MARKS]] = True
 _FINALS = np.zeros(256, bool)
 _FINALS[[mark[-1] for mark in _WIDE_MARKS]] = True
 
+_NAME_ENDS = np.array(
+    [
+        int.from_bytes(name[start:].encode(), "big")
+        for name in _ABBREVIATIONS.split()
+        for start in range(len(name))
+    ],
+    np.uint64,
+)
 _NAMES = np.sort(
     np.array([int.from_bytes(n.encode(), "big") for n in _ABBREVIATIONS.split()], np.uint64)
 )
