@@ -164,7 +164,8 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             values = values_of(parsed)
             if labelled and float in map(type, values):  # perhaps an integer of over 64 bits
                 values = values_of(json.loads(bytes(line or b"")))
-            item = judge(at, len(line or b""), *values, sound=sound)
+            plain = sound and line is not None and _is_plain(line, values[0])
+            item = judge(at, len(line or b""), *values, sound=sound, plain=plain)
         if blocks.damage and isinstance(item, Rejected):
             break  # the line in which a damaged file ends: its rejection is the file's
         yield item
@@ -173,6 +174,14 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     for name in absent:
         if present.objects and not _occurs(piece, name):
             raise wrong_field(file, name, present.names)
+
+
+def _is_plain(line: Line, text: Any) -> bool:
+    """Whether a line's strings surely hold no control character: JSON writes it with a backslash.
+
+    Bytes are looked through faster than wide characters are, but not than an ASCII string.
+    """
+    return type(text) is str and not text.isascii() and b"\\" not in bytes(line)
 
 
 def _looker(fields: Fields) -> Callable[[dict[str, Any]], tuple[Any, ...]]:

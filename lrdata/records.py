@@ -134,14 +134,16 @@ class Judge:
         source: Any = None,
         *,
         sound: bool = False,
+        plain: bool = False,
     ) -> Record | Rejected:
         """The record at `at`, `size` bytes long, by its values (MISSING where it has none).
 
-        `sound`: its strings are known to be whole Unicode, without lone surrogates.
+        `sound`: its strings are known to be whole Unicode, without lone surrogates; `plain`: and to
+        hold no control character.
         """
-        problem = _problem(self._content, text, sound)
+        problem = _problem(self._content, text, sound, plain)
         if problem is None and self._prompt is not None:
-            problem = _problem(self._prompt, prompt, sound)
+            problem = _problem(self._prompt, prompt, sound, plain)
         if problem is not None:
             return Rejected(self._file, at, problem)
         return Record(
@@ -164,13 +166,13 @@ _NAMES_OF_TYPES = {
 }
 
 
-def _problem(name: str, value: Any, sound: bool) -> str | None:
+def _problem(name: str, value: Any, sound: bool, plain: bool = False) -> str | None:
     """Why a value is no text to train on; None where it is."""
     if type(value) is not str:
         return _long_problem(name, value) if type(value) is LongText else _no_text(name, value)
     if not value or value.isspace():
         return f"{name} is empty"
-    if "\0" in value:
+    if not plain and "\0" in value:
         return f"{name} holds a NUL character"
     return None if sound or _is_unicode(value) else f"{name} holds half a surrogate pair"
 

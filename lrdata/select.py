@@ -54,7 +54,7 @@ def draw_keys(
     Returns:
         uint64 [s], no two equal: the sentence with the smallest key is kept first.
     """
-    before = np.cumsum(mask, dtype=np.int32)[np.cumsum(lengths) - 1]  # and in the sentence
+    before = np.cumsum(mask, dtype=np.int32).take(np.cumsum(lengths) - 1)  # and in the sentence
     holds = np.diff(before, prepend=0) > 0
     # Without (1 bit), random (39 bits), number (24 bits: no two are equal).
     keys = stream.words(len(lengths)) >> np.uint64(25) << np.uint64(24)
@@ -128,9 +128,9 @@ def keep(lengths: np.ndarray, keys: np.ndarray, budget: int) -> np.ndarray:
 def kept_tokens(lengths: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Window offsets of the kept tokens: int32 [sum(kept)], increasing."""
     taken = np.flatnonzero(kept)
-    counts = kept[taken]
+    counts = kept.take(taken)
     before = np.cumsum(counts) - counts
-    offsets = np.repeat((_starts(lengths)[taken] - before).astype(np.int32), counts)
+    offsets = np.repeat((_starts(lengths).take(taken) - before).astype(np.int32), counts)
     offsets += np.arange(len(offsets), dtype=np.int32)
     return offsets
 
@@ -160,7 +160,7 @@ def pieces(kept_offsets: np.ndarray, segment_lengths: np.ndarray) -> tuple[np.nd
     cut[_starts(segment_lengths)] = True
     at = np.flatnonzero(cut)
     lengths = np.diff(np.append(at, len(kept_offsets)))
-    return kept_offsets[at].astype(np.int32), lengths.astype(np.int32)
+    return kept_offsets.take(at).astype(np.int32), lengths.astype(np.int32)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

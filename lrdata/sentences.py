@@ -269,7 +269,7 @@ def sentence_ends(ids: np.ndarray, tables: SentenceTables) -> np.ndarray:
     at, pair, after = _candidates(ids, tables)
     ends = pair & after >> 5 & _ANY != 0
     left = np.flatnonzero(~ends)
-    ends[left] = _near_ends(ids, at[left], pair[left], after[left], tables)
+    ends[left] = _near_ends(ids, at.take(left), pair.take(left), after.take(left), tables)
     return np.append(at[ends], len(ids) - 1)
 
 
@@ -283,8 +283,8 @@ def _candidates(
         pair = tables.pair.take(ids[start : start + _BLOCK + 1])
         after = pair[1:] >> 5
         place = np.flatnonzero((pair[:-1] & after & _ANY) != 0)
-        pairs.append(pair[place])
-        afters.append(after[place])
+        pairs.append(pair.take(place))
+        afters.append(after.take(place))
         places.append(place + start)
     return np.concatenate(places), np.concatenate(pairs), np.concatenate(afters)
 
@@ -296,45 +296,47 @@ def _near_ends(
     # A line end and an indented word: the most common of these in source code.
     ends = pair & after >> 10 & _LINE_END != 0
     lines = np.flatnonzero(ends)
-    second = tables.pair[ids[np.minimum(at[lines] + 2, len(ids) - 1)]]
+    second = tables.pair.take(ids.take(np.minimum(at.take(lines) + 2, len(ids) - 1)))
     ends[lines] = second >> 10 & _LINE_END != 0
     # Terminators before a new sentence that are surely none of an abbreviation.
     stops = np.flatnonzero((pair & _STOP != 0) & (after & _BEFORE_SENTENCE == _BEFORE_SENTENCE))
-    place = at[stops]
-    needs = tables.needs[ids[place]]
+    place = at.take(stops)
+    needs = tables.needs.take(ids.take(place))
     ends[stops] = (needs == _SENTENCE_AFTER) | (needs == _CALM) & _calm_before(ids, place, tables)
     # Closers alone, and a last byte of a character, need a token before them that may be an end.
     end = pair & _ANY
     may_end = ~ends
     closers = np.flatnonzero(end == _CLOSED)
-    place = at[closers]
-    may_end[closers] = tables.ended[ids[place - 1]] & (place > 0)
+    place = at.take(closers)
+    may_end[closers] = tables.ended.take(ids.take(place - 1)) & (place > 0)
     wide = np.flatnonzero(end == _WIDE)
-    place = at[wide]
+    place = at.take(wide)
     may_end[wide] = _may_be_wide(ids, place, tables)
-    sure = wide[(tables.needs[ids[place]] == _ANY_AFTER) & (after[wide] >> 5 & _LINE_END != 0)]
+    no_line = after.take(wide) >> 5 & _LINE_END != 0
+    sure = wide[(tables.needs.take(ids.take(place)) == _ANY_AFTER) & no_line]
     ends[sure], may_end[sure] = True, False
     near = np.flatnonzero(may_end)
-    ends[near] = _looked_at(ids, at[near], end[near], tables)
+    ends[near] = _looked_at(ids, at.take(near), end.take(near), tables)
     return ends
 
 
 def _calm_before(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
     """Whether a full stop that is the token at `at` is surely none of an abbreviation."""
-    token, before = ids[at - 1], ids[at - 2]
+    token, before = ids.take(at - 1), ids.take(at - 2)
     # The last byte of a character of three or more: of no alphabet with abbreviations.
-    last = tables.last[token]
-    long = (last & 0xFFC0 == 0x80) & (tables.last[before] & 0xC0 == 0x80)
-    inner = tables.inner[token] & tables.word[before]
-    return (tables.calm[token] | (long | inner) & (at > 1)) & (at > 0)
+    last = tables.last.take(token)
+    long = (last & 0xFFC0 == 0x80) & (tables.last.take(before) & 0xC0 == 0x80)
+    inner = tables.inner.take(token) & tables.word.take(before)
+    return (tables.calm.take(token) | (long | inner) & (at > 1)) & (at > 0)
 
 
 def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
     """Whether the bytes up to the end of each token in `at` can end a mark beyond ASCII."""
-    last = tables.last[ids[at]].astype(np.uint32)
+    last = tables.last.take(ids.take(at)).astype(np.uint32)
     alone = np.flatnonzero(last < 0x100)  # a byte whose character begins before
-    last[alone] |= tables.last[ids[np.maximum(at[alone] - 1, 0)]].astype(np.uint32) << 8
-    may_be = _WIDE_ENDS[last & 0xFFFF]
+    before = ids.take(np.maximum(at.take(alone) - 1, 0))
+    last[alone] |= tables.last.take(before).astype(np.uint32) << 8
+    may_be = _WIDE_ENDS.take(last & 0xFFFF)
     known = np.flatnonzero(may_be & (last > 0xFFFF))  # three bytes, the most that a mark has
     last = last[known]
     code, _ = _last_character(last & 0xFF, last >> 8 & 0xFF, last >> 16)
@@ -359,7 +361,7 @@ def _looked_at(
 def _after(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
     """What follows each token in `at`."""
     place = at + 1
-    after = tables.after[ids[place]]
+    after = tables.after.take(ids.take(place))
     spaced = np.flatnonzero(after == _SPACES)
     walking = spaced
     for _ in range(_MOST_SPACES):
@@ -406,9 +408,10 @@ def _character_before(
     ids: np.ndarray, at: np.ndarray, skip: np.ndarray, tables: SentenceTables
 ) -> tuple[np.ndarray, np.ndarray]:
     """The last character and its length up to the end of each token, less `skip` bytes."""
-    stop = tables.stop[ids[at]] - skip
-    code, length = _last_character(*(tables.values[stop - back] for back in (1, 2, 3)))
-    split = np.flatnonzero(length > tables.size[ids[at]] - skip)
+    token = ids.take(at)
+    stop = tables.stop.take(token) - skip
+    code, length = _last_character(*(tables.values.take(stop - back) for back in (1, 2, 3)))
+    split = np.flatnonzero(length > tables.size.take(token) - skip)
     if len(split):
         word, _ = _joined(ids, at[split], -1, tables.tail, tables.size, skip[split], enough=4)
         code[split], length[split] = _last_character(*_low_bytes(word))
@@ -433,9 +436,10 @@ def _joined(
     filled = np.zeros(len(at), np.int64) - skip
     todo, place = np.arange(len(at)), at
     while len(todo):
-        part, shift = parts[ids[place]], _bits(filled[todo])
+        token, shift = ids.take(place), _bits(filled.take(todo))
+        part = parts.take(token)
         word[todo] |= part << shift | part >> -shift  # of these, the one that wraps around is 0
-        filled[todo] += sizes[ids[place]]
+        filled[todo] += sizes.take(token)
         place = place + step
         more = (filled[todo] < enough) & (place >= 0) & (place < len(ids))
         todo, place = todo[more], place[more]
