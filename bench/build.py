@@ -6,9 +6,9 @@
 
 On the same corpora in the same run: raw fastokens (the limit: texts in memory to ids in memory),
 raw tokenizers, datatrove's tokenization, and the real command, JSONL on disk to shards on disk;
-then the command on a corpus several times as large. Contestants take turns, because machines have
-moods; the median counts. Memory is watched in a first round that is not timed: watching costs some
-percent.
+then the command on a corpus several times as large, and on a single large document. Contestants
+take turns, because machines have moods; the median counts. Memory is watched in a first round that
+is not timed: watching costs some percent.
 
 Rates leave start-up out (imports, loading the tokenizer), for all alike; the column "with start-up"
 is the whole command. Files are in the page cache. tokenizers and datatrove get only the first part
@@ -28,8 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from corpora import CACHE, Corpus, default_corpora, fetch, repeat
-from report import aims_table, disagreements, figures, scaling_table, speed_table, stage_table
+from corpora import CACHE, FORMS, Corpus, default_corpora, fetch, one_document, repeat
+from report import (
+    aims_table,
+    disagreements,
+    document_table,
+    figures,
+    scaling_table,
+    speed_table,
+    stage_table,
+)
 from rich.console import Console
 from runs import Bench, Contestant, Failed, Measured, Run, contestants, ours
 
@@ -38,9 +46,10 @@ from lrdata.progress import Task, progress
 from lrdata.sizes import Count
 from lrdata.tokenizer import Tokenizer
 
-PARTS = ("raw", "tokenizers", "datatrove", "ours", "scaling")
+PARTS = ("raw", "tokenizers", "datatrove", "ours", "scaling", "document")
 _LIBRARIES = ("fastokens", "tokenizers", "numpy", "pyarrow", "polars")
 _FULL = {"mb": 200, "repeat": 3, "tokenizers_mb": 30.0, "datatrove_mb": 8.0, "scale": "1,3,10"}
+_DOCUMENT_MB = 300
 _QUICK = {"mb": 8, "repeat": 1, "tokenizers_mb": 2.0, "datatrove_mb": 3.0, "scale": "1,3"}
 
 
@@ -102,13 +111,17 @@ def main(
             largest = max(corpora, key=lambda corpus: corpus.bytes)
             scaling = _scale(bench, largest, _numbers("--scale", sizes["scale"]))
             console.print(scaling_table(largest, scaling))
+        documents: list[Measured] = []
+        if "document" in parts and not quick:
+            documents = _documents(bench, corpora[0])
+            console.print(document_table(documents))
     warnings = [
         line for corpus in corpora for line in disagreements(corpus, results.get(corpus.name, []))
     ]
     for line in warnings:
         console.print(f"[yellow]warning:[/] {line}")
     if json_file:
-        found = {"machine": machine, **figures(results, scaling, warnings)}
+        found = {"machine": machine, **figures(results, scaling, documents, warnings)}
         json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
@@ -153,6 +166,19 @@ def _scale(bench: Bench, corpus: Corpus, scales: Sequence[int]) -> dict[int, Mea
             run = _run(contestant, task, watched=True)
             found[times] = Measured(contestant, [run], run.peak_bytes)
             larger.path.unlink()
+    return found
+
+
+def _documents(bench: Bench, corpus: Corpus) -> list[Measured]:
+    """The command with most workers on one large document, in each form."""
+    found = []
+    with progress("one document", len(FORMS)) as task:
+        for form in FORMS:
+            document = one_document(corpus, _DOCUMENT_MB, bench.scratch, form)
+            contestant = ours(bench, document, max(bench.workers))
+            run = _run(contestant, task, watched=True)
+            found.append(Measured(contestant, [run], run.peak_bytes))
+            document.path.unlink()
     return found
 
 

@@ -3,7 +3,8 @@
     python bench/corpora.py --mb 200
 
 code: the Python sources of the standard library and the installed packages, each different file a
-document. english: their docstrings, a module a document, and their documentation (.rst, .md, .txt).
+document. english: their docstrings, a module a document, and their documentation (.rst, .md, .txt);
+where Debian's apt-get is there, also that of the Linux kernel and of PostgreSQL.
 multilingual: documents in some ninety languages, each of phrases of about eight words drawn at
 random, seeded, from one language's messages of a web framework (1 MB in all): real text of every
 script, but its words return more often than in a real corpus of this size.
@@ -12,7 +13,9 @@ What is installed differs from machine to machine, so compare figures of one run
 """
 
 import argparse
+import gzip
 import hashlib
+import html
 import inspect
 import json
 import os
@@ -21,16 +24,21 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lrdata.progress import progress
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("LONGRECIPE_CACHE") or ROOT / ".cache") / "bench"
 MULTILINGUAL_MB = 200
+DEBIAN_DOCUMENTATION = ("linux-doc-6.1", "postgresql-doc-15")
 _SHORTEST = 500
 """Characters of the shortest document: a list of names is neither code nor English."""
 
@@ -113,11 +121,41 @@ def _code() -> Iterator[str]:
 
 
 def _english() -> Iterator[str]:
+    texts = [*_docstrings_and_documents(), *_debian_documents()]
+    random.Random(0).shuffle(texts)
+    return iter(texts)
+
+
+def _docstrings_and_documents() -> Iterator[str]:
     for file, text in _installed("*.py", "*.rst", "*.md", "*.txt"):
         if file.suffix == ".py":
             docstrings = (docstring for _, docstring in _DOCSTRING.findall(text))
             text = "\n\n".join(map(inspect.cleandoc, docstrings))
         yield text
+
+
+def _debian_documents() -> Iterator[str]:
+    """The texts of documentation packages, which are unpacked, not installed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for package in DEBIAN_DOCUMENTATION:
+            command = f"apt-get download {package} && dpkg-deb -x {package}_*.deb {package}"
+            done = subprocess.run(command, shell=True, cwd=scratch, capture_output=True, text=True)
+            if done.returncode:
+                print(
+                    f"without {package}, which apt-get does not give: {done.stderr.strip()[:100]}"
+                )
+                continue
+            for file in sorted(Path(scratch, package).rglob("*")):
+                if file.name.endswith((".rst.gz", ".txt.gz")):
+                    yield gzip.decompress(file.read_bytes()).decode(errors="replace")
+                elif file.suffix == ".html" and "linux-doc" not in package:  # which has both
+                    yield _text_of(file.read_text(encoding="utf-8", errors="replace"))
+
+
+def _text_of(page: str) -> str:
+    """What a reader sees of an HTML page."""
+    page = re.sub(r"(?is)<(script|style|head)\b.*?</\1>", "", page)
+    return html.unescape(re.sub(r"<[^>]+>", "", page)).strip()
 
 
 def _multilingual() -> Iterator[str]:
@@ -181,6 +219,27 @@ def repeat(corpus: Corpus, times: int, folder: Path) -> Corpus:
                 while block := whole.read(2**24):
                     out.write(block)
     return Corpus.open(corpus.name, path)
+
+
+FORMS = ("jsonl", "txt", "parquet")
+
+
+def one_document(corpus: Corpus, megabytes: int, folder: Path, form: str) -> Corpus:
+    """The texts of a corpus, over and over, as one document of so many MB."""
+    texts = bytearray()
+    while len(texts) < megabytes * 10**6:
+        with open(corpus.path, "rb") as lines:
+            for line in lines:
+                texts += json.loads(line)["text"].encode() + b"\n"
+                if len(texts) >= megabytes * 10**6:
+                    break
+    text = texts.decode()
+    path = folder / f"one.{form}"
+    if form == "parquet":
+        pq.write_table(pa.table({"text": pa.array([text], pa.large_string())}), path)
+    else:
+        path.write_text(json.dumps({"text": text}) + "\n" if form == "jsonl" else text)
+    return Corpus(f"one document, {form}", path, 1, path.stat().st_size)
 
 
 def main() -> None:

@@ -135,8 +135,30 @@ def disagreements(corpus: Corpus, found: Sequence[Measured]) -> list[str]:
     return lines
 
 
+def document_table(found: Sequence[Measured]) -> Table:
+    """One document, as large as it is in each form."""
+    table = _table(f"{found[0].contestant.label}, one document")
+    table.add_column("")
+    for name in ("MB", "Mtok", "seconds", "Mtok/s", "peak\nMB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for measured in found:
+        peak = measured.peak_bytes
+        table.add_row(
+            measured.contestant.corpus.name,
+            f"{measured.contestant.corpus.bytes / 1e6:,.0f}",
+            f"{measured.run.tokens / 1e6:.1f}",
+            f"{measured.run.seconds:.2f}",
+            f"{measured.rate / 1e6:.2f}",
+            _judged(_megabytes(peak), peak <= PEAK_AIM),
+        )
+    return table
+
+
 def figures(
-    results: dict[str, list[Measured]], scaling: dict[int, Measured], warnings: list[str]
+    results: dict[str, list[Measured]],
+    scaling: dict[int, Measured],
+    documents: Sequence[Measured],
+    warnings: list[str],
 ) -> dict[str, Any]:
     """All of it for `--json`: rates in tokens per second, memory in bytes."""
     return {
@@ -154,6 +176,9 @@ def figures(
             for name, found in results.items()
         },
         "scaling": {f"x{times}": _figures(measured) for times, measured in scaling.items()},
+        "documents": {
+            measured.contestant.corpus.name: _figures(measured) for measured in documents
+        },
         "warnings": warnings,
     }
 

@@ -99,3 +99,8 @@ def describe(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.errno is not None:
         return text
     return f"{type(problem).__name__}: {text} (add --debug for the traceback)"
+
+
+def one_line(problem: BaseException) -> str:
+    """What an error of another library says, on one line of at most 200 characters."""
+    return " ".join(str(problem).split())[:200] or type(problem).__name__

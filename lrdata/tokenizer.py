@@ -13,8 +13,6 @@ tokens (`<think>` of Qwen) are words of the vocabulary to `tokenizers`, and so t
 """
 
 import hashlib
-import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +27,14 @@ import tokenizers
 from tokenizers import processors
 
 from lrdata.cutting import why_not_cut
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.probe import probe_texts
+from lrdata.tokenizer_files import TokenizerSettings, find_tokenizer
 from lrdata.vocabulary import TokenBytes, frozen, offsets_of, read_vocabulary, table_fingerprint
 
 Encoded = tuple[np.ndarray, np.ndarray]
 Encoder = Literal["auto", "fastokens", "tokenizers"]
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 _END_OF_TEXT = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -55,7 +48,6 @@ _END_OF_TEXT = (
     "<|eot_id|>",
     "<|im_end|>",
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,8 +93,8 @@ class Tokenizer:
         Raises LongRecipeError when a file is missing or broken, when no end-of-text token is found,
         or when `encoder="fastokens"` and fastokens is not equal to `tokenizers` here.
         """
-        file = _find(path_or_id)
-        settings = _Settings.read(file.parent)
+        file = find_tokenizer(path_or_id)
+        settings = TokenizerSettings.read(file.parent)
         with ThreadPoolExecutor(1) as beside:  # fastokens is the slower one to load
             loading = None if encoder == "tokenizers" else beside.submit(_load_fast, file)
             reference = _load_reference(file)
@@ -175,90 +167,6 @@ class Tokenizer:
         return str(self._reference.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
 
-# Files
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the files beside tokenizer.json say."""
-
-    config: dict[str, Any]
-    special_tokens: dict[str, Any]
-    chat_template: str | None
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        config = _read_json(folder / "tokenizer_config.json")
-        template = config.get("chat_template")
-        if isinstance(template, list):  # several named ones
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            template = named.get("default")
-        jinja = folder / "chat_template.jinja"
-        if jinja.is_file():
-            template = jinja.read_text(encoding="utf-8")
-        return cls(config, _read_json(folder / "special_tokens_map.json"), template)
-
-    def token(self, role: str) -> str | None:
-        """The text of `eos_token` or `bos_token`, or None."""
-        for source in (self.config, self.special_tokens):
-            value = source.get(role)
-            content = value.get("content") if isinstance(value, dict) else value
-            if isinstance(content, str) and content:
-                return content
-        return None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise LongRecipeError(f"{file} is not JSON ({problem}); get it anew") from None
-    if not isinstance(value, dict):
-        raise LongRecipeError(f"{file} does not hold a JSON object; get it anew")
-    return value
-
-
-def _find(path_or_id: str) -> Path:
-    """tokenizer.json, with its neighbours beside it."""
-    path = Path(path_or_id).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        folder = path
-    elif _HUB_ID.fullmatch(path_or_id):
-        folder = _download(path_or_id)
-    else:
-        raise LongRecipeError(
-            f"no tokenizer at {path_or_id}; name a folder with tokenizer.json, or a hub id"
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise LongRecipeError(
-            f"{path_or_id} has no tokenizer.json; make one with transformers: "
-            f"AutoTokenizer.from_pretrained({path_or_id!r}).save_pretrained(FOLDER)"
-        )
-    return folder / "tokenizer.json"
-
-
-def _download(hub_id: str) -> Path:
-    """The tokenizer's files of a hub model, in the hub's own cache; nothing else is fetched."""
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_FILES)))
-    except GatedRepoError:
-        reason = "its owner must grant you access; ask there, then run `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "the hub has no such model, or it is private (then run `hf auth login`)"
-    except (OSError, ValueError, RuntimeError) as problem:
-        reason = f"it is not in the cache and the hub cannot be reached ({_one_line(problem)})"
-    raise LongRecipeError(
-        f"no folder and no hub tokenizer {hub_id}: {reason}; or name a folder with tokenizer.json"
-    )
-
-
 # Loading
 
 
@@ -267,7 +175,7 @@ def _load_reference(file: Path) -> tokenizers.Tokenizer:
         reference = tokenizers.Tokenizer.from_file(str(file))
     except Exception as problem:  # the library raises bare Exception
         raise LongRecipeError(
-            f"{file} is not a tokenizer.json ({_one_line(problem)}); get it anew"
+            f"{file} is not a tokenizer.json ({one_line(problem)}); get it anew"
         ) from None
     reference.no_truncation()
     reference.no_padding()
@@ -310,7 +218,7 @@ def _proven(
         found = _encode_exactly(fast, slowly, texts, specials=False)
         ended = _encode_flat(fast, ["ab", "", "c"], add_special_tokens=True)
     except Exception as problem:  # whatever it is, the reference does the work
-        return None, f"fastokens failed with {type(problem).__name__}: {_one_line(problem)}"
+        return None, f"fastokens failed with {type(problem).__name__}: {one_line(problem)}"
     if not all(map(np.array_equal, found, expected)):
         return None, "fastokens gave other ids than tokenizers on the probe"
     plain = _encode_slowly(reference, ["ab", "", "c"])
@@ -400,7 +308,7 @@ def _encode_slowly(
         longest = max(len(text.encode()) for text in texts)
         raise LongRecipeError(
             f"`tokenizers` cannot encode a text (the longest of the batch has {longest:,} bytes): "
-            f"{_one_line(problem)}; leave it out"
+            f"{one_line(problem)}; leave it out"
         ) from None
     finally:
         reference.encode_special_tokens = True
@@ -417,11 +325,7 @@ def _panics_as_errors() -> Iterator[None]:
     except BaseException as problem:
         if type(problem).__name__ != "PanicException":
             raise
-        raise RuntimeError(_one_line(problem)) from None
-
-
-def _one_line(problem: BaseException) -> str:
-    return " ".join(str(problem).split())[:200] or type(problem).__name__
+        raise RuntimeError(one_line(problem)) from None
 
 
 # Special tokens
@@ -449,7 +353,7 @@ def _mark_special(
 
 
 def _end_of_text(
-    reference: tokenizers.Tokenizer, settings: _Settings, eot: str | None, name: str
+    reference: tokenizers.Tokenizer, settings: TokenizerSettings, eot: str | None, name: str
 ) -> int:
     wanted = eot or settings.token("eos_token")
     found = next((token for token in _END_OF_TEXT if _id(reference, token) is not None), None)
@@ -468,7 +372,9 @@ def _end_of_text(
     return id_
 
 
-def _start_of_text(reference: tokenizers.Tokenizer, settings: _Settings, name: str) -> int | None:
+def _start_of_text(
+    reference: tokenizers.Tokenizer, settings: TokenizerSettings, name: str
+) -> int | None:
     """What the post-processor puts before a text, or the bos_token if the configuration adds it."""
     plain = reference.encode("a", add_special_tokens=False).ids
     whole = reference.encode("a", add_special_tokens=True).ids

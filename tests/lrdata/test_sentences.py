@@ -11,8 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrdata import sentences
-from lrdata.sentences import SentenceTables, sentence_lengths, sentence_tables
+from lrdata.sentences import SentenceTables, characters, sentence_lengths, sentence_tables
 from lrdata.tokenizer import Tokenizer
 from tests.fetch import fetch
 
@@ -178,7 +177,7 @@ def test_tokens_of_letters_and_stops_together() -> None:
 CLOSERS = "\"')]}*_`»›”’」』）】》〉］｝〕〗“‘«‹"
 OPENERS = "“‘«‹"
 UNSPACED = "。！？．｡।॥؟۔።፧។៕။།༎᠃։"
-ABBREVIATIONS = sentences._ABBREVIATIONS.split()  # a list of words is not worth a second one
+ABBREVIATIONS = characters._ABBREVIATIONS.split()  # a list of words is not worth a second one
 
 
 def reference(tokens: Sequence[Token]) -> list[int]:
