@@ -1,6 +1,7 @@
 """Windows -> rows: select, group, position. A pure function of a window, a recipe and a seed."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,52 +33,65 @@ class Compressor:
         scores = self.scorer.score(window, draws)
         mask = select.impactful(scores, draws.stream("ties"))
         if recipe.positions == "full":
-            kept, segments = np.arange(len(window.ids), dtype=np.int32), _whole(window)
+            chosen = _all_of(window)
         else:
-            kept, segments = self._select(window, scores, mask, draws)
+            chosen = self._select(window, scores, mask, draws)
         scheme = positions.SCHEMES[recipe.positions]
-        position_ids = scheme(kept, segments, recipe.target_len, draws.stream("positions"))
-        return _row(window, "extend", kept, segments, position_ids, mask, recipe)
+        stream = draws.stream("positions")
+        position_ids = scheme(chosen.tokens, chosen.segments, recipe.target_len, stream)
+        return _row(window, "extend", chosen, position_ids, mask, recipe)
 
     def _select(
         self, window: Window, scores: np.ndarray, mask: np.ndarray, draws: Draws
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Window offsets of the kept tokens, int32 [train_len], and the segments' lengths."""
+    ) -> "_Chosen":
         recipe, lead = self.recipe, window.lead
         # Longer sentences are cut, so that text without sentence ends gives segments of this size.
         content = len(window.ids) - lead
         lengths = lengths_between(window.sentence_ends, content, recipe.segment_tokens)
         rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
         keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
-        counts = select.keep(lengths, keys, recipe.train_len - lead)
-        kept = np.arange(recipe.train_len, dtype=np.int32)
-        kept[lead:] = select.kept_tokens(lengths, counts) + np.int32(lead)
-        segments = select.group(counts, recipe.segment_tokens)
-        segments[0] += lead  # the start-of-text token is always kept, with the first segment
-        return kept, segments
+        kept = select.keep(lengths, keys, recipe.train_len - lead)
+        segments = select.group(kept, recipe.segment_tokens)
+        if lead:  # the start-of-text token is always kept, with the first segment
+            segments[0] += lead
+            lengths, kept = np.append(lead, lengths), np.append(lead, kept)
+        tokens = select.kept_tokens(lengths, kept)
+        return _Chosen(tokens, segments, *select.pieces(lengths, kept, segments))
 
     def holdout_row(self, window: Window) -> Row:
         """The whole window at its own positions."""
-        kept = np.arange(len(window.ids), dtype=np.int32)
+        chosen = _all_of(window)
         draws = Draws(self.recipe.seed, *window.key)
         mask = select.impactful(self.scorer.score(window, draws), draws.stream("ties"))
-        return _row(window, "holdout", kept, _whole(window), kept, mask, self.recipe)
+        return _row(window, "holdout", chosen, chosen.tokens, mask, self.recipe)
 
 
-def _whole(window: Window) -> np.ndarray:
-    return np.array([len(window.ids)], np.int64)
+class _Chosen(NamedTuple):
+    """What a row keeps of a window. tokens: int32 [L], their offsets, increasing; segments: int64
+    [N], lengths; piece_starts, piece_lengths: int32 [p], what is contiguous in the window."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    piece_starts: np.ndarray
+    piece_lengths: np.ndarray
+
+
+def _all_of(window: Window) -> _Chosen:
+    count = len(window.ids)
+    one = np.array([count])
+    tokens = np.arange(count, dtype=np.int32)
+    return _Chosen(tokens, one, np.zeros(1, np.int32), one.astype(np.int32))
 
 
 def _row(
     window: Window,
     kind: str,
-    kept: np.ndarray,
-    segments: np.ndarray,
+    chosen: _Chosen,
     position_ids: np.ndarray,
     mask: np.ndarray,
     recipe: BuildRecipe,
 ) -> Row:
-    starts, lengths = select.pieces(kept, segments)
+    kept = chosen.tokens
     seq_lengths = np.array([len(kept)], np.int32)
     if recipe.join == "mask":
         ends = np.searchsorted(kept, np.cumsum(window.document_lengths))
@@ -90,8 +104,8 @@ def _row(
         seq_lengths=seq_lengths,
         impact_mask=mask.take(kept),
         loss_mask=np.ones(len(kept), bool),
-        segment_starts=starts,
-        segment_lengths=lengths,
+        segment_starts=chosen.piece_starts,
+        segment_lengths=chosen.piece_lengths,
         doc_ids=[span.document.doc_id for span in window.spans],
         doc_offsets=np.array([span.start for span in window.spans], np.int64),
         doc_lengths=np.array([span.length for span in window.spans], np.int32),

@@ -150,17 +150,24 @@ def group(kept: np.ndarray, segment_tokens: int) -> np.ndarray:
     return np.add.reduceat(counts, first) if len(counts) else counts
 
 
-def pieces(kept_offsets: np.ndarray, segment_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The row as contiguous pieces of its window, cut at segment ends too.
+def pieces(
+    lengths: np.ndarray, kept: np.ndarray, segment_lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kept tokens as contiguous pieces of what the sentences divide, cut at segment ends too.
 
+    Args:
+        lengths, kept: int64 [s], of the sentences. segment_lengths: int64 [N], see `group`.
     Returns:
-        starts int32 [p] (offsets in the window) and lengths int32 [p].
+        starts int32 [p] (offsets) and lengths int32 [p].
     """
-    cut = np.diff(kept_offsets, prepend=-2) != 1
-    cut[_starts(segment_lengths)] = True
+    taken = np.flatnonzero(kept)
+    counts, starts = kept.take(taken), _starts(lengths).take(taken)
+    cut = np.ones(len(taken), bool)
+    np.not_equal(starts[1:], (starts + counts)[:-1], out=cut[1:])
+    cut[np.searchsorted(_starts(counts), _starts(segment_lengths))] = True
     at = np.flatnonzero(cut)
-    lengths = np.diff(np.append(at, len(kept_offsets)))
-    return kept_offsets.take(at).astype(np.int32), lengths.astype(np.int32)
+    totals = np.add.reduceat(counts, at) if len(at) else counts
+    return starts.take(at).astype(np.int32), totals.astype(np.int32)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

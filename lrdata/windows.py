@@ -66,7 +66,8 @@ class Window:
     """`ids` int32 [target_len] and the spans they come from, in order.
 
     `lead` is 1 where a start-of-text token opens the window, else 0: ids[lead:] are the spans, in
-    which sentences end after the tokens at `sentence_ends`, int64.
+    which sentences end after the tokens at `sentence_ends`, int64. `ids` may be a view of the array
+    that they came in, so what is kept of a window must be a copy.
     """
 
     ids: np.ndarray
@@ -182,7 +183,7 @@ class WindowJoiner:
 
     def _window(self, spans: list[Span], runs: list[Tokens]) -> Window:
         tokens = Tokens.joined(runs)
-        ids = np.concatenate([self._lead, tokens.ids])
+        ids = np.concatenate([self._lead, tokens.ids]) if len(self._lead) else tokens.ids
         return Window(ids, tokens.sentence_ends, tuple(spans), len(self._lead))
 
 

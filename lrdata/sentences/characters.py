@@ -31,6 +31,12 @@ BYTE = _U(0xFF)
 _WIDE_MARKS = [char.encode() for char in _SPACED + _UNSPACED + _CLOSERS + _OPENERS if char > "~"]
 WIDE_ENDS = np.zeros(1 << 16, bool)  # by the last two bytes, the first of them highest
 WIDE_ENDS[[int.from_bytes(mark[-2:], "big") for mark in _WIDE_MARKS]] = True
+_BEGINS = np.zeros((256, 256), bool)  # by the last two bytes, or 0 and one that is alone
+for _mark in _WIDE_MARKS:
+    _BEGINS[:, _mark[0]] |= len(_mark) == 2
+    _BEGINS[[_mark[0], 0], _mark[1]] |= len(_mark) == 3
+WIDE_BEGINS = _BEGINS.ravel()  # whether one more byte may end a mark
+
 FINALS = np.zeros(256, bool)
 FINALS[[mark[-1] for mark in _WIDE_MARKS]] = True
 

@@ -149,15 +149,15 @@ def _calm_before(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.
 
 def _may_be_wide(ids: np.ndarray, at: np.ndarray, tables: SentenceTables) -> np.ndarray:
     """Whether the bytes up to the end of each token in `at` can end a mark beyond ASCII."""
-    last = tables.last.take(ids.take(at)).astype(np.uint32)
-    alone = np.flatnonzero(last < 0x100)  # a byte whose character begins before
-    before = ids.take(np.maximum(at.take(alone) - 1, 0))
-    last[alone] |= tables.last.take(before).astype(np.uint32) << 8
-    may_be = WIDE_ENDS.take(last & 0xFFFF)
-    known = np.flatnonzero(may_be & (last > 0xFFFF))  # three bytes, the most that a mark has
-    last = last[known]
+    token, before = ids.take(at), ids.take(np.maximum(at - 1, 0))
+    may_be = ~tables.lone.take(token) | tables.begins.take(before)
+    near = np.flatnonzero(may_be)
+    token, before = token.take(near), before.take(near)
+    last = tables.last.take(token).astype(np.uint32)
+    last |= tables.last.take(before).astype(np.uint32) * (last < 0x100) << 8
     code, _ = last_character(last & 0xFF, last >> 8 & 0xFF, last >> 16)
-    may_be[known] = has(code, MARK)
+    known = last > 0xFFFF  # three bytes, the most that a mark has
+    may_be[near] = WIDE_ENDS.take(last & 0xFFFF) & (~known | has(code, MARK))
     return may_be
 
 

@@ -19,6 +19,7 @@ from lrdata.sentences.characters import (
     SPACE,
     SPACED_END,
     UNSPACED_END,
+    WIDE_BEGINS,
     WIDE_ENDS,
     WIDE_POINT,
     WORD,
@@ -74,6 +75,8 @@ class SentenceTables:
     word: np.ndarray  # bool: its last character is a letter, or another part of a word
     needs: np.ndarray  # uint8: what its terminator needs to end a sentence
     ended: np.ndarray  # bool: closers alone after it may end a sentence
+    lone: np.ndarray  # bool: it is a last byte of a character that begins before
+    begins: np.ndarray  # bool: a byte after it may end a mark beyond ASCII
     last: np.ndarray  # uint16: its last two bytes, the last one lowest
     after: np.ndarray  # uint8: what it is to a token before it
     head: np.ndarray  # uint64: its first eight bytes, the first lowest
@@ -109,8 +112,23 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     inner, word = _is_inner(tail, sizes), _ends_in_word(tail, sizes)
     needs = _what_is_needed(tail, sizes)
     last = tail.astype(np.uint16)  # the lowest bytes
+    lone, begins = (last & 0xFFC0) == 0x80, WIDE_BEGINS[last]
     return SentenceTables(
-        pair, calm, inner, word, needs, ended, last, after, head, tail, sizes, offsets[1:], values
+        pair=pair,
+        calm=calm,
+        inner=inner,
+        word=word,
+        needs=needs,
+        ended=ended,
+        lone=lone,
+        begins=begins,
+        last=last,
+        after=after,
+        head=head,
+        tail=tail,
+        size=sizes,
+        stop=offsets[1:],
+        values=values,
     )
 
 

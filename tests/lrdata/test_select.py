@@ -254,7 +254,7 @@ def test_pieces_are_contiguous_and_end_with_segments(
         if not expected or place in ends or offset != expected[-1][0] + expected[-1][1]:
             expected.append([offset, 0])
         expected[-1][1] += 1
-    starts, counts = select.pieces(offsets, segments)
+    starts, counts = select.pieces(lengths, kept, segments)
     assert starts.dtype == counts.dtype == np.int32
     assert [list(piece) for piece in zip(starts.tolist(), counts.tolist(), strict=True)] == expected
 
@@ -268,7 +268,7 @@ def test_a_row_is_rebuilt_from_its_pieces(
     keys = select.draw_keys(lengths, scores, mask, stream(seed))
     kept = select.keep(lengths, keys, budget)
     offsets = select.kept_tokens(lengths, kept)
-    starts, counts = select.pieces(offsets, select.group(kept, aim))
+    starts, counts = select.pieces(lengths, kept, select.group(kept, aim))
     ids = np.arange(lengths.sum()) + 500
     parts = [ids[start : start + count] for start, count in zip(starts, counts, strict=True)]
     np.testing.assert_array_equal(np.concatenate(parts), ids[offsets])

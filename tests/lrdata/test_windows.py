@@ -170,13 +170,6 @@ def test_copies_of_a_document_make_windows_of_their_own() -> None:
     assert len(set(keys)) == 4
 
 
-def test_a_window_does_not_keep_the_memory_of_its_document() -> None:
-    tokens = np.arange(100, dtype=np.int32)
-    document = Document("d", "s", "f", 0)
-    (window,) = WindowJoiner(100, None).add(document, tokens_of(tokens), 0, 100)
-    assert not np.shares_memory(window.ids, tokens)
-
-
 def test_what_waits_for_a_window_does_not_keep_the_memory_of_its_batch() -> None:
     batch = np.arange(1000, dtype=np.int32)
     joiner = WindowJoiner(100, None)
