@@ -26,7 +26,7 @@ PAGE_TOKENS = (2**19, 2**21)
 GROUP_TOKENS = 3 * 2**19
 """A row group ends with the first page that gives it so many, 16 MB of decoded values."""
 
-_DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
+DELTA_COLUMNS = ("position_ids", "segment_starts", "segment_lengths", "doc_offsets", "doc_lengths")
 _MARKED = 8  # one row in so many may begin a page
 
 
@@ -46,7 +46,7 @@ class ShardWriter:
         self._pending: list[Row] = []
         self._pending_tokens = self._group_tokens = 0
         self._stream = path.open("wb")
-        self._parquet = ParquetFile(self._stream, schema, _DELTA_COLUMNS)
+        self._parquet = ParquetFile(self._stream, schema, DELTA_COLUMNS)
 
     def write(self, row: Row) -> None:
         tokens = len(row.input_ids)
