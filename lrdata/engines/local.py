@@ -56,15 +56,17 @@ def crew(workers: int) -> Iterator["_Processes | _ThisProcess"]:
         yield _ThisProcess()
         return
     context = multiprocessing.get_context("forkserver")
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
-    patient = True
     try:
         yield _Processes(pool, workers)
-    except KeyboardInterrupt:
-        patient = False  # whoever pressed the key does not want to wait for units
+    except KeyboardInterrupt:  # whoever pressed the key does not want to wait for units
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
         raise
     finally:
-        pool.shutdown(wait=patient, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 class _ThisProcess:
