@@ -177,7 +177,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
 
 
 def _is_plain(line: Line, text: Any) -> bool:
-    """Whether a line's strings surely hold no control character: JSON writes it with a backslash.
+    """Whether a line's strings surely hold no NUL, which JSON writes with a backslash.
 
     Bytes are looked through faster than wide characters are, but not than an ASCII string.
     """

@@ -138,8 +138,8 @@ class Judge:
     ) -> Record | Rejected:
         """The record at `at`, `size` bytes long, by its values (MISSING where it has none).
 
-        `sound`: its strings are known to be whole Unicode, without lone surrogates; `plain`: and to
-        hold no control character.
+        `sound`: its strings are known to be whole Unicode, without lone surrogates; `plain`: and
+        without a NUL.
         """
         problem = _problem(self._content, text, sound, plain)
         if problem is None and self._prompt is not None:

@@ -60,13 +60,13 @@ class ShardWriter:
 
     def _flush(self) -> None:
         """Write the waiting rows as a page of each column."""
-        rows, self._pending, self._pending_tokens = self._pending, [], 0
         with self.watch("hash"):
-            columns = columns_of(rows, self.schema)
+            columns = columns_of(self._pending, self.schema)
             self.content.update_columns(columns)
         with self.watch("write"):
             self._parquet.add_page(columns)
-            self._group_tokens += sum(len(row.input_ids) for row in rows)
+            self._group_tokens += self._pending_tokens
+            self._pending, self._pending_tokens = [], 0
             if self._group_tokens >= GROUP_TOKENS:
                 self._parquet.end_group()
                 self._group_tokens = 0

@@ -1,4 +1,4 @@
-"""The rows of a dataset: schema, atomic Parquet writer, random-access reader.
+"""The rows of a dataset: schema, and a random-access reader; `lrdata.shard_writer` writes them.
 
 This file and `lrdata.manifest` are the data contract. What a row holds:
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.content import ContentHash
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import FileEntry, Ledger, Manifest, read_manifest, safe_path
 from lrdata.progress import Task, progress
 from lrdata.rules import VALUE_CHECKS, Finding, RowGroup, length_findings, window_len
@@ -140,8 +140,7 @@ class _FileCheck:
         try:
             problems = list(self._bytes_problems()) or list(self._content_problems())
         except (OSError, pa.ArrowException) as problem:
-            reason = " ".join(str(problem).split())[:200]
-            problems = [f"{entry.path}: cannot be read ({reason})"]
+            problems = [f"{entry.path}: cannot be read ({one_line(problem)})"]
         return problems + [
             f"{entry.path} row {first}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")
             for what, (first, count) in self.found.items()

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.recipe import BuildRecipe
 
 Job = TypeVar("Job")
@@ -120,7 +120,7 @@ def _connected(ray: ModuleType, workers: int) -> Iterator[None]:
             _connect(ray, workers)
         except (ConnectionError, RuntimeError, ValueError) as problem:
             where = os.environ.get("RAY_ADDRESS") or "this machine"
-            reason = " ".join(str(problem).split())
+            reason = one_line(problem)
             raise LongRecipeError(
                 f"cannot use Ray at {where} ({reason}); check RAY_ADDRESS, or use --engine local"
             ) from None
@@ -166,7 +166,7 @@ def _plain_errors(ray: ModuleType) -> Iterator[None]:
     except ray.exceptions.RayTaskError as problem:
         raise problem.cause from None
     except ray.exceptions.RayError as problem:
-        reason = " ".join(str(problem).split())[:200]
+        reason = one_line(problem)
         raise LongRecipeError(
             f"Ray lost a unit ({type(problem).__name__}: {reason}); the same command goes on from "
             "what is finished"

@@ -107,21 +107,16 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
         words = _eight_bytes(values, offsets[long] + start, rest, 1)
         after[long] = AFTER_SPACES[what_follows(words, rest)]
     spaces = (after == SPACES).astype(np.uint16)
-    pair = end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15
-    calm = _is_calm(tail, sizes)
-    inner, word = _is_inner(tail, sizes), _ends_in_word(tail, sizes)
-    needs = _what_is_needed(tail, sizes)
     last = tail.astype(np.uint16)  # the lowest bytes
-    lone, begins = (last & 0xFFC0) == 0x80, WIDE_BEGINS[last]
     return SentenceTables(
-        pair=pair,
-        calm=calm,
-        inner=inner,
-        word=word,
-        needs=needs,
+        pair=end | _POSSIBLE[after] << 5 | _SURE[after] << 10 | spaces << 15,
+        calm=_is_calm(tail, sizes),
+        inner=_is_inner(tail, sizes),
+        word=_ends_in_word(tail, sizes),
+        needs=_what_is_needed(tail, sizes),
         ended=ended,
-        lone=lone,
-        begins=begins,
+        lone=(last & 0xFFC0) == 0x80,
+        begins=WIDE_BEGINS[last],
         last=last,
         after=after,
         head=head,

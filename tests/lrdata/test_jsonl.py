@@ -118,6 +118,7 @@ def test_a_compressed_file_reads_as_the_plain_one(
         ({"a": 1}, "text is an object, not text"),
         (" \n", "text is empty"),
         ("a\0b", "text holds a NUL character"),
+        ("\u4e2d\0b", "text holds a NUL character"),
         ("\ud800", "text holds half a surrogate pair"),
     ],
 )

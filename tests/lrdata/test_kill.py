@@ -196,6 +196,7 @@ def test_a_build_that_is_asked_to_stop_says_so_and_goes_on_later(
     assert process.returncode not in (0, -signal.SIGKILL)
     assert "Traceback" not in stderr
     assert len(error_lines(stderr)) == 1, stderr
+    assert "resource_tracker" not in stderr
     wait_until_gone(process)
     assert [path.name for path in out.iterdir()] == [".build"]
     finished = {
