@@ -1,11 +1,14 @@
 """Files that exist under their final name only when they are complete and on the disk."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lrdata.errors import LongRecipeError
 
 
 @contextmanager
@@ -45,5 +48,24 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, out: Path) -> Iterator[None]:
+    """`folder` for this process alone: two runs that make `out` would take each other's files.
+
+    Raises LongRecipeError while another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LongRecipeError(
+                f"another run is at work in {out}; wait for it, or choose another --out"
+            ) from None
+        yield
     finally:
         os.close(handle)

@@ -1,6 +1,7 @@
 """What was built, from what: `manifest.json`, written last."""
 
 import json
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_origin
@@ -129,47 +130,54 @@ def read_manifest(folder: Path) -> Manifest:
         raise LongRecipeError(
             f"{folder} is not a built dataset (no {MANIFEST}); run `lrdata build`"
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        _check_format(path, raw)
-        manifest = parse_manifest(raw)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        reason = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
-        raise LongRecipeError(f"{path} is damaged ({reason}); pull the dataset again") from None
+    manifest = read_object(path, FORMAT, FORMAT_VERSION, parse_manifest, "pull the dataset again")
     for entry in manifest.files:
         safe_path(folder, entry.path)
     return manifest
 
 
-def _check_format(path: Path, raw: dict[str, Any]) -> None:
-    if raw["format"] != FORMAT:
-        raise LongRecipeError(f"{path} has the format {raw['format']!r}, not {FORMAT!r}")
-    version, ours = str(raw["format_version"]), FORMAT_VERSION.split(".")[0]
-    if version.split(".")[0] != ours:
+def read_object(
+    path: Path, format: str, version: str, parse: Callable[[dict[str, Any]], _Entry], remedy: str
+) -> _Entry:
+    """What `parse` makes of a JSON file of a format, whose major version must be ours."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        _check_format(path, raw, format, version)
+        return parse(raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        reason = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
+        raise LongRecipeError(f"{path} is damaged ({reason}); {remedy}") from None
+
+
+def _check_format(path: Path, raw: dict[str, Any], format: str, version: str) -> None:
+    if raw["format"] != format:
+        raise LongRecipeError(f"{path} has the format {raw['format']!r}, not {format!r}")
+    found, ours = str(raw["format_version"]), version.split(".")[0]
+    if found.split(".")[0] != ours:
         raise LongRecipeError(
-            f"{path} has format version {version}; this longrecipe reads {ours}.x: "
+            f"{path} has format version {found}; this longrecipe reads {ours}.x: "
             "install the version that wrote it"
         )
 
 
 def parse_manifest(raw: dict[str, Any]) -> Manifest:
     """The manifest of a JSON object; KeyError or TypeError where something is missing or wrong."""
-    return _entry(
+    return entry_of(
         Manifest,
         {
             **raw,
-            "tokenizer": _entry(TokenizerEntry, raw["tokenizer"]),
-            "sources": [_entry(SourceEntry, entry) for entry in raw["sources"]],
-            "files": [_entry(FileEntry, entry) for entry in raw["files"]],
-            "ledger": _entry(Ledger, raw["ledger"]),
+            "tokenizer": entry_of(TokenizerEntry, raw["tokenizer"]),
+            "sources": [entry_of(SourceEntry, entry) for entry in raw["sources"]],
+            "files": [entry_of(FileEntry, entry) for entry in raw["files"]],
+            "ledger": entry_of(Ledger, raw["ledger"]),
             "replay_ledger": (
-                _entry(Ledger, raw["replay_ledger"]) if raw.get("replay_ledger") else None
+                entry_of(Ledger, raw["replay_ledger"]) if raw.get("replay_ledger") else None
             ),
         },
     )
 
 
-def _entry(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
+def entry_of(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
     """The known fields of a JSON object as a dataclass. TypeError for a value of another type."""
     values = {}
     for known in fields(kind):  # type: ignore[arg-type]  # every caller gives a dataclass

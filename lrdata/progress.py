@@ -79,6 +79,8 @@ class Meter:
 
     def __str__(self) -> str:
         rate = self.tokens / max(time.monotonic() - self._began, 1e-9)
+        if rate < 1e3:
+            return f"{rate:.0f} tok/s"
         return f"{rate / 1e6:.1f} Mtok/s" if rate >= 1e5 else f"{rate / 1e3:.1f} ktok/s"
 
 

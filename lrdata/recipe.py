@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from lrdata import remote
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
-from lrdata.remote import is_remote, last_part
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -119,9 +119,9 @@ class BuildRecipe:
         """The recipe as JSON without the folders of this machine: what the manifest stores."""
         values = asdict(self)
         for name in ("corpora", "replay"):
-            values[name] = [_last_part(path) for path in values[name]]
+            values[name] = [last_part(path) for path in values[name]]
         values["tokenizer"] = portable_name(self.tokenizer)
-        values["impact"] = ":".join(_last_part(part) for part in self.impact.split(":"))
+        values["impact"] = ":".join(last_part(part) for part in self.impact.split(":"))
         values["weights"] = dict(self.weights)
         values["licences"] = dict(self.licences)
         return values
@@ -131,13 +131,13 @@ def portable_name(tokenizer: str) -> str:
     """A hub id as it is; of a path only its last part."""
     path = PurePath(tokenizer)
     looks_local = path.is_absolute() or tokenizer.startswith((".", "~")) or len(path.parts) != 2
-    return _last_part(tokenizer) if looks_local else tokenizer
+    return last_part(tokenizer) if looks_local else tokenizer
 
 
-def _last_part(path: str) -> str:
+def last_part(path: str) -> str:
     """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`."""
-    if is_remote(path):
-        return last_part(path)
+    if remote.is_remote(path):
+        return remote.last_part(path)
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1

@@ -9,7 +9,6 @@ final name, and the manifest. From then on a killed build needs nothing but rena
 The manifest comes last, so a folder with a manifest is complete; the staging folder goes after it.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lrdata.atomic import fsync, write_json, write_text
+from lrdata.atomic import fsync, locked, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
 from lrdata.recipe import differences
@@ -59,7 +58,7 @@ class Staging:
                 f"{out} is not an empty folder; choose another --out, or --overwrite"
             )
         staging.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(staging.folder, out):
+        with locked(staging.folder, out):
             recipe = staging.folder / _RECIPE
             if recipe.exists():
                 refuse_other(out, json.loads(recipe.read_text(encoding="utf-8")), identity)
@@ -109,22 +108,6 @@ class Staging:
             self.remove()
             if not any(self.out.iterdir()):
                 self.out.rmdir()
-
-
-@contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[None]:
-    """Two builds in one folder would take each other's files."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LongRecipeError(
-                f"another build is running in {out}; wait for it, or choose another --out"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def complete(out: Path, manifest: Manifest) -> None:

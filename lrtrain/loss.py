@@ -108,6 +108,29 @@ def chunked_weighted_cross_entropy(
     return loss
 
 
+@torch.inference_mode()
+def chunked_log_probs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> torch.Tensor:
+    """log P(target) in nats and the target's own logit: float32 [2, N].
+
+    Args:
+        hidden: [N, D]. weight: [V, D], the output embedding. targets: int64 [N].
+        chunk_tokens: at most so many rows of logits, [chunk_tokens, V] in float32, are alive.
+    """
+    found = torch.empty((2, len(targets)), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), chunk_tokens):
+        part = slice(start, start + chunk_tokens)
+        logits = (hidden[part] @ weight.T).float()
+        own = logits.gather(1, targets[part, None])[:, 0]
+        found[0, part] = own - logits.logsumexp(-1)
+        found[1, part] = own
+    return found
+
+
 def training_loss(
     model: nn.Module,
     input_ids: torch.Tensor,

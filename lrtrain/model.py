@@ -1,5 +1,6 @@
 """Load a causal model for a longer window with the trainer's attention, and save it as plain HF."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 
 from lrdata.atomic import write_json, write_text
 from lrdata.errors import LongRecipeError
+from lrdata.shards import file_sha256
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.rope import Rope, check_inv_freq, set_rope
 
@@ -144,6 +146,17 @@ def load_model(
         raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
     check_inv_freq(model)
     return model.to(device)
+
+
+def model_fingerprint(path_or_id: str) -> str:
+    """sha256 over the config and weights of a model folder; of a hub id, its revision."""
+    folder = Path(path_or_id)
+    if not folder.is_dir():
+        return str(load_config(path_or_id)._commit_hash)
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -372,7 +372,7 @@ def test_a_second_build_in_the_same_folder_waits_for_nobody(
     other: list[str] = []
 
     def meanwhile(*_: object) -> None:
-        with pytest.raises(LongRecipeError, match="another build is running") as problem:
+        with pytest.raises(LongRecipeError, match="another run is at work") as problem:
             build(recipe, out, workers=1)
         other.append(str(problem.value))
         raise KeyboardInterrupt
