@@ -18,6 +18,7 @@ from typing import Any
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
+from lrdata.impact import impact_sha256
 from lrdata.manifest import (
     MANIFEST,
     FileEntry,
@@ -47,12 +48,15 @@ class Sources:
     replay_files: list[SourceFile]
     entries: list[SourceEntry]
     tokenizer: TokenizerEntry
+    impact: str | None
+    """sha256 of what `--impact` reads."""
 
     @classmethod
     def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
         """Find the files, and hash them while the tokenizer is loaded."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
 
         def tokenizer() -> TokenizerEntry:
@@ -64,18 +68,19 @@ class Sources:
         with ThreadPoolExecutor(1) as beside:
             loading = beside.submit(tokenizer)
             entries = _hash_sources(recipe, [*files, *replay_files], workers)
-            return cls(files, replay_files, entries, loading.result())
+            return cls(files, replay_files, entries, loading.result(), impact)
 
     def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for a build to be the same."""
-        return _identity(recipe.portable(), self.tokenizer, self.entries)
+        return _identity(recipe.portable(), self.tokenizer, self.entries, self.impact)
 
     def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for its units to be: they do not depend on replay."""
         options = recipe.portable()
         for option in REPLAY_OPTIONS:
             del options[option]
-        return _identity(options, self.tokenizer, self.entries[: len(self.files)])
+        entries = self.entries[: len(self.files)]
+        return _identity(options, self.tokenizer, entries, self.impact)
 
 
 def build(
@@ -165,6 +170,7 @@ def _manifest(
         files=_final_names(by_kind),
         ledger=ledger,
         replay_ledger=replay_ledger,
+        impact_sha256=sources.impact,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
     return manifest, by_kind
@@ -237,12 +243,16 @@ def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) ->
 
 
 def _identity(
-    options: dict[str, Any], tokenizer: TokenizerEntry, sources: list[SourceEntry]
+    options: dict[str, Any],
+    tokenizer: TokenizerEntry,
+    sources: list[SourceEntry],
+    impact: str | None,
 ) -> dict[str, Any]:
     return {
         **options,
         "tokenizer fingerprint": tokenizer.fingerprint,
         "tokenizer probe": tokenizer.probe_fingerprint,
+        "impact's sha256": impact,
         **{f"corpus file {entry.name}": _shortened(entry.sha256) for entry in sources},
     }
 
@@ -253,7 +263,8 @@ def _shortened(digest: str) -> str:
 
 
 def _identity_of(manifest: Manifest) -> dict[str, Any]:
-    return _identity(manifest.recipe, manifest.tokenizer, manifest.sources)
+    sources, impact = manifest.sources, manifest.impact_sha256
+    return _identity(manifest.recipe, manifest.tokenizer, sources, impact)
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
@@ -314,4 +325,6 @@ def describe(manifest: Manifest) -> list[str]:
         f"tokens: {ledger.encoded:,} encoded + {ledger.inserted:,} inserted = {ledger.kept:,} kept "
         f"+ {ledger.dropped:,} dropped + {ledger.tail:,} tail + {ledger.held_out:,} held out"
     )
+    if manifest.recipe["impact"].startswith("scores:"):
+        lines.append(f"scores: {ledger.scored:,} of {ledger.kept:,} kept tokens have an lsd")
     return lines

@@ -76,6 +76,8 @@ class Ledger:
     held_out: int = 0
     rows: int = 0
     holdout_rows: int = 0
+    scored: int = 0
+    """Tokens of extend rows whose `lsd` is known."""
 
     def add(self, other: "Ledger") -> None:
         for name, value in asdict(other).items():
@@ -111,6 +113,8 @@ class Manifest:
     files: list[FileEntry]
     ledger: Ledger
     replay_ledger: Ledger | None = None
+    impact_sha256: str | None = None
+    """Of the lexicon or scores that `--impact` named, see `lrdata.impact.impact_sha256`."""
     versions: dict[str, str] = field(default_factory=dict)
     format: str = FORMAT
     format_version: str = FORMAT_VERSION

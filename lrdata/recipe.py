@@ -37,6 +37,9 @@ class BuildRecipe:
     """Aim for the length of a segment; 88 as in the paper."""
     impact: str = "digits"
     select: str = "draw"
+    evidence: int = 0
+    """Keep sentences with impactful tokens together with what these may be copied from, so many
+    tokens back or more; 0: do not."""
     join: str = "attend"
     """Whether documents joined into one window attend to each other."""
     replay: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ class BuildRecipe:
         for name, number, least in (
             ("--segment-tokens", self.segment_tokens, 1),
             ("--min-doc-tokens", self.min_doc_tokens, 0),
+            ("--evidence", self.evidence, 0),
             ("--max-rows", 1 if self.max_rows is None else self.max_rows, 1),
         ):
             if number < least:

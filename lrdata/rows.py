@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from lrdata import positions, select
 from lrdata.draws import Draws
+from lrdata.evidence import find_evidence
 from lrdata.impact import Scorer, open_scorer
 from lrdata.recipe import BuildRecipe
 from lrdata.sentences import lengths_between
-from lrdata.shards import Row
+from lrdata.shards import LSD_FIELD, SCHEMA, Row
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Window
 
@@ -26,6 +28,11 @@ class Compressor:
     def open(cls, recipe: BuildRecipe, tokenizer: Tokenizer) -> "Compressor":
         return cls(recipe, open_scorer(recipe.impact, tokenizer))
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its rows."""
+        return SCHEMA.append(LSD_FIELD) if self.scorer.gives_lsd else SCHEMA
+
     def row(self, window: Window) -> Row:
         """The window compressed to train_len tokens whose positions span its range."""
         recipe = self.recipe
@@ -39,7 +46,7 @@ class Compressor:
         scheme = positions.SCHEMES[recipe.positions]
         stream = draws.stream("positions")
         position_ids = scheme(chosen.tokens, chosen.segments, recipe.target_len, stream)
-        return _row(window, "extend", chosen, position_ids, mask, recipe)
+        return self._row(window, "extend", chosen, position_ids, mask)
 
     def _select(
         self, window: Window, scores: np.ndarray, mask: np.ndarray, draws: Draws
@@ -50,6 +57,8 @@ class Compressor:
         lengths = lengths_between(window.sentence_ends, content, recipe.segment_tokens)
         rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
         keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
+        if recipe.evidence:
+            keys = self._paired(keys, window.ids[lead:], mask[lead:], lengths)
         kept = select.keep(lengths, keys, recipe.train_len - lead)
         segments = select.group(kept, recipe.segment_tokens)
         if lead:  # the start-of-text token is always kept, with the first segment
@@ -58,12 +67,63 @@ class Compressor:
         tokens = select.kept_tokens(lengths, kept)
         return _Chosen(tokens, segments, *select.pieces(lengths, kept, segments))
 
+    def _paired(
+        self, keys: np.ndarray, ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray
+    ) -> np.ndarray:
+        """Keys that keep sentences with impactful tokens together with what these may be copied
+        from, far back."""
+        evidence = find_evidence(ids, self.recipe.evidence).nearest()
+        impactful = mask[evidence.tokens]
+        tokens, sources = evidence.tokens[impactful], evidence.sources[impactful]
+        firsts = sources - evidence.lengths[impactful] + 1  # of the n-gram that would be copied
+        ends = np.cumsum(lengths)
+        needing, last, first = (
+            np.searchsorted(ends, places, side="right") for places in (tokens, sources, firsts)
+        )
+        return select.pair_keys(
+            keys, np.concatenate([needing, needing]), np.concatenate([last, first])
+        )
+
     def holdout_row(self, window: Window) -> Row:
         """The whole window at its own positions."""
         chosen = _all_of(window)
         draws = Draws(self.recipe.seed, *window.key)
         mask = select.impactful(self.scorer.score(window, draws), draws.stream("ties"))
-        return _row(window, "holdout", chosen, chosen.tokens, mask, self.recipe)
+        return self._row(window, "holdout", chosen, chosen.tokens, mask)
+
+    def _row(
+        self,
+        window: Window,
+        kind: str,
+        chosen: "_Chosen",
+        position_ids: np.ndarray,
+        mask: np.ndarray,
+    ) -> Row:
+        kept = chosen.tokens
+        seq_lengths = np.array([len(kept)], np.int32)
+        if self.recipe.join == "mask":
+            ends = np.searchsorted(kept, np.cumsum(window.document_lengths))
+            seq_lengths = np.diff(ends, prepend=0)
+            seq_lengths = seq_lengths[seq_lengths > 0].astype(np.int32)
+        first = window.spans[0]
+        return Row(
+            input_ids=window.ids.take(kept),
+            position_ids=position_ids,
+            seq_lengths=seq_lengths,
+            impact_mask=mask.take(kept),
+            loss_mask=np.ones(len(kept), bool),
+            segment_starts=chosen.piece_starts,
+            segment_lengths=chosen.piece_lengths,
+            doc_ids=[span.document.doc_id for span in window.spans],
+            doc_offsets=np.array([span.start for span in window.spans], np.int64),
+            doc_lengths=np.array([span.length for span in window.spans], np.int32),
+            sample_id=window.name,
+            source=first.document.source,
+            kind=kind,
+            window_tokens=len(window.ids),
+            target_len=self.recipe.target_len,
+            lsd=self.scorer.lsd(window).take(kept) if self.scorer.gives_lsd else None,
+        )
 
 
 class _Chosen(NamedTuple):
@@ -81,37 +141,3 @@ def _all_of(window: Window) -> _Chosen:
     one = np.array([count])
     tokens = np.arange(count, dtype=np.int32)
     return _Chosen(tokens, one, np.zeros(1, np.int32), one.astype(np.int32))
-
-
-def _row(
-    window: Window,
-    kind: str,
-    chosen: _Chosen,
-    position_ids: np.ndarray,
-    mask: np.ndarray,
-    recipe: BuildRecipe,
-) -> Row:
-    kept = chosen.tokens
-    seq_lengths = np.array([len(kept)], np.int32)
-    if recipe.join == "mask":
-        ends = np.searchsorted(kept, np.cumsum(window.document_lengths))
-        seq_lengths = np.diff(ends, prepend=0)
-        seq_lengths = seq_lengths[seq_lengths > 0].astype(np.int32)
-    first = window.spans[0]
-    return Row(
-        input_ids=window.ids.take(kept),
-        position_ids=position_ids,
-        seq_lengths=seq_lengths,
-        impact_mask=mask.take(kept),
-        loss_mask=np.ones(len(kept), bool),
-        segment_starts=chosen.piece_starts,
-        segment_lengths=chosen.piece_lengths,
-        doc_ids=[span.document.doc_id for span in window.spans],
-        doc_offsets=np.array([span.start for span in window.spans], np.int64),
-        doc_lengths=np.array([span.length for span in window.spans], np.int32),
-        sample_id=window.name,
-        source=first.document.source,
-        kind=kind,
-        window_tokens=len(window.ids),
-        target_len=recipe.target_len,
-    )

@@ -34,7 +34,7 @@ from lrdata.atomic import replacing, write_json
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST, SourceEntry, TokenizerEntry, entry_of, read_object
 from lrdata.shards import file_sha256
-from lrdata.vocabulary import TokenBytes, offsets_of, table_fingerprint
+from lrdata.vocabulary import StoredVocabulary, TokenBytes, offsets_of, spell
 
 FORMAT = "longrecipe-scores"
 FORMAT_VERSION = "1.0"
@@ -166,7 +166,9 @@ class Scores:
 
     def __init__(self, folder: Path, manifest: ScoresManifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self._file = pq.ParquetFile(folder / SCORES, page_checksum_verification=True)
+        self._file = pq.ParquetFile(
+            folder / SCORES, page_checksum_verification=True, read_dictionary=["document"]
+        )
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -179,14 +181,11 @@ class Scores:
 
     @cached_property
     def index(self) -> list[tuple[str, int, int]]:
-        """(document, first offset, tokens) of each window, from the file's statistics."""
-        metadata = self._file.metadata
-        names = self._file.schema_arrow.names
-        columns = [names.index(name) for name in ("document", "offset")]
+        """(document, first offset, tokens) of each window."""
         found = []
-        for group in map(metadata.row_group, range(len(self))):
-            document, offset = (group.column(at).statistics for at in columns)
-            found.append((str(document.min), int(offset.min), int(group.num_rows)))
+        for group in range(len(self)):
+            table = self._file.read_row_group(group, columns=["document", "offset"])
+            found.append((table["document"][0].as_py(), table["offset"][0].as_py(), len(table)))
         return found
 
     def read(self, index: int) -> ScoredWindow:
@@ -201,27 +200,19 @@ class Scores:
         return map(self.read, range(len(self)))
 
     @cached_property
-    def vocabulary(self) -> tuple[TokenBytes, np.ndarray]:
-        """The bytes of each id (see `lrdata.vocabulary`) and the special ones, bool."""
+    def vocabulary(self) -> StoredVocabulary:
+        """The vocabulary of the scored tokens."""
         table = pq.read_table(self.folder / VOCABULARY).combine_chunks()
         column = table["bytes"].chunk(0)
         lengths = np.diff(np.frombuffer(column.buffers()[1], np.int32)[: len(column) + 1])
         values = np.frombuffer(column.buffers()[2] or b"", np.uint8)[: int(lengths.sum())]
         special = table["special"].to_numpy()
         token_bytes = (values, offsets_of(lengths.tolist(), len(lengths)))
-        if table_fingerprint(token_bytes, special) != self.manifest.tokenizer.fingerprint:
-            raise LongRecipeError(
-                f"{self.folder / VOCABULARY} is not that of the tokenizer in the manifest; "
-                "score the corpus again"
-            )
-        return token_bytes, special
+        return StoredVocabulary(token_bytes, special, self.manifest.tokenizer.eot_id)
 
     def text(self, ids: np.ndarray) -> bytes:
         """The bytes that ids stand for, special tokens left out."""
-        (values, offsets), special = self.vocabulary
-        data = values.tobytes()
-        plain = ids[~special[ids]]
-        return b"".join(data[offsets[id_] : offsets[id_ + 1]] for id_ in plain.tolist())
+        return spell(ids[~self.vocabulary.special[ids]], self.vocabulary.token_bytes)
 
 
 def open_scores(folder: str | Path) -> Scores:

@@ -21,7 +21,7 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     """The top 20 % of tokens with a score above 0, ties broken by the stream.
 
     Args:
-        scores: float32 or bool [n], >= 0.
+        scores: float32, uint8 or bool [n], >= 0.
     Returns:
         bool [n], with at most floor(0.2 n) true.
     """
@@ -37,6 +37,9 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
 
 
 def _nth_highest(scores: np.ndarray, count: int) -> np.generic:
+    if scores.dtype == np.uint8:  # counting is ten times as fast as a partition
+        at_least = np.cumsum(np.bincount(scores, minlength=256)[::-1])
+        return np.uint8(255 - np.searchsorted(at_least, count))
     highest = scores.max()
     if np.count_nonzero(scores == highest) >= count:  # most often so where scores are 0 or 1
         return highest
@@ -98,6 +101,25 @@ def first_keys(
 def _spread(ranks: np.ndarray) -> np.ndarray:
     """Ranks as keys over the whole range, which `keep` likes."""
     return ranks * np.uint64((1 << 63) // max(len(ranks), 1))
+
+
+def pair_keys(keys: np.ndarray, needing: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Sentences that need another one in the order of their keys, each with it; then the others.
+
+    Args:
+        keys: uint64 [s]. needing, needed: int64 [e], sentences: the first is of use with the
+            second, which may be itself.
+    Returns:
+        uint64 [s], as any rule gives them.
+    """
+    ranks = np.empty(len(keys), np.int64)
+    ranks[np.argsort(keys)] = np.arange(len(keys))
+    pair = np.full(len(keys), len(keys))  # the first that brings it in
+    np.minimum.at(pair, needing, ranks[needing])
+    np.minimum.at(pair, needed, ranks[needing])
+    order = np.lexsort((ranks, pair))
+    ranks[order] = np.arange(len(keys))
+    return _spread(ranks.astype(np.uint64))
 
 
 Rule = Callable[[np.ndarray, np.ndarray, np.ndarray, Stream], np.ndarray]

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+import pyarrow as pa
+
 from lrdata.atomic import replacing
 from lrdata.manifest import FileEntry
 from lrdata.records import Rejected
 from lrdata.shard_writer import ShardWriter, writing_shard
-from lrdata.shards import Row, file_sha256
+from lrdata.shards import SCHEMA, Row, file_sha256
 from lrdata.stopwatch import Stopwatch
 
 
@@ -25,8 +27,14 @@ class Shelf:
     When it closes, `entries` are its shards. watch: adds up what writing takes, by stage.
     """
 
-    def __init__(self, staging: Path, stem: str, watch: Stopwatch | None = None) -> None:
-        self.staging, self.stem, self._watch = staging, stem, watch
+    def __init__(
+        self,
+        staging: Path,
+        stem: str,
+        watch: Stopwatch | None = None,
+        schema: pa.Schema = SCHEMA,
+    ) -> None:
+        self.staging, self.stem, self._watch, self._schema = staging, stem, watch, schema
         self.entries: list[FileEntry] = []
         self._open = ExitStack()
         self._writers: dict[str, ShardWriter] = {}
@@ -52,7 +60,7 @@ class Shelf:
         if row.kind not in self._writers:
             path = self.staging / f"{self.stem}.{row.kind}.parquet"
             self._writers[row.kind] = self._open.enter_context(
-                writing_shard(path, watch=self._watch)
+                writing_shard(path, self._schema, self._watch)
             )
         self._writers[row.kind].write(row)
 

@@ -14,10 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
+
 from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder
+from lrdata.impact import open_scorer
 from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
@@ -72,9 +75,9 @@ def build_unit(job: Job) -> Receipt:
         return done
     tokenizer = open_tokenizer(job.recipe)
     encoder = _open_encoder(tokenizer)
-    compressor = Compressor.open(job.recipe, tokenizer)
+    compressor = _open_compressor(job.recipe, tokenizer)
     watch = Stopwatch()
-    with Shelf(job.staging, unit_stem(job.unit.index), watch) as shelf:
+    with Shelf(job.staging, unit_stem(job.unit.index), watch, compressor.schema) as shelf:
         builder = _UnitBuilder(job, encoder, compressor, shelf, watch)
         ledger = builder.run()
     files = tuple(shelf.entries)
@@ -151,6 +154,11 @@ def _load(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
 
 def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
     return _once(("encoder", id(tokenizer)), lambda: DocumentEncoder(tokenizer))
+
+
+def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer) -> Compressor:
+    key = ("scorer", recipe.impact, id(tokenizer))  # what it reads is read once in each process
+    return Compressor(recipe, _once(key, lambda: open_scorer(recipe.impact, tokenizer)))
 
 
 class _UnitBuilder:
@@ -290,6 +298,8 @@ class _UnitBuilder:
         ledger.rows += 1
         ledger.kept += len(row.input_ids)
         ledger.dropped += len(window.ids) - len(row.input_ids)
+        if row.lsd is not None:
+            ledger.scored += int(np.isfinite(row.lsd).sum())
 
 
 def _length_below(limit: int | None, parts: Iterable[Tokens]) -> int | None:

@@ -2,14 +2,40 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Protocol
 
 import numpy as np
 import tokenizers
 
 TokenBytes = tuple[np.ndarray, np.ndarray]
 """Values uint8 [total] and offsets int64 [vocab_size + 1]."""
+
+
+class Vocabulary(Protocol):
+    """What tells the tokens of a text apart: a Tokenizer has it, and so have the scores of one."""
+
+    @property
+    def token_bytes(self) -> TokenBytes: ...
+
+    @property
+    def special(self) -> np.ndarray:
+        """bool [vocab_size]: control tokens, which no text yields."""
+
+    @property
+    def eot_id(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class StoredVocabulary:
+    """A Vocabulary without its tokenizer."""
+
+    token_bytes: TokenBytes
+    special: np.ndarray
+    eot_id: int
+
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -36,6 +62,21 @@ def read_vocabulary(reference: tokenizers.Tokenizer) -> tuple[TokenBytes, np.nda
         return _byte_level_table(pieces, texts), flags
     fallback = '"ByteFallback"' in states or getattr(reference.model, "byte_fallback", False)
     return _text_table(pieces, texts, spaces="▁" in states, fallback=fallback), flags
+
+
+def each_token(token_bytes: TokenBytes) -> Iterator[bytes]:
+    """The bytes of every id, in the order of the ids."""
+    values, offsets = token_bytes
+    data = values.tobytes()
+    return (data[start:stop] for start, stop in pairwise(offsets.tolist()))
+
+
+def spell(ids: np.ndarray, token_bytes: TokenBytes) -> bytes:
+    """The bytes that ids stand for, one after another."""
+    values, offsets = token_bytes
+    data = values.tobytes()
+    starts, stops = offsets[ids].tolist(), offsets[ids + 1].tolist()
+    return b"".join(data[start:stop] for start, stop in zip(starts, stops, strict=True))
 
 
 def table_fingerprint(token_bytes: TokenBytes, special: np.ndarray) -> str:

@@ -83,6 +83,14 @@ def main() -> None:
     help="Factor on the softmax scale, for extend rows only. Below 1 teaches sharper attention.",
 )
 @click.option(
+    "--token-weights",
+    type=click.Choice(["none", "impact", "longce", "ukp"]),
+    default="none",
+    show_default=True,
+    help="In the loss of extend rows. impact: impactful tokens count twice; longce, ukp: by what "
+    "long context gains, in shards built with --impact scores:DIR.",
+)
+@click.option(
     "--attention",
     default="auto",
     show_default=True,
@@ -270,7 +278,8 @@ def _count_or_all(text: str) -> int | None:
     "--suite",
     default="needle,ppl",
     show_default=True,
-    help="needle: find a pass key in a long text; ppl: perplexity by context length.",
+    help="needle: find a pass key in a long text; ppl: perplexity by context length; longppl: "
+    "perplexity of the tokens that need long context, with --keys.",
 )
 @click.option("--lengths", type=Counts(), default="1k,2k,4k,8k", show_default=True)
 @click.option(
@@ -298,6 +307,11 @@ def _count_or_all(text: str) -> int | None:
 @click.option(
     "--shards", type=click.Path(path_type=Path), help="Use a dataset's holdout rows for it instead."
 )
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    help="What `lrtrain score` wrote, without --long-model: windows and key tokens of longppl.",
+)
 @click.option("--needle", help="What is hidden.  ['The pass key is {value}. ...']")
 @click.option("--question", help="What stands before the answer; may hold {name}.")
 @click.option("--answer", help="The answer, with {value}.  [default: ' {value}']")
@@ -310,12 +324,17 @@ def _count_or_all(text: str) -> int | None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
 def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
-    """Needle retrieval and perplexity of MODELS by context length, side by side.
+    """Needle retrieval, perplexity by context length and LongPPL of MODELS, side by side.
 
     \b
     A model is a folder or hub id, with a name or another RoPE if you like:
       lrtrain eval base=./llama3-8b ./llama3-8b@target=128k runs/128k/merged --lengths 8k,32k,128k
     `@target=128k` is the untrained model with the theta that training would start from.
+
+    \b
+    LongPPL asks all of them for the tokens that one model needed long context for:
+      lrtrain score books/ --model ./judge-8b --out scores
+      lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys scores
     """
     from lrtrain.evaluate import NeedleTemplate, print_report
     from lrtrain.evaluate import evaluate as run_evaluation

@@ -13,6 +13,7 @@ import torch
 
 from lrdata.draws import Draws
 from lrdata.shards import Row, Shards
+from lrtrain.weights import Weighting, none
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,14 @@ def order(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def to_batch(rows: Sequence[Row]) -> Batch:
-    """Join rows; a document of one row never attends to another row's."""
+def to_batch(rows: Sequence[Row], weighting: Weighting = none) -> Batch:
+    """Join rows; a document of one row never attends to another row's.
+
+    A token's weight is what `weighting` says (see `lrtrain.weights`), and 0 where the loss mask is
+    off.
+    """
     lengths = np.concatenate([row.seq_lengths for row in rows])
-    weights = np.concatenate([row.loss_mask for row in rows]).astype(np.float32)
+    weights = np.concatenate([weighting(row) * row.loss_mask for row in rows])
     weights[np.cumsum(lengths) - lengths] = 0.0  # nothing precedes a document's first token
     return Batch(
         input_ids=_int64([row.input_ids for row in rows]),
@@ -61,13 +66,20 @@ class StepLoader:
 
     A step holds `rows_per_step` rows (fewer only when there are fewer), as flat micro-batches of
     at most `micro_tokens` tokens, at least a row each. The last rows of an epoch that do not fill
-    a step are joined by the first of the next.
+    a step are joined by the first of the next. `weighting` says what each token weighs in the loss.
     """
 
     def __init__(
-        self, shards: Shards, kind: str, seed: int, rows_per_step: int, micro_tokens: int
+        self,
+        shards: Shards,
+        kind: str,
+        seed: int,
+        rows_per_step: int,
+        micro_tokens: int,
+        weighting: Weighting = none,
     ) -> None:
         self.shards, self.kind, self.seed = shards, kind, seed
+        self.weighting = weighting
         self.rows = shards.rows(kind)
         self.rows_per_step = min(rows_per_step, self.rows)
         self.micro_tokens = micro_tokens
@@ -81,7 +93,7 @@ class StepLoader:
         """The micro-batches of step `number`, counted from 0 over all epochs."""
         places = np.arange(self.rows_per_step) + number * self.rows_per_step
         rows = [self.shards.read_row(self.kind, int(index)) for index in self._row_numbers(places)]
-        return [to_batch(group) for group in self._groups(rows)]
+        return [to_batch(group, self.weighting) for group in self._groups(rows)]
 
     def _row_numbers(self, places: np.ndarray) -> np.ndarray:
         epochs, offsets = np.divmod(places, self.rows)

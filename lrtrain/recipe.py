@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrdata.errors import LongRecipeError
+from lrtrain.weights import WEIGHTS
 
 STAGES = ("extend", "anneal", "merge")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -40,6 +41,8 @@ class TrainRecipe:
     rope: str = "auto"
     attention_scale: float = 1.0
     """Factor on the softmax scale, for extend rows only; inference is unchanged."""
+    token_weights: str = "none"
+    """What a token weighs in the loss, for extend rows only; the names of `lrtrain.weights`."""
     attention: str = "auto"
     merge_weight: float = 0.5
     """Share of the trained model in the merge."""
@@ -61,6 +64,7 @@ class TrainRecipe:
         for name, value, known in (
             ("--schedule", self.schedule, SCHEDULES),
             ("--dtype", self.dtype, DTYPES),
+            ("--token-weights", self.token_weights, tuple(WEIGHTS)),
         ):
             if value not in known:
                 raise LongRecipeError(

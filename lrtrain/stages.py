@@ -38,6 +38,7 @@ from lrtrain.optim import linear_to_zero, warmup_then
 from lrtrain.plots import plot_loss
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
+from lrtrain.weights import NEED_LSD, WEIGHTS
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
@@ -100,6 +101,8 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     opened = Run(out, model, shards, recipe, say)
     _check_order(opened)
     _check_files(shards)
+    if "extend" in recipe.stages:
+        _check_weights(shards, recipe.token_weights)
     _claim(opened)
     return opened
 
@@ -132,6 +135,20 @@ def _check_files(shards: Shards) -> None:
                 f"{shards.path(entry)} does not have the checksum of the manifest; pull or build "
                 "the dataset again"
             )
+
+
+def _check_weights(shards: Shards, weights: str) -> None:
+    """The extend rows must say what the weights are made of."""
+    if weights == "impact" and shards.manifest.recipe["impact"] == "none":
+        raise LongRecipeError(
+            f"--token-weights impact: {shards.folder} was built with --impact none and has no "
+            "impactful tokens; build it with another --impact"
+        )
+    if weights in NEED_LSD and not shards.manifest.ledger.scored:
+        raise LongRecipeError(
+            f"--token-weights {weights}: no token of {shards.folder} has an lsd; build the dataset "
+            "with --impact scores:DIR, DIR from `lrtrain score` of this corpus without --long-model"
+        )
 
 
 def _claim(opened: Run) -> None:
@@ -171,7 +188,14 @@ def _train(opened: Run, name: str) -> None:
     if recipe.checkpointing:
         enable_checkpointing(model)
     kind = "extend" if extend else "replay"
-    loader = StepLoader(shards, kind, recipe.seed, recipe.rows_per_step, recipe.micro_tokens)
+    loader = StepLoader(
+        shards,
+        kind,
+        recipe.seed,
+        recipe.rows_per_step,
+        recipe.micro_tokens,
+        WEIGHTS[recipe.token_weights if extend else "none"],
+    )
     steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch
     stage = Stage(
         name=name,
@@ -234,6 +258,7 @@ def _card(opened: Run, stage: str, steps: int) -> str:
         "learning rate": recipe.lr if stage == "extend" else f"{recipe.anneal_lr}, linear to 0",
         "RoPE": recipe.rope,
         "attention scale in training": recipe.attention_scale if stage == "extend" else 1.0,
+        "token weights": recipe.token_weights if stage == "extend" else "none",
         "precision": recipe.dtype,
         "seed": recipe.seed,
     }

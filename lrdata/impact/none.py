@@ -3,10 +3,11 @@
 import numpy as np
 
 from lrdata.draws import Draws
+from lrdata.impact.scorer import Scorer
 from lrdata.windows import Window
 
 
-class NoImpact:
+class NoImpact(Scorer):
     """0 for every token."""
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:

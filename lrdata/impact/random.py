@@ -3,10 +3,11 @@
 import numpy as np
 
 from lrdata.draws import Draws
+from lrdata.impact.scorer import Scorer
 from lrdata.windows import Window
 
 
-class Random:
+class Random(Scorer):
     """Uniform in (0, 1]: a random fifth of the window's tokens becomes impactful."""
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:

@@ -30,7 +30,7 @@ from lrdata.sentences.characters import (
     last_word,
     low_bytes,
 )
-from lrdata.tokenizer import Tokenizer
+from lrdata.vocabulary import Vocabulary
 
 # What a token ends with, a bit each. STOP: a terminator and perhaps closers; CLOSED: nothing but
 # closers; WIDE: either of them with a last character beyond ASCII, or what may be the end of one
@@ -86,10 +86,10 @@ class SentenceTables:
     values: np.ndarray  # uint8: the bytes of all tokens
 
 
-def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
-    """Tables for a tokenizer, from its id-to-bytes table."""
-    values, offsets = tokenizer.token_bytes
-    special = tokenizer.special
+def sentence_tables(vocabulary: Vocabulary) -> SentenceTables:
+    """Tables for a vocabulary, from its id-to-bytes table."""
+    values, offsets = vocabulary.token_bytes
+    special = vocabulary.special
     sizes = np.where(special, 0, np.diff(offsets))
     head = _eight_bytes(values, offsets[:-1], sizes, 1)
     tail = _eight_bytes(values, offsets[1:] - 1, sizes, -1)
@@ -98,7 +98,7 @@ def sentence_tables(tokenizer: Tokenizer) -> SentenceTables:
     ended = end != NOTHING
     lines = np.concatenate([[0], np.cumsum((values == 0x0A) | (values == 0x0D))])
     end[(lines[offsets[1:]] > lines[offsets[:-1]]) & ~special] = LINE_END
-    end[tokenizer.eot_id] = EOT
+    end[vocabulary.eot_id] = EOT
     sizes[special] = 8
     after = what_follows(head, sizes)
     for start in range(8, int(sizes.max(initial=0)), 8):  # tokens of more white space than that

@@ -1,11 +1,11 @@
-"""Evaluation of long-context models: needle retrieval and sliding-window perplexity.
+"""Evaluation of long-context models: needle retrieval, sliding-window perplexity, LongPPL.
 
     report = evaluate(["base=models/base", "runs/x/merged"], lengths=[1024, 8192], out=Path("eval"))
     print_report(report)
 
-`models` loads them, `text` reads what they are measured on, `needle` and `perplexity` are the two
-suites, `report` is what comes out. Models are loaded one after another; all of them read the same
-prompts and the same windows.
+`models` loads them, `text` reads what they are measured on, `needle`, `perplexity` and `longppl`
+are the suites, `report` is what comes out. Models are loaded one after another; all of them read
+the same prompts and the same windows.
 """
 
 import platform
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
+from lrtrain.evaluate import longppl as longppl_suite
 from lrtrain.evaluate import needle as needle_suite
 from lrtrain.evaluate import perplexity as perplexity_suite
+from lrtrain.evaluate.longppl import KeyWindows, LongPplCell, open_keys
 from lrtrain.evaluate.models import LoadedModel, ModelSpec, load_model, parse_dtype, parse_models
 from lrtrain.evaluate.needle import Haystack, NeedleCell, NeedleTemplate, PromptMaker
 from lrtrain.evaluate.perplexity import PerplexityCell, stride_for, target_spans
@@ -30,15 +32,16 @@ from lrtrain.evaluate.text import Text, encode_text, holdout_rows, read_text
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SUITES", "NeedleTemplate", "Report", "evaluate", "print_report"]
+__all__ = ["DEFAULT_SUITES", "SUITES", "NeedleTemplate", "Report", "evaluate", "print_report"]
 
-SUITES = ("needle", "ppl")
+SUITES = ("needle", "ppl", "longppl")
+DEFAULT_SUITES = ("needle", "ppl")
 
 
 def evaluate(
     models: Sequence[str],
     *,
-    suites: Sequence[str] = SUITES,
+    suites: Sequence[str] = DEFAULT_SUITES,
     lengths: Sequence[int] = (1024, 2048, 4096, 8192),
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     samples: int = 5,
@@ -46,6 +49,7 @@ def evaluate(
     haystack: Path | None = None,
     text: Path | None = None,
     shards: Path | None = None,
+    keys: Path | None = None,
     needle: NeedleTemplate | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -57,9 +61,11 @@ def evaluate(
 
     models: see `lrtrain.evaluate.models`. samples: prompts for each length and depth of the needle
     suite; windows: spans of the perplexity suite. haystack, text: a file or folder, else Python's
-    own documentation; shards: a dataset whose holdout rows are the perplexity suite's text. The
-    report is written anew after each model. Raises LongRecipeError for anything that can be known
-    to be wrong, as far as possible before the first model is loaded.
+    own documentation; shards: a dataset whose holdout rows are the perplexity suite's text; keys: a
+    folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its windows,
+    whatever `lengths` and `windows` are. The report is written anew after each model. Raises
+    LongRecipeError for anything that can be known to be wrong, as far as possible before the first
+    model is loaded.
     """
     started = time.monotonic()
     plan = _Plan(
@@ -72,6 +78,7 @@ def evaluate(
         haystack=haystack,
         text=text,
         shards=shards,
+        keys=keys,
         template=needle or NeedleTemplate(),
         seed=seed,
         dtype=parse_dtype(dtype),
@@ -102,6 +109,7 @@ class _Plan:
         haystack: Path | None,
         text: Path | None,
         shards: Path | None,
+        keys: Path | None,
         template: NeedleTemplate,
         seed: int,
         dtype: str,
@@ -110,9 +118,15 @@ class _Plan:
         _check(suites, lengths, depths, samples, windows)
         if text is not None and shards is not None:
             raise LongRecipeError("perplexity is measured on a text or on shards; name one of them")
+        if ("longppl" in suites) != (keys is not None):
+            raise LongRecipeError(
+                "the suite longppl and --keys go together: --suite longppl --keys SCORES, with the "
+                "folder that `lrtrain score` wrote"
+            )
         self.specs, self.suites, self.lengths, self.depths = specs, suites, lengths, depths
         self.samples, self.windows, self.shards = samples, windows, shards
         self.template, self.seed, self.dtype, self.device = template, seed, dtype, device
+        self.keys = open_keys(keys) if keys else None
         self.haystack = read_text(haystack, lengths[-1]) if "needle" in suites else None
         self.text: Text | None = None
         if "ppl" in suites and shards is None:
@@ -137,6 +151,7 @@ class _Plan:
             "haystack": described(self.haystack),
             "text": described(self.text),
             "shards": self.shards.name if self.shards else None,
+            "keys": self.keys.settings() if self.keys else None,
         }
 
     def run(self, spec: ModelSpec, report: Report) -> None:
@@ -153,6 +168,10 @@ class _Plan:
                 for span_cell in self._perplexity(loaded):
                     report.perplexity.append(span_cell)
                     tokens += span_cell.length * len(span_cell.nats)
+            if self.keys is not None:
+                for key_cell in self._longppl(loaded, self.keys):
+                    report.longppl.append(key_cell)
+                    tokens += sum(key_cell.context)
         entry = _entry(loaded, self.dtype)
         seconds = round(time.monotonic() - started, 3)
         report.models.append(replace(entry, seconds=seconds, tokens=tokens))
@@ -208,6 +227,16 @@ class _Plan:
                     task.advance(done, note=f"{length:,} tokens")
                     if cell:
                         yield cell
+
+    def _longppl(self, loaded: LoadedModel, keys: KeyWindows) -> Iterator[LongPplCell]:
+        name = loaded.spec.name
+        with progress(f"{name}: longppl", len(keys.indices)) as task:
+            for cell in longppl_suite.measure(
+                loaded.model, loaded.device, name, keys, loaded.tokenizer
+            ):
+                task.advance()
+                if cell:
+                    yield cell
 
 
 @contextmanager

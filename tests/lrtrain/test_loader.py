@@ -1,6 +1,7 @@
 """Batches hold the rows as they are, in a seeded order that covers every row once an epoch."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from lrdata.shards import Shards, open_shards
 from lrtrain.loader import StepLoader, order, to_batch
+from lrtrain.weights import impact, longce
 from tests.lrtrain.tiny_runs import build_shards
 
 
@@ -44,6 +46,29 @@ def test_a_batch_is_its_rows_end_to_end(shards: Shards, kind: str) -> None:
     expected[firsts] = 0
     assert np.array_equal(batch.weights.numpy(), expected)
     assert 0 < batch.weights.sum() < batch.tokens
+
+
+def test_weights_count_where_the_loss_mask_is_on_and_something_precedes(shards: Shards) -> None:
+    """Rows of packed documents, whose masks leave prompts out."""
+    draw = np.random.default_rng(0)
+    rows = [shards.read_row("replay", index) for index in range(3)]
+    scored = [
+        replace(row, lsd=draw.normal(0, 2, len(row.input_ids)).astype(np.float16)) for row in rows
+    ]
+    weights = to_batch(scored, longce).weights.numpy()
+    plain = to_batch(scored).weights.numpy()
+    assert weights.dtype == np.float32
+    assert np.array_equal(weights, plain * np.concatenate([longce(row) for row in scored]))
+    assert len(set(weights.tolist())) > 100
+
+
+def test_a_loader_weighs_every_micro_batch(shards: Shards) -> None:
+    plain = StepLoader(shards, "extend", 1, 4, micro_tokens=0)
+    weighted = StepLoader(shards, "extend", 1, 4, micro_tokens=0, weighting=impact)
+    for one, other in zip(plain.step(2), weighted.step(2), strict=True):
+        assert one.rows == other.rows
+        assert set(other.weights.tolist()) == {0.0, 1.0, 2.0}
+        assert torch.equal(other.weights.clamp(max=1), one.weights)
 
 
 def test_a_batch_does_not_write_into_the_shards(shards: Shards) -> None:

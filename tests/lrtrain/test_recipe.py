@@ -15,6 +15,7 @@ from lrtrain.recipe import TrainRecipe
         ({"stages": ("extend", "extend")}, "order"),
         ({"schedule": "step"}, "--schedule step"),
         ({"dtype": "fp16"}, "--dtype fp16"),
+        ({"token_weights": "digits"}, "--token-weights digits is unknown; choose one of none, "),
         ({"rows_per_step": 0}, "--rows-per-step 0"),
         ({"steps": 0}, "--steps 0"),
         ({"lr": -1.0}, "--lr -1.0"),
@@ -41,6 +42,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (recipe.rows_per_step, recipe.lr, recipe.anneal_lr) == (96, 5e-5, 5e-6)
     assert recipe.merge_weight == 0.5
     assert recipe.attention_scale == 1.0
+    assert recipe.token_weights == "none"
 
 
 def test_it_is_plain_json() -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import read_manifest
-from lrdata.shards import open_shards
+from lrdata.manifest import read_manifest, write_manifest
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_shards
+from lrtrain.cli import main
 from lrtrain.plots import read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
 from lrtrain.stages import run
+from lrtrain.weights import WEIGHTS
 from tests.fetch import fetch
 from tests.lrtrain.tiny_runs import ROW, TARGET, WINDOW, build_shards, save_tiny_model
 
@@ -40,6 +44,33 @@ def done(shards: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("runs") / "one"
     run(shards, str(model), out, RECIPE, lambda _: None)
     return out
+
+
+@pytest.fixture(scope="module")
+def scored(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows, of every kind, with a made-up lsd; a quarter of them was not measured."""
+    folder = tmp_path_factory.mktemp("scored") / "shards"
+    shutil.copytree(shards, folder)
+    opened, manifest, draw = open_shards(shards), read_manifest(folder), np.random.default_rng(0)
+    firsts: dict[str, int] = {}
+    for place, entry in enumerate(manifest.files):
+        first = firsts.setdefault(entry.kind, 0)
+        with writing_shard(folder / entry.path, SCHEMA.append(LSD_FIELD)) as shard:
+            for index in range(first, first + entry.rows):
+                row = opened.read_row(entry.kind, index)
+                lsd = draw.normal(0, 2, len(row.input_ids)).astype(np.float16)
+                lsd[: len(lsd) // 4] = np.nan
+                shard.write(replace(row, lsd=lsd))
+        firsts[entry.kind] += entry.rows
+        manifest.files[place] = replace(
+            entry,
+            bytes=(folder / entry.path).stat().st_size,
+            sha256=file_sha256(folder / entry.path),
+            content_sha256=shard.content.hexdigest(),
+        )
+    manifest.ledger.scored = 1  # how many does not matter here
+    write_manifest(folder, manifest)
+    return folder
 
 
 def test_every_stage_leaves_a_plain_model_with_the_new_window(done: Path, model: Path) -> None:
@@ -105,13 +136,18 @@ def test_micro_batches_do_not_change_the_loss(
 
 def test_the_first_loss_is_torchs_own(shards: Path, model: Path, done: Path) -> None:
     """Step 1 again, with plain transformers, a dense mask and torch's cross-entropy."""
+    logged = read_metrics(done / "metrics.jsonl")[0]["loss"]
+    assert logged == pytest.approx(_first_loss(shards, model, "none"), rel=1e-5)
+
+
+def _first_loss(shards: Path, model: Path, token_weights: str) -> float:
     opened = open_shards(shards)
     first = set(_rows_of_the_first_step(opened))
     config = AutoModelForCausalLM.from_pretrained(model).config
     theta = extended_theta(10_000.0, WINDOW, TARGET, 8)
     config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
     plain = AutoModelForCausalLM.from_pretrained(model, config=config, attn_implementation="eager")
-    total, weight = 0.0, 0
+    total, weight = 0.0, 0.0
     for index in range(opened.rows("extend")):
         row = opened.read_row("extend", index)
         if row.sample_id not in first:
@@ -122,10 +158,11 @@ def test_the_first_loss_is_torchs_own(shards: Path, model: Path, done: Path) -> 
         positions = torch.from_numpy(row.position_ids.astype(np.int64))[None]
         with torch.no_grad():
             logits = plain(ids, attention_mask=mask, position_ids=positions).logits[0]
-        total += float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum"))
-        weight += size - 1
-    logged = read_metrics(done / "metrics.jsonl")[0]["loss"]
-    assert logged == pytest.approx(total / weight, rel=1e-5)
+        losses = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+        weights = torch.from_numpy(WEIGHTS[token_weights](row))[1:]
+        total += float((losses * weights).sum())
+        weight += float(weights.sum())
+    return total / weight
 
 
 def _rows_of_the_first_step(opened: object) -> list[str]:
@@ -204,6 +241,50 @@ def test_attention_scale_changes_extend_rows_only(
     assert scaled[4]["loss"] == pytest.approx(unscaled[4]["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("token_weights", ["impact", "longce", "ukp"])
+def test_token_weights_are_of_the_extend_stage_only(
+    scored: Path, model: Path, tmp_path: Path, token_weights: str
+) -> None:
+    """Replay and holdout rows are measured as without them, though they have the columns too."""
+    recipe = replace(RECIPE, lr=1e-12, anneal_lr=1e-12, stages=("extend", "anneal"))
+    run(scored, str(model), tmp_path / "plain", recipe, lambda _: None)
+    weighted = replace(recipe, token_weights=token_weights)
+    run(scored, str(model), tmp_path / "weighted", weighted, lambda _: None)
+    plain, other = (
+        read_metrics(tmp_path / name / "metrics.jsonl") for name in ("plain", "weighted")
+    )
+    assert all(one["loss"] != two["loss"] for one, two in zip(plain[:4], other[:4], strict=True))
+    assert other[0]["loss"] == pytest.approx(_first_loss(scored, model, token_weights), rel=1e-5)
+    for one, two in zip(plain[4:], other[4:], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    for place in (3, -1):
+        losses = plain[place]["holdout_loss"], other[place]["holdout_loss"]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    cards = [(tmp_path / "weighted" / s / "README.md").read_text() for s in ("extend", "anneal")]
+    assert f"| token weights | {token_weights} |" in cards[0]
+    assert "| token weights | none |" in cards[1]
+
+
+def test_the_command_trains_with_longce(
+    scored: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Every stage, with the rows, order and rates of `done`: only the losses are others."""
+    out = tmp_path / "run"
+    words = (
+        *("run", scored, "--model", model, "--out", out, "--token-weights", "longce"),
+        *("--steps", 4, "--anneal-steps", 3, "--rows-per-step", 4, "--lr", 3e-3),
+        *("--anneal-lr", 1e-3, "--dtype", "fp32", "--device", "cpu"),
+    )
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    plain, weighted = (read_metrics(folder / "metrics.jsonl") for folder in (done, out))
+    assert [line["lr"] for line in plain] == [line["lr"] for line in weighted]
+    assert all(a["loss"] != b["loss"] for a, b in zip(plain, weighted, strict=True))
+    assert json.loads((out / "recipe.json").read_text())["token_weights"] == "longce"
+    file = Path("merged", "model.safetensors")
+    assert (done / file).read_bytes() != (out / file).read_bytes()
+
+
 # What is refused, before the first step
 
 
@@ -279,6 +360,30 @@ def test_a_folder_with_other_things(shards: Path, model: Path, tmp_path: Path) -
 def test_anneal_without_extend(shards: Path, model: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, stages=("anneal", "merge"))
     assert "extend stage first" in _refused(shards, model, tmp_path / "run", recipe)
+
+
+@pytest.mark.parametrize("token_weights", ["longce", "ukp"])
+def test_weights_from_scores_that_are_not_there(
+    shards: Path, model: Path, tmp_path: Path, token_weights: str
+) -> None:
+    recipe = replace(RECIPE, token_weights=token_weights)
+    message = _refused(shards, model, tmp_path / "run", recipe)
+    assert f"--token-weights {token_weights}: no token of {shards} has an lsd" in message
+    assert "--impact scores:DIR, DIR from `lrtrain score` of this corpus" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_impact_weights_without_impact(shards: Path, model: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(shards, plain)
+    manifest = read_manifest(plain)
+    manifest.recipe["impact"] = "none"
+    write_manifest(plain, manifest)
+    message = _refused(plain, model, tmp_path / "run", replace(RECIPE, token_weights="impact"))
+    assert f"{plain} was built with --impact none" in message
+    assert "build it with another --impact" in message
+    later = replace(RECIPE, token_weights="impact", stages=("anneal",))
+    assert "extend stage first" in _refused(plain, model, tmp_path / "run", later)
 
 
 def test_a_loss_that_is_not_finite_names_the_rows(
