@@ -58,9 +58,10 @@ _RECIPE = (
     ),
     click.option(
         "--select",
-        default="draw",
+        default="auto",
         show_default=True,
-        help="draw: sentences with impactful tokens, at random; top: by score.",
+        help="draw: sentences with impactful tokens, at random; top: by mean score; auto: top for "
+        "lexicon and scores, else draw.",
     ),
     click.option(
         "--evidence",
@@ -278,7 +279,7 @@ def lexicon(scores: tuple[Path, ...], out: Path, no_plots: bool) -> None:
     \b
     Examples:
       lrdata lexicon scores --out lexicon.parquet
-      lrdata build books/ --impact lexicon:lexicon.parquet --select top ...
+      lrdata build books/ --impact lexicon:lexicon.parquet ...
     """
     from lrdata.atomic import write_json
     from lrdata.lexicon import make_lexicon, write_lexicon

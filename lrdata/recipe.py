@@ -36,7 +36,8 @@ class BuildRecipe:
     segment_tokens: int = 88
     """Aim for the length of a segment; 88 as in the paper."""
     impact: str = "digits"
-    select: str = "draw"
+    select: str = "auto"
+    """Which sentences go first; auto is `top` where scores come from models, else `draw`."""
     evidence: int = 0
     """Keep sentences with impactful tokens together with what these may be copied from, so many
     tokens back or more; 0: do not."""
@@ -71,6 +72,9 @@ class BuildRecipe:
             whole = self.positions == "full"
             length = self.target_len if whole else int(self.target_len * TRAIN_SHARE) // 16 * 16
             object.__setattr__(self, "train_len", length)
+        if self.select == "auto":
+            measured = self.impact.startswith(("lexicon:", "scores:"))
+            object.__setattr__(self, "select", "top" if measured else "draw")
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
             ("--select", self.select, SELECTS),

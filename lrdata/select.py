@@ -14,8 +14,6 @@ IMPACTFUL_SHARE = 0.20
 
 _BUCKET_SHIFT = np.uint64(54)  # 1,024 buckets: a dozen sentences in each
 
-_BEST_SHARE = 0.25  # `top` ranks a sentence by the mean of this share of its tokens, at least one
-
 
 def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     """The top 20 % of tokens with a score above 0, ties broken by the stream.
@@ -37,9 +35,15 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
 
 
 def _nth_highest(scores: np.ndarray, count: int) -> np.generic:
-    if scores.dtype == np.uint8:  # counting is ten times as fast as a partition
-        at_least = np.cumsum(np.bincount(scores, minlength=256)[::-1])
-        return np.uint8(255 - np.searchsorted(at_least, count))
+    if scores.dtype == np.uint8:  # eight comparisons take a tenth of the time of a partition
+        least, most = 0, 255
+        while least < most:
+            middle = (least + most) // 2
+            if np.count_nonzero(scores > middle) < count:
+                most = middle
+            else:
+                least = middle + 1
+        return np.uint8(least)
     highest = scores.max()
     if np.count_nonzero(scores == highest) >= count:  # most often so where scores are 0 or 1
         return highest
@@ -68,27 +72,17 @@ def draw_keys(
 def top_keys(
     lengths: np.ndarray, scores: np.ndarray, mask: np.ndarray, stream: Stream
 ) -> np.ndarray:
-    """By the mean score of the best quarter of each sentence's tokens; ties in a random order."""
-    starts = _starts(lengths)
-    rank = np.arange(len(scores)) - np.repeat(starts, lengths)
-    count = np.maximum(1, (lengths * _BEST_SHARE).astype(np.int64))
-    best = _best_first(lengths, scores.astype(np.float32, copy=False)).astype(np.float64)
-    best[rank >= np.repeat(count, lengths)] = 0.0
-    mean = np.add.reduceat(best, starts) / count
-    order = np.lexsort((stream.words(len(lengths)), -mean))
-    ranks = np.empty(len(order), np.uint64)
-    ranks[order] = np.arange(len(order), dtype=np.uint64)
-    return _spread(ranks)
+    """The sentences with the highest mean score first, ties in a random order.
 
-
-def _best_first(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The scores, the highest of each sentence first: float32 [n]."""
-    # The bits of floats >= 0 sort as the floats do: with the sentence above them, one sort of
-    # integers does it, ten times as fast as np.lexsort.
-    sentence = np.repeat(np.arange(len(lengths)), lengths)
-    bits = np.abs(scores).view(np.uint32).astype(np.int64)
-    key = np.sort(sentence << 32 | 0xFFFFFFFF - bits)
-    return (0xFFFFFFFF - (key & 0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+    What a budget of tokens buys is the sum of their scores: the best order is by score a token.
+    """
+    exact = np.float64 if scores.dtype == np.float32 else np.int32
+    totals = np.add.reduceat(scores.astype(exact), _starts(lengths))
+    means = np.abs(totals / lengths).astype(np.float32)  # a zero may be negative
+    # The bits of floats >= 0 sort as the floats do. Mean (31 bits), random (9), number (24).
+    keys = (np.uint64(0x7FFFFFFF) - means.view(np.uint32)) << np.uint64(33)
+    keys |= stream.words(len(lengths)) >> np.uint64(55) << np.uint64(24)
+    return keys | np.arange(len(lengths), dtype=np.uint64)
 
 
 def first_keys(

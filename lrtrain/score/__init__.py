@@ -278,20 +278,22 @@ def _read_all(plan: _Plan, windows: list[TextWindow], staging: Path) -> None:
     """Make the readings that are not there, one model after the other."""
     missing = [
         (reading, index, _reading_path(staging, reading, index))
-        for reading in plan.readings
+        for model in dict.fromkeys(reading.model for reading in plan.readings)
         for index in range(len(windows))
+        for reading in plan.readings
+        if reading.model == model
         if not _reading_path(staging, reading, index).exists()
     ]
     total = sum(plan.cost(reading, windows[index]) for reading, index, _ in missing)
-    loaded: ModelSpec | None = None
-    model: Any = None
+    spec: ModelSpec | None = None
+    loaded: Any = None
     with progress("scoring tokens", total) as task:
         meter = Meter()
         for reading, index, path in missing:
-            if reading.model != loaded:
-                model = None  # before the next is there
-                loaded, model = reading.model, _load(plan, reading.model)
-            found = plan.read(model, reading, windows[index])
+            if reading.model != spec:
+                loaded = None  # before the next is there
+                spec, loaded = reading.model, _load(plan, reading.model)
+            found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found, allow_pickle=False)
             meter.add(cost := plan.cost(reading, windows[index]))

@@ -1,3 +1,4 @@
+import math
 from itertools import combinations, permutations
 
 import numpy as np
@@ -112,14 +113,11 @@ def test_draw_makes_every_order_equally_likely() -> None:
 
 
 @given(windows(), seeds)
-def test_top_takes_the_best_mean_of_the_best_quarter_first(
+def test_top_takes_the_sentence_with_the_highest_mean_first(
     window: tuple[np.ndarray, np.ndarray], seed: int
 ) -> None:
     lengths, scores = window
-    means = []
-    for part in sentences(lengths, scores):
-        best = sorted(part.tolist(), reverse=True)[: max(1, len(part) // 4)]
-        means.append(sum(best) / len(best))
+    means = [float(np.float32(np.mean(part.astype(float)))) for part in sentences(lengths, scores)]
     order = order_of(select.top_keys(lengths, scores, scores > 0, stream(seed)))
     taken = [means[sentence] for sentence in order]
     assert taken == sorted(means, reverse=True)
@@ -130,17 +128,33 @@ def test_top_with_scores_of_any_size(values: list[float], data: st.DataObject) -
     lengths = data.draw(st.lists(st.integers(1, 30), min_size=1).map(np.array))
     lengths = np.diff(np.minimum(np.cumsum([0, *lengths, len(values)]), len(values)))
     lengths = lengths[lengths > 0]
-    best = [max(part) for part in sentences(lengths, f32(*values))]
-    order = order_of(select.top_keys(lengths, f32(*values), f32(*values) > 0, stream()))
-    few = [best[i] for i in order if lengths[i] < 8]  # one token decides these
-    assert few == sorted(few, reverse=True)
+    scores = f32(*values)
+    means = [math.fsum(part.tolist()) / len(part) for part in sentences(lengths, scores)]
+    order = order_of(select.top_keys(lengths, scores, scores > 0, stream()))
+    taken = np.array([means[sentence] for sentence in order])
+    assert (taken[1:] <= taken[:-1] * (1 + 1e-6)).all()
+
+
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_bytes_are_ranked_as_the_same_floats(values: bytes, data: st.DataObject) -> None:
+    scores = np.frombuffer(values, np.uint8)
+    lengths = data.draw(st.lists(st.integers(1, 30), min_size=1).map(np.array))
+    lengths = np.diff(np.minimum(np.cumsum([0, *lengths, len(values)]), len(values)))
+    lengths = lengths[lengths > 0]
+    floats = scores.astype(np.float32)
+    mask = select.impactful(scores, stream())
+    assert np.array_equal(mask, select.impactful(floats, stream()))
+    keys = select.top_keys(lengths, scores, mask, stream())
+    assert np.array_equal(keys, select.top_keys(lengths, floats, mask, stream()))
 
 
 def test_top_takes_a_negative_zero_for_zero() -> None:
-    lengths, scores = np.array([1, 2]), f32(0.25, -0.0, 0.5)
-    for seed in range(5):
-        order = order_of(select.top_keys(lengths, scores, scores > 0, stream(seed)))
-        assert order.tolist() == [1, 0]
+    lengths, scores = np.ones(3, np.int64), f32(-0.0, 0.5, 0.0)
+    orders = {
+        tuple(order_of(select.top_keys(lengths, scores, scores > 0, stream(seed))).tolist())
+        for seed in range(40)
+    }
+    assert orders == {(1, 0, 2), (1, 2, 0)}
 
 
 def test_top_breaks_ties_by_the_seed() -> None:
@@ -157,6 +171,82 @@ def test_first_takes_the_window_from_its_start() -> None:
         select.first_keys(np.array([3, 1, 4]), f32(*[0] * 8), np.zeros(8, bool), stream())
     )
     assert order.tolist() == [0, 1, 2]
+
+
+# Sentences that need others.
+
+
+@st.composite
+def needs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys of sentences, uint64 [s], and which needs which, int64 [e] each; one may need itself."""
+    count = draw(st.integers(1, 15))
+    rule = draw(st.sampled_from(sorted(select.RULES)))
+    lengths, scores = np.ones(count, np.int64), np.zeros(count, np.float32)
+    keys = select.RULES[rule](lengths, scores, scores > 0, stream(draw(seeds)))
+    sentence = st.integers(0, count - 1)
+    pairs = draw(st.lists(st.tuples(sentence, sentence), max_size=20))
+    needing, needed = (np.array([pair[at] for pair in pairs], np.int64) for at in (0, 1))
+    return keys, needing, needed
+
+
+@given(needs())
+def test_pairs_are_taken_as_by_a_loop_over_the_sentences(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """One that needs others is taken with them, when its turn comes; then come all the rest."""
+    keys, needing, needed = pairs
+    by_key = np.argsort(keys).tolist()
+    expected: list[int] = []
+    for sentence in by_key:
+        group = {sentence, *needed[needing == sentence].tolist()}
+        if sentence in needing:
+            expected += [one for one in by_key if one in group and one not in expected]
+    expected += [sentence for sentence in by_key if sentence not in expected]
+    assert order_of(select.pair_keys(keys, needing, needed)).tolist() == expected
+
+
+@given(needs())
+def test_every_sentence_of_a_pair_comes_before_every_other(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    keys, needing, needed = pairs
+    order = order_of(select.pair_keys(keys, needing, needed)).tolist()
+    assert sorted(order) == list(range(len(keys)))
+    paired = {*needing.tolist(), *needed.tolist()}
+    assert set(order[: len(paired)]) == paired
+    rest = order[len(paired) :]  # which stay in their order
+    assert rest == [sentence for sentence in np.argsort(keys).tolist() if sentence not in paired]
+
+
+@given(needs())
+def test_what_a_sentence_needs_comes_with_it_and_not_later(
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Of sentences that no other needs: they stay in the order of their keys, and between one and
+    what it needs there is nothing that it does not need."""
+    keys, needing, needed = pairs
+    order = order_of(select.pair_keys(keys, needing, needed)).tolist()
+    place = {sentence: at for at, sentence in enumerate(order)}
+    firsts = [one for one in np.argsort(keys).tolist() if one in needing and one not in needed]
+    assert sorted(firsts, key=lambda one: place[one]) == firsts
+    for sentence in firsts:
+        own = {sentence, *needed[needing == sentence].tolist()}
+        last = max(place[one] for one in own)
+        assert set(order[place[sentence] : last + 1]) <= own
+
+
+def test_pairs_are_kept_whole_while_there_is_room() -> None:
+    keys = np.array([5, 0, 1, 2, 3, 4], np.uint64)  # in the order 1 2 3 4 5 0
+    needing, needed = np.array([4, 3]), np.array([0, 3])  # 3 has what it needs in itself
+    paired = select.pair_keys(keys, needing, needed)
+    assert order_of(paired).tolist() == [3, 4, 0, 1, 2, 5]
+    assert select.keep(np.full(6, 10), paired, 35).tolist() == [10, 5, 0, 10, 10, 0]
+
+
+def test_without_pairs_the_order_stays() -> None:
+    nothing = np.zeros(0, np.int64)
+    keys = np.array([3, 1, 2], np.uint64)
+    assert order_of(select.pair_keys(keys, nothing, nothing)).tolist() == [1, 2, 0]
 
 
 # The budget.
