@@ -5,17 +5,17 @@ tokens that stood there comes again. The evidence of a token is the earlier occu
 rare n-gram that ends in it. Found from the tokens alone, no model is needed.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-LONGEST, SHORTEST = 4, 2
+SHORTEST, LONGEST = 2, 4
 """Tokens of an n-gram; the longest that has come before is the evidence."""
 
 MOST = 8
 """An n-gram is rare where its window holds it at most so often."""
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Evidence(NamedTuple):
@@ -35,62 +35,62 @@ class Evidence(NamedTuple):
         return Evidence(*(column[first] for column in self))
 
 
-def find_evidence(ids: np.ndarray, least_distance: int) -> Evidence:
+def find_evidence(
+    ids: np.ndarray, least_distance: int, among: np.ndarray | None = None
+) -> Evidence:
     """The earlier occurrences of the longest rare n-gram that ends in each token.
 
     Only those that are `least_distance` tokens back or more.
 
     Args:
-        ids: int32 [n].
+        ids: int32 [n]. among: bool [n], the tokens that are asked for; by default all.
     """
     lengths = np.zeros(len(ids), np.int64)
-    found = []
-    for size in range(LONGEST, SHORTEST - 1, -1):
-        tokens, sources = _far_repeats(ids, size, least_distance)
-        longest = lengths[tokens] == 0
-        tokens, sources = tokens[longest], sources[longest]
-        lengths[tokens] = size
-        found.append((tokens, sources))
-    tokens, sources = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((-sources, tokens))
-    tokens, sources = tokens[order], sources[order]
-    return Evidence(tokens, sources, lengths[tokens])
+    tokens, sources = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for size, later, earlier in reversed(list(_rare_pairs(ids))):
+        wanted = (later - earlier >= least_distance) & (lengths[later] == 0)
+        if among is not None:
+            wanted &= among[later]
+        tokens.append(later[wanted])
+        sources.append(earlier[wanted])
+        lengths[tokens[-1]] = size
+    # One sort of integers: by token, and the nearest source first.
+    bits = len(ids).bit_length()
+    order = np.sort(np.concatenate(tokens) << bits | len(ids) - np.concatenate(sources))
+    found = order >> bits
+    return Evidence(found, len(ids) - (order & ((1 << bits) - 1)), lengths[found])
 
 
-def _far_repeats(ids: np.ndarray, size: int, least_distance: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last token of each rare n-gram, with that of each earlier occurrence: int64 [m] each."""
-    places, first = _sorted_ngrams(ids, size)
-    starts = np.flatnonzero(first)
-    counts = np.diff(starts, append=len(places))
-    rare = np.flatnonzero(np.repeat((counts >= 2) & (counts <= MOST), counts))
-    rank = rare - np.repeat(starts, counts)[rare]
-    pairs = []
-    for back in range(1, MOST):
-        later = rare[rank >= back]
-        pairs.append((places[later], places[later - back]))
-    tokens, sources = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    far = tokens - sources >= least_distance
-    return tokens[far], sources[far]
+def _rare_pairs(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(size, later, earlier): all pairs of places where the same rare n-gram of a size ends."""
+    ends, grams = np.arange(len(ids)), ids.astype(np.int64)
+    for size in range(SHORTEST, LONGEST + 1):
+        # An n-gram that repeats ends in a shorter one that does: few are left after each size.
+        grams, ends = grams[ends >= size - 1], ends[ends >= size - 1]
+        grams = _numbered(grams << 32 | ids[ends - size + 1])
+        counts = np.bincount(grams)[grams] if len(grams) else grams
+        rare = (counts >= 2) & (counts <= MOST)
+        yield size, *_pairs(grams[rare], ends[rare])
+        grams, ends = grams[counts >= 2], ends[counts >= 2]
 
 
-def _sorted_ngrams(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last tokens of all n-grams, equal ones together and in order: int64 [m]; and which of
-    them begins a run of equal ones: bool [m]."""
-    count = len(ids) - size + 1
-    if count < 1:
-        return np.zeros(0, np.int64), np.zeros(0, bool)
-    hashes = np.zeros(count, np.uint64)
-    for at in range(size):
-        hashes = (hashes + ids[at : at + count].astype(np.uint64) + np.uint64(1)) * _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
-    # The hash in the upper bits, the place in the lower: one sort of integers orders both.
-    bits = np.uint64(int(count).bit_length())
-    keys = np.sort((hashes >> bits << bits) | np.arange(count, dtype=np.uint64))
-    begins = (keys & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-    first = np.ones(count, bool)
-    same = np.ones(count - 1, bool)
-    for at in range(size):  # by the tokens themselves: hashes may meet
-        tokens = ids[begins + at]
-        same &= tokens[1:] == tokens[:-1]
-    first[1:] = ~same
-    return begins + size - 1, first
+def _numbered(values: np.ndarray) -> np.ndarray:
+    """Equal values as equal numbers from 0 on: int64 [n]. Hashing is faster than a sort."""
+    numbers = pa.array(values).dictionary_encode().indices
+    return np.asarray(numbers.to_numpy()).astype(np.int64)
+
+
+def _pairs(grams: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of ends of each n-gram, of 2 to MOST each, the later and the earlier: int64 [m]."""
+    bits = int(ends[-1]).bit_length() if len(ends) else 0
+    order = np.sort(grams << bits | ends)
+    places, grams = order & ((1 << bits) - 1), order >> bits
+    starts = np.flatnonzero(np.diff(grams, prepend=-1))
+    counts = np.diff(starts, append=len(grams))
+    later, earlier = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for last in range(1, MOST):
+        whole = starts[counts > last]
+        for first in range(last):
+            later.append(places[whole + last])
+            earlier.append(places[whole + first])
+    return np.concatenate(later), np.concatenate(earlier)

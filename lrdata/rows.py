@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lrdata import positions, select
 from lrdata.draws import Draws
-from lrdata.evidence import find_evidence
+from lrdata.evidence import LONGEST, find_evidence
 from lrdata.impact import Scorer, open_scorer
 from lrdata.recipe import BuildRecipe
 from lrdata.sentences import lengths_between
@@ -72,17 +72,13 @@ class Compressor:
     ) -> np.ndarray:
         """Keys that keep sentences with impactful tokens together with what these may be copied
         from, far back."""
-        evidence = find_evidence(ids, self.recipe.evidence).nearest()
-        impactful = mask[evidence.tokens]
-        tokens, sources = evidence.tokens[impactful], evidence.sources[impactful]
-        firsts = sources - evidence.lengths[impactful] + 1  # of the n-gram that would be copied
+        tokens, sources, sizes = find_evidence(ids, self.recipe.evidence, among=mask).nearest()
+        # Of all tokens of the n-gram that would be copied: sentences may be shorter than it.
+        back = np.minimum(np.arange(LONGEST)[:, None], sizes - 1)
         ends = np.cumsum(lengths)
-        needing, last, first = (
-            np.searchsorted(ends, places, side="right") for places in (tokens, sources, firsts)
-        )
-        return select.pair_keys(
-            keys, np.concatenate([needing, needing]), np.concatenate([last, first])
-        )
+        needed = np.searchsorted(ends, (sources - back).ravel(), side="right")
+        needing = np.searchsorted(ends, tokens, side="right")
+        return select.pair_keys(keys, np.tile(needing, LONGEST), needed)
 
     def holdout_row(self, window: Window) -> Row:
         """The whole window at its own positions."""

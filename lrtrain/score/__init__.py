@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.models import ModelSpec, parse_models
 from lrtrain.model import (
     check_architecture,
+    check_extensible,
     choose_device,
     load_config,
     load_model,
@@ -129,8 +131,7 @@ def score(recipe: ScoreRecipe, out: Path, say: Say = print) -> Scores:
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
     staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
-        _claim(staging, out, identity)
-        windows = _sample(plan, staging)
+        windows = _sample(plan, staging, out, identity)
         say(_what_is_scored(plan, windows))
         _read_all(plan, windows, staging)
         _publish(plan, windows, staging, out, fingerprints, sources, identity)
@@ -172,7 +173,7 @@ def _open_plan(recipe: ScoreRecipe, say: Say) -> _Plan:
     return _Plan(
         recipe=recipe,
         readings=readings,
-        tokenizer=_tokenizer(specs),
+        tokenizer=_tokenizer(specs, configs),
         files=find_files(recipe.corpora),
         window=window,
         short_context=short_context,
@@ -183,14 +184,28 @@ def _open_plan(recipe: ScoreRecipe, say: Say) -> _Plan:
 
 
 def _config(spec: ModelSpec) -> Any:
+    """The model's config; raises LongRecipeError for all that loading it would."""
     config = load_config(spec.path)
     check_architecture(config, spec.path)
+    if spec.rope is not None:
+        parse_rope(spec.rope)
+        if spec.target_len is None:
+            raise LongRecipeError(
+                f"{spec.path}@{spec.rope} needs a window; write {spec.path}@{spec.rope},target=128k"
+            )
+        check_extensible(config, spec.path, spec.target_len)
     return config
 
 
-def _tokenizer(specs: list[ModelSpec]) -> Tokenizer:
-    """The models' tokenizer; both must have the same."""
+def _tokenizer(specs: list[ModelSpec], configs: list[Any]) -> Tokenizer:
+    """The models' tokenizer; both must have the same, and an embedding for each of its ids."""
     found = [Tokenizer.load(spec.path) for spec in specs]
+    for spec, config, tokenizer in zip(specs, configs, found, strict=True):
+        if tokenizer.vocab_size > config.vocab_size:
+            raise LongRecipeError(
+                f"{spec.path} has {config.vocab_size} embeddings but its tokenizer "
+                f"{tokenizer.vocab_size} ids; put the tokenizer there that it was trained with"
+            )
     if found[0].fingerprint != found[-1].fingerprint:
         raise LongRecipeError(
             f"{specs[0].path} and {specs[-1].path} have different tokenizers; their scores of a "
@@ -224,22 +239,19 @@ def _finished(out: Path, identity: dict[str, Any]) -> Scores:
     return scores
 
 
-def _claim(staging: Path, out: Path, identity: dict[str, Any]) -> None:
-    path = staging / _IDENTITY
-    if path.exists():
-        _refuse_other(out, json.loads(path.read_text(encoding="utf-8")), identity)
-    write_json(path, identity)
-
-
 def _refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
-    found = differences(json.loads(json.dumps(there)), json.loads(json.dumps(identity)))
-    if found:
-        raise LongRecipeError(f"{out} holds other scores ({found[0]}); choose another --out")
+    ours = json.loads(json.dumps(identity))
+    for name in ours:  # what a person wrote comes first
+        for difference in differences({name: there.get(name)}, {name: ours[name]}):
+            raise LongRecipeError(f"{out} holds other scores ({difference}); choose another --out")
 
 
-def _sample(plan: _Plan, staging: Path) -> list[TextWindow]:
-    path = staging / _SAMPLE
-    if not path.exists():
+def _sample(plan: _Plan, staging: Path, out: Path, identity: dict[str, Any]) -> list[TextWindow]:
+    """The windows to score, of an earlier run or new; from then on the folder is for these."""
+    path, claim = staging / _SAMPLE, staging / _IDENTITY
+    if claim.exists():
+        _refuse_other(out, json.loads(claim.read_text(encoding="utf-8")), identity)
+    else:
         recipe = plan.recipe
         least = plan.short_context + plan.stride + 1 if recipe.method == "lsd" else 2
         windows = sample_windows(
@@ -253,6 +265,7 @@ def _sample(plan: _Plan, staging: Path) -> list[TextWindow]:
             seed=recipe.seed,
         )
         write_sample(path, windows)
+        write_json(claim, identity)
     return read_sample(path)
 
 
@@ -293,11 +306,24 @@ def _read_all(plan: _Plan, windows: list[TextWindow], staging: Path) -> None:
             if reading.model != spec:
                 loaded = None  # before the next is there
                 spec, loaded = reading.model, _load(plan, reading.model)
-            found = plan.read(loaded, reading, windows[index])
+            with _memory_explained(plan):
+                found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found, allow_pickle=False)
             meter.add(cost := plan.cost(reading, windows[index]))
             task.advance(cost, note=f"{reading.name}, {meter}")
+
+
+@contextmanager
+def _memory_explained(plan: _Plan) -> Iterator[None]:
+    """Device memory that runs out becomes a line that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise LongRecipeError(
+            f"{plan.device} ran out of memory; lower --batch-tokens ({plan.recipe.batch_tokens:,}) "
+            f"or --window ({plan.window:,}), or use --dtype bf16; the same command goes on"
+        ) from None
 
 
 def _reading_path(staging: Path, reading: Reading, index: int) -> Path:
@@ -306,16 +332,9 @@ def _reading_path(staging: Path, reading: Reading, index: int) -> Path:
 
 def _load(plan: _Plan, spec: ModelSpec) -> Any:
     rope = None if spec.rope is None else parse_rope(spec.rope)
-    model = load_model(
+    return load_model(
         spec.path, dtype=plan.dtype, rope=rope, target_len=spec.target_len, device=plan.device
-    )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if plan.tokenizer.vocab_size > rows:
-        raise LongRecipeError(
-            f"{spec.path} has {rows} embeddings but its tokenizer {plan.tokenizer.vocab_size} ids; "
-            "put the tokenizer there that it was trained with"
-        )
-    return model.eval()
+    ).eval()
 
 
 def _scored(plan: _Plan, windows: list[TextWindow], staging: Path) -> Iterator[ScoredWindow]:

@@ -65,7 +65,7 @@ def sample_windows(
         draws = Draws(seed, document)
         keyed = [
             (draws.share(f"score {start}"), start, stop)
-            for start, stop in cut(len(ids), window, least)
+            for start, stop in cut(len(ids), window, min(least, window))
         ]
         for key, start, stop in sorted(keyed)[:per_document]:
             part = TextWindow(document, start, ids[start:stop].copy())
