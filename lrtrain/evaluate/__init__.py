@@ -23,11 +23,12 @@ from lrtrain.evaluate import longppl as longppl_suite
 from lrtrain.evaluate import needle as needle_suite
 from lrtrain.evaluate import perplexity as perplexity_suite
 from lrtrain.evaluate.longppl import KeyWindows, LongPplCell, open_keys
-from lrtrain.evaluate.models import LoadedModel, ModelSpec, load_model, parse_dtype, parse_models
+from lrtrain.evaluate.models import LoadedModel, load_model, parse_dtype
 from lrtrain.evaluate.needle import Haystack, NeedleCell, NeedleTemplate, PromptMaker
 from lrtrain.evaluate.perplexity import PerplexityCell, stride_for, target_spans
 from lrtrain.evaluate.report import ModelEntry, Report, check_plots, print_report, write_report
 from lrtrain.evaluate.text import Text, encode_text, holdout_rows, read_text
+from lrtrain.model_spec import ModelSpec, parse_models
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +60,7 @@ def evaluate(
 ) -> Report:
     """Run the suites on every model and write eval.json and the figures to `out`.
 
-    models: see `lrtrain.evaluate.models`. samples: prompts for each length and depth of the needle
+    models: see `lrtrain.model_spec`. samples: prompts for each length and depth of the needle
     suite; windows: spans of the perplexity suite. haystack, text: a file or folder, else Python's
     own documentation; shards: a dataset whose holdout rows are the perplexity suite's text; keys: a
     folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its windows,

@@ -43,7 +43,6 @@ from lrdata.scores import (
 )
 from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.models import ModelSpec, parse_models
 from lrtrain.model import (
     check_architecture,
     check_extensible,
@@ -52,6 +51,7 @@ from lrtrain.model import (
     load_model,
     model_fingerprint,
 )
+from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
 from lrtrain.score.readings import read_short, read_whole, short_blocks
 from lrtrain.score.recipe import ScoreRecipe

@@ -17,7 +17,8 @@ from lrdata.shard_writer import writing_shard
 from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate import NeedleTemplate, Report, evaluate
-from lrtrain.evaluate.models import ModelSpec, load_model, parse_models
+from lrtrain.evaluate.models import load_model
+from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
 
 SMALL: dict[str, Any] = {
