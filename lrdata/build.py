@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
@@ -31,7 +33,7 @@ from lrdata.manifest import (
 from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe
 from lrdata.replay import build_replay
-from lrdata.shards import KINDS
+from lrdata.shards import KINDS, LSD_FIELD
 from lrdata.staging import Staging, refuse_other, remove_build
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
@@ -171,9 +173,15 @@ def _manifest(
         ledger=ledger,
         replay_ledger=replay_ledger,
         impact_sha256=sources.impact,
+        lsd=_has_lsd(by_kind, staging),
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
     return manifest, by_kind
+
+
+def _has_lsd(entries: list[FileEntry], staging: Staging) -> bool:
+    extend = next(entry for entry in entries if entry.kind == "extend")
+    return LSD_FIELD.name in pq.read_schema(staging.folder / extend.path).names
 
 
 def _until_enough(

@@ -181,7 +181,8 @@ def _credible(count: np.ndarray, mean: np.ndarray, prior: np.ndarray, within: fl
     among = spread / (total - (count**2).sum() / total)
     if among <= 0:  # they differ no more than chance has it
         return prior.copy()
-    weight = count / (count + within / among)
+    weight = np.zeros(len(count))  # of what was never seen
+    np.divide(count, count + within / among, out=weight, where=count > 0)
     return np.asarray(weight * mean + (1 - weight) * prior)
 
 

@@ -115,6 +115,8 @@ class Manifest:
     replay_ledger: Ledger | None = None
     impact_sha256: str | None = None
     """Of the lexicon or scores that `--impact` named, see `lrdata.impact.impact_sha256`."""
+    lsd: bool = False
+    """Whether extend and holdout rows have the column `lsd`."""
     versions: dict[str, str] = field(default_factory=dict)
     format: str = FORMAT
     format_version: str = FORMAT_VERSION
@@ -191,7 +193,9 @@ def entry_of(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
         value = values[known.name] = raw[known.name]
         container = get_origin(known.type)
         expected = container if container in (list, dict) else known.type
-        if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+        # To Python a bool is an int, too.
+        odd = isinstance(value, bool) and expected is not bool
+        if odd or not isinstance(value, expected):  # type: ignore[arg-type]
             raise TypeError(f"{known.name} is {value!r}")
     return kind(**values)
 

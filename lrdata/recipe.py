@@ -14,7 +14,7 @@ SELECTS = ("draw", "top")
 JOINS = ("attend", "mask")
 TRAIN_SHARE = 0.30
 """The paper's share of the target length; the length is floored to a multiple of 16."""
-_SHORTEST_TARGET, _SHORTEST_ROW = 64, 16
+SHORTEST_TARGET, SHORTEST_ROW = 64, 16
 
 REPLAY_OPTIONS = ("replay", "replay_ratio", "prompt_field", "response_field", "chat_template")
 """Options that no extend row depends on."""
@@ -86,17 +86,17 @@ class BuildRecipe:
                 )
         if not self.corpora:
             raise LongRecipeError("no corpus given; name a file, folder or glob")
-        if self.target_len < _SHORTEST_TARGET:
+        if self.target_len < SHORTEST_TARGET:
             raise LongRecipeError(
-                f"--target-len {self.target_len} is too short; {_SHORTEST_TARGET} is the least"
+                f"--target-len {self.target_len} is too short; {SHORTEST_TARGET} is the least"
             )
         if self.positions == "full" and self.train_len != self.target_len:
             raise LongRecipeError(
                 f"--positions full trains on whole windows: leave --train-len {self.train_len} out"
             )
-        if self.train_len < _SHORTEST_ROW:
+        if self.train_len < SHORTEST_ROW:
             raise LongRecipeError(
-                f"--train-len {self.train_len} is too short; {_SHORTEST_ROW} is the least"
+                f"--train-len {self.train_len} is too short; {SHORTEST_ROW} is the least"
             )
         if self.positions != "full" and not self.train_len < self.target_len:
             raise LongRecipeError(

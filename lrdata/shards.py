@@ -71,6 +71,11 @@ SCHEMA = pa.schema(
 LSD_FIELD = _list_of("lsd", pa.float16())
 
 
+def schema_of(manifest: Manifest, kind: str) -> pa.Schema:
+    """The columns of a dataset's rows of a kind."""
+    return SCHEMA.append(LSD_FIELD) if manifest.lsd and kind != "replay" else SCHEMA
+
+
 @dataclass(frozen=True)
 class Row:
     """One row. n tokens, d attention documents, s segments, w documents of the window."""

@@ -33,7 +33,7 @@ from lrdata.impact.random import Random
 from lrdata.impact.scores import DirectScores
 from lrdata.lexicon import make_lexicon
 from lrdata.progress import progress
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import SHORTEST_ROW, SHORTEST_TARGET, BuildRecipe
 from lrdata.rows import Compressor
 from lrdata.scores import ScoredWindow, Scores
 from lrdata.sentences import SentenceTables, sentence_ends, sentence_tables
@@ -170,6 +170,11 @@ def _judged_windows(scores: Scores, keys: Scores | None, seed: int) -> Iterator[
                     "corpus with the same window, sample and seed"
                 )
             judge = keys.read(places[place])
+            if not np.array_equal(judge.ids, scored.ids):
+                raise LongRecipeError(
+                    f"{keys.folder} scored other tokens of {place[0]} than {scores.folder}; score "
+                    "the same corpus, with a model of the same tokenizer"
+                )
         yield _Judged(
             _window(scored, tables),
             folds[scored.document],
@@ -185,7 +190,7 @@ def _short_context(scores: Scores) -> int:
 
 
 def _window(scored: ScoredWindow, tables: SentenceTables) -> Window:
-    document = Document(scored.document, "", "", 0)
+    document = Document(scored.document, "", scored.document, 0)
     span = Span(document, scored.start, len(scored.ids))
     return Window(scored.ids, sentence_ends(scored.ids, tables), (span,), 0)
 
@@ -231,7 +236,15 @@ def _recipe(way: Contestant, far_back: int, segment_tokens: int, seed: int) -> B
 def _kept(window: Window, recipe: BuildRecipe, scorer: Scorer, budget: float) -> np.ndarray:
     """The tokens of a window that its row keeps: bool [n]."""
     tokens = len(window.ids)
-    fitted = replace(recipe, target_len=tokens, train_len=int(budget * tokens))
+    left = int(budget * tokens)
+    if left >= tokens:
+        return np.ones(tokens, bool)
+    if left < SHORTEST_ROW or tokens < SHORTEST_TARGET:
+        raise LongRecipeError(
+            f"{budget:.1%} of a window of {tokens} tokens is too little to select; {SHORTEST_ROW} "
+            f"tokens of {SHORTEST_TARGET} is the least"
+        )
+    fitted = replace(recipe, target_len=tokens, train_len=left)
     row = Compressor(fitted, scorer).row(window)
     kept = np.zeros(tokens, bool)
     kept[row.position_ids] = True  # with the scheme `source` these are the tokens' offsets

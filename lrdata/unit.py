@@ -20,7 +20,7 @@ from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder
-from lrdata.impact import open_scorer
+from lrdata.impact import impact_sha256, open_scorer
 from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
@@ -157,7 +157,8 @@ def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
 
 
 def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer) -> Compressor:
-    key = ("scorer", recipe.impact, id(tokenizer))  # what it reads is read once in each process
+    # What it reads is read once in each process, and again when it has changed.
+    key = ("scorer", recipe.impact, impact_sha256(recipe.impact), tokenizer.fingerprint)
     return Compressor(recipe, _once(key, lambda: open_scorer(recipe.impact, tokenizer)))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from lrdata.manifest import FileEntry, Ledger, Manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.rules import window_len
-from lrdata.shards import KINDS, SCHEMA
+from lrdata.shards import KINDS, schema_of
 
 TAGS = ("longrecipe", "long-context", "context-extension", "position-ids", "pretokenized")
 
@@ -34,6 +34,7 @@ COLUMNS = {
     "kind": "extend, replay or holdout",
     "window_tokens": "length of the window",
     "target_len": "the window that the positions simulate",
+    "lsd": "what long context gains for each token, in nats; NaN where it was not measured",
 }
 """What each column holds, in schema order."""
 
@@ -176,7 +177,7 @@ def _text(manifest: Manifest) -> Iterator[str]:
     yield from _how_to_use(manifest)
     yield from _sources(manifest)
     yield from _accounting(manifest)
-    yield from _columns()
+    yield from _columns(manifest)
     yield from _how_built(manifest)
     yield from _limits(manifest)
 
@@ -257,11 +258,12 @@ def _count(ledger: Ledger, name: str) -> str:
     return f"{getattr(ledger, name):,}"
 
 
-def _columns() -> Iterator[str]:
+def _columns(manifest: Manifest) -> Iterator[str]:
+    schema = schema_of(manifest, "extend")
     yield from ("", "## Columns", "")
     yield from _table(
         ("column", "type", "meaning"),
-        ((f"`{entry.name}`", f"`{_type(entry.type)}`", COLUMNS[entry.name]) for entry in SCHEMA),
+        ((f"`{entry.name}`", f"`{_type(entry.type)}`", COLUMNS[entry.name]) for entry in schema),
     )
     yield ""
     yield (

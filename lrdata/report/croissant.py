@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lrdata.manifest import FileEntry, Manifest
 from lrdata.report.card import COLUMNS, TAGS, description, kinds_present, licences
-from lrdata.shards import SCHEMA
+from lrdata.shards import schema_of
 
 _PARQUET = "application/x-parquet"
 
@@ -57,6 +57,7 @@ _CONTEXT: dict[str, Any] = {
 _TYPES = {
     pa.int32(): "cr:Int32",
     pa.int64(): "cr:Int64",
+    pa.float16(): "cr:Float16",
     pa.bool_(): "sc:Boolean",
     pa.string(): "sc:Text",
 }
@@ -116,7 +117,7 @@ def _record_set(manifest: Manifest, kind: str) -> dict[str, Any]:
         "name": kind,
         "description": f"{sum(e.rows for e in manifest.files if e.kind == kind)} rows",
         "key": {"@id": f"{kind}/sample_id"},
-        "field": [_field(kind, column) for column in SCHEMA],
+        "field": [_field(kind, column) for column in schema_of(manifest, kind)],
     }
 
 

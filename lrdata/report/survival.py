@@ -133,6 +133,7 @@ def plot_survival(outcomes: Sequence[Outcome], path: Path) -> None:
         axes.set_title(TITLES[name], fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    axes.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, **place)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

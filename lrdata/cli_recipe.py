@@ -1,0 +1,159 @@
+"""The options of a recipe on the command line: what `lrdata build` and `lrdata plan` share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from lrdata.recipe import BuildRecipe
+from lrdata.sizes import Count, Share, parse_count, parse_share
+
+_RECIPE = (
+    click.argument("corpora", nargs=-1, required=True),
+    click.option("--tokenizer", required=True, help="A folder with tokenizer.json, or a hub id."),
+    click.option(
+        "--target-len", type=Count(), required=True, help="The window to extend to: 128k."
+    ),
+    click.option("--train-len", help="Tokens of a row: 38400 or 30%.  [default: 30%]"),
+    click.option(
+        "--positions",
+        default="longrecipe",
+        show_default=True,
+        help="Position scheme: longrecipe, pose, randpos, full or source.",
+    ),
+    click.option(
+        "--segment-tokens",
+        type=Count(),
+        default=88,
+        show_default=True,
+        help="About how many tokens keep consecutive positions.",
+    ),
+    click.option(
+        "--impact",
+        default="digits",
+        show_default=True,
+        help="What makes a token impactful: digits; lexicon:FILE (see `lrdata lexicon`); "
+        "scores:DIR (see `lrtrain score`); random; or none (keep the start).",
+    ),
+    click.option(
+        "--select",
+        default="auto",
+        show_default=True,
+        help="draw: sentences with impactful tokens, at random; top: by mean score; auto: top for "
+        "lexicon and scores, else draw.",
+    ),
+    click.option(
+        "--evidence",
+        type=Count(),
+        default=0,
+        metavar="TOKENS",
+        help="Keep sentences with impactful tokens together with what these may be copied from: "
+        "the same rare words, at least so far back (4k).  [default: no]",
+    ),
+    click.option(
+        "--join",
+        default="attend",
+        show_default=True,
+        help="Whether documents joined in a window attend to each other: attend, mask.",
+    ),
+    click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable."),
+    click.option(
+        "--replay-ratio",
+        type=Share(),
+        default="10%",
+        show_default=True,
+        help="Replay tokens as a share of the extend tokens.",
+    ),
+    click.option(
+        "--prompt-field", help="Replay records: the prompt; only the response is learned."
+    ),
+    click.option("--response-field", help="Replay records: the response."),
+    click.option(
+        "--chat-template", is_flag=True, help="Write prompts in the tokenizer's template."
+    ),
+    click.option(
+        "--holdout",
+        type=Share(),
+        default="0%",
+        show_default=True,
+        help="Share of documents kept out, as whole windows.",
+    ),
+    click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
+    click.option(
+        "--min-doc-tokens",
+        type=Count(),
+        default=1,
+        show_default=True,
+        help="Set shorter documents aside.",
+    ),
+    click.option(
+        "--weight",
+        multiple=True,
+        metavar="SOURCE=W",
+        help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+    ),
+    click.option(
+        "--license",
+        "licence",
+        multiple=True,
+        metavar="SOURCE=ID",
+        help="A source's licence, for the dataset card; repeatable.",
+    ),
+    click.option("--text-field", default="text", show_default=True, help="Field of the text."),
+    click.option("--id-field", help="Field of the document id.  [default: file and record]"),
+    click.option("--source-field", help="Field of the source.  [default: the folder or file]"),
+    click.option("--eot", help="End-of-text token.  [default: the tokenizer's]"),
+    click.option(
+        "--encoder",
+        type=click.Choice(["auto", "fastokens", "tokenizers"]),
+        default="auto",
+        show_default=True,
+        help="Which library encodes; the ids are the same.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True),
+)
+"""What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe."""
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a recipe to a command, in their order."""
+    for option in reversed(_RECIPE):
+        command = option(command)
+    return command
+
+
+def recipe_of(options: dict[str, Any]) -> BuildRecipe:
+    """The recipe that command line options spell."""
+    options["licences"] = _pairs("--license", options.pop("licence"))
+    options["weights"] = {
+        source: _number("--weight", value)
+        for source, value in _pairs("--weight", options.pop("weight")).items()
+    }
+    options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
+    return BuildRecipe(**options)
+
+
+def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        source, equals, given = value.rpartition("=")
+        if not equals or not source or not given:
+            raise click.BadParameter(f"{option} {value}: write SOURCE=VALUE")
+        pairs[source] = given
+    return pairs
+
+
+def _number(option: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{option} {value}: not a number") from None
+
+
+def _train_len(text: str | None, target_len: int) -> int:
+    """0 (the default share) without the option; a share is floored to a multiple of 16."""
+    if text is None:
+        return 0
+    if text.strip().endswith("%"):
+        return int(parse_share(text) * target_len) // 16 * 16
+    return parse_count(text)

@@ -1,0 +1,76 @@
+"""Bootstrap intervals against a loop over the resamples."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lrdata.bootstrap import RESAMPLES, ratio, resamples
+from tests.chi_square import assert_follows, evenly
+
+
+@st.composite
+def units(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """What counts and all of it in each unit; some units hold nothing, but not all."""
+    bottom = draw(st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any))
+    top = [draw(st.integers(0, most)) for most in bottom]
+    return np.array(top), np.array(bottom)
+
+
+@settings(max_examples=20)
+@given(units())
+def test_an_interval_is_that_of_a_loop_over_the_resamples(
+    sums: tuple[np.ndarray, np.ndarray],
+) -> None:
+    top, bottom = (column.tolist() for column in sums)
+    ratios = []
+    for picked in resamples(len(top)).tolist():
+        whole = sum(bottom[unit] for unit in picked)
+        if whole:
+            ratios.append(sum(top[unit] for unit in picked) / whole)
+    found = ratio(*sums)
+    assert found.value == pytest.approx(sum(top) / sum(bottom))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    assert found.low == pytest.approx(low)
+    assert found.high == pytest.approx(high)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20).filter(any), st.integers(0, 5))
+def test_where_all_units_have_the_same_ratio_there_is_no_doubt(
+    bottom: list[int], times: int
+) -> None:
+    assert ratio(times * np.array(bottom), np.array(bottom)) == (times, times, times)
+
+
+def test_units_without_anything_are_left_out_of_the_ratio() -> None:
+    """One unit of three holds something: resamples without it have no ratio."""
+    assert ratio(np.array([0, 3, 0]), np.array([0, 4, 0])) == (0.75, 0.75, 0.75)
+
+
+def test_more_units_make_an_interval_narrower() -> None:
+    widths = []
+    for count in (10, 100, 1000):
+        top = (np.arange(count) * 7 % 10) < 5
+        found = ratio(top, np.ones(count))
+        assert found.low < found.value < found.high
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_resamples_are_the_same_and_even() -> None:
+    picked = resamples(5)
+    assert picked.shape == (RESAMPLES, 5)
+    np.testing.assert_array_equal(picked, resamples(5))
+    assert_follows(picked.ravel().tolist(), evenly(range(5)))
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Samples of 40 units of a share of 0.3: 95 % of intervals, less a little for so few units."""
+    draw = np.random.default_rng(0)
+    held = []
+    for _ in range(200):
+        bottom = draw.integers(5, 50, 40)
+        found = ratio(draw.binomial(bottom, 0.3), bottom)
+        held.append(found.low <= 0.3 <= found.high)
+    assert 0.88 <= np.mean(held) <= 0.99
