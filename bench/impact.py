@@ -4,9 +4,9 @@
 
 SmolLM2-135M on two kinds of text, each in 25 windows of 8,192 tokens from as many documents: scores
 (method lsd), lexicon with its figure, survival of selections; each lexicon is also judged on the
-other kind. Then one paired run of `lrdata build` with digits and with a lexicon, in turns. It runs
-the commands that a person would run, prints their results as Markdown, and goes on where it was
-stopped: about 40 minutes on two cores, nearly all of it scoring.
+other kind. Then paired runs of `lrdata build` with digits, a lexicon, returning tokens and evidence,
+in turns. It runs the commands that a person would run, prints their results as Markdown, and goes on
+where it was stopped: about 50 minutes on two cores, nearly all of it scoring.
 """
 
 import json
@@ -30,10 +30,10 @@ WAYS = (
     ("digits", "draw", False),
     ("lexicon", "draw", False),
     ("lexicon", "top", False),
-    ("scores", "top", False),
+    ("returns", "top", False),
     ("random", "draw", True),
     ("lexicon", "top", True),
-    ("scores", "top", True),
+    ("returns", "top", True),
 )
 
 
@@ -144,23 +144,33 @@ def _value(found: list[float] | None) -> str:
 
 
 def _print_builds(out: Path, corpus: Corpus, model: Path, name: str, rounds: int) -> None:
-    """digits and lexicon in turns, each in a fresh process."""
-    impacts = {"digits": "digits", "lexicon": f"lexicon:{out / name}.parquet"}
+    """Scorers in turns, each build in a fresh process; a pair is two of one round."""
+    impacts = {
+        "digits": ("digits",),
+        "lexicon": (f"lexicon:{out / name}.parquet",),
+        "returns": ("returns",),
+        "returns, evidence": ("returns", "--evidence", "4k"),
+    }
     seconds: dict[str, list[float]] = {impact: [] for impact in impacts}
-    for _ in range(rounds + 1):
-        for impact, spec in impacts.items():
+    for _ in range(rounds + 1):  # the first round warms up
+        for impact, words in impacts.items():
             profile = out / "profile.json"
             _run(
                 *("lrdata", "build", corpus.path, "--tokenizer", model, "--target-len", "128k"),
-                *("--impact", spec, "--out", out / "shards", "--overwrite", "--profile", profile),
+                *("--impact", *words, "--out", out / "shards", "--overwrite"),
+                *("--profile", profile),
             )
             seconds[impact].append(json.loads(profile.read_text())["build_seconds"])
-    ratios = [b / a for a, b in zip(*(times[1:] for times in seconds.values()), strict=True)]
+    digits = seconds.pop("digits")[1:]
     print(
-        f"\n{name}: `--impact lexicon` takes {statistics.median(ratios):.3f} times as long as "
-        f"digits (median of {rounds} pairs, {min(ratios):.3f} to {max(ratios):.3f}; "
-        f"digits {statistics.median(seconds['digits'][1:]):.2f} s)"
+        f"\n{name}: `lrdata build` with digits takes {statistics.median(digits):.2f} s; times that:"
     )
+    for impact, found in seconds.items():
+        ratios = [other / one for one, other in zip(digits, found[1:], strict=True)]
+        print(
+            f"- {impact}: {statistics.median(ratios):.3f} (median of {rounds} pairs, "
+            f"{min(ratios):.3f} to {max(ratios):.3f})"
+        )
 
 
 if __name__ == "__main__":

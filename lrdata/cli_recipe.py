@@ -32,15 +32,16 @@ _RECIPE = (
         "--impact",
         default="digits",
         show_default=True,
-        help="What makes a token impactful: digits; lexicon:FILE (see `lrdata lexicon`); "
+        help="What makes a token impactful: digits; returns (it was in the window before, but not "
+        "lately; returns:4k: not in the last 4k tokens); lexicon:FILE (see `lrdata lexicon`); "
         "scores:DIR (see `lrtrain score`); random; or none (keep the start).",
     ),
     click.option(
         "--select",
         default="auto",
         show_default=True,
-        help="draw: sentences with impactful tokens, at random; top: by mean score; auto: top for "
-        "lexicon and scores, else draw.",
+        help="draw: sentences with impactful tokens, at random; top: by mean score; auto: draw for "
+        "digits and random, top for the others.",
     ),
     click.option(
         "--evidence",

@@ -11,6 +11,8 @@ from lrdata.positions import SCHEMES
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
+RANKED = ("returns", "lexicon", "scores")
+"""Scorers of which more is better: what the mean score of a sentence says is of use."""
 JOINS = ("attend", "mask")
 TRAIN_SHARE = 0.30
 """The paper's share of the target length; the length is floored to a multiple of 16."""
@@ -37,7 +39,7 @@ class BuildRecipe:
     """Aim for the length of a segment; 88 as in the paper."""
     impact: str = "digits"
     select: str = "auto"
-    """Which sentences go first; auto is `top` where scores come from models, else `draw`."""
+    """Which sentences go first; auto is `top` for the scorers in RANKED, else `draw`."""
     evidence: int = 0
     """Keep sentences with impactful tokens together with what these may be copied from, so many
     tokens back or more; 0: do not."""
@@ -73,8 +75,8 @@ class BuildRecipe:
             length = self.target_len if whole else int(self.target_len * TRAIN_SHARE) // 16 * 16
             object.__setattr__(self, "train_len", length)
         if self.select == "auto":
-            measured = self.impact.startswith(("lexicon:", "scores:"))
-            object.__setattr__(self, "select", "top" if measured else "draw")
+            ranked = self.impact.startswith(RANKED)
+            object.__setattr__(self, "select", "top" if ranked else "draw")
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
             ("--select", self.select, SELECTS),

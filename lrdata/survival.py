@@ -30,6 +30,7 @@ from lrdata.impact import Scorer
 from lrdata.impact.digits import Digits
 from lrdata.impact.lexicon import LexiconImpact, read_significance
 from lrdata.impact.random import Random
+from lrdata.impact.returns import Returns
 from lrdata.impact.scores import DirectScores
 from lrdata.lexicon import make_lexicon
 from lrdata.progress import progress
@@ -67,7 +68,7 @@ class Contestant:
 def contestants(lexicons: Sequence[str] = ()) -> list[Contestant]:
     """The ways that are compared; `lexicons`: files of further ones."""
     ways = [("random", "draw"), ("digits", "draw"), ("digits", "top"), ("lexicon", "draw")]
-    names = ["lexicon", *(f"lexicon:{path}" for path in lexicons), "scores"]
+    names = ["lexicon", *(f"lexicon:{path}" for path in lexicons), "returns", "scores"]
     ways += [(name, "top") for name in names]
     return [Contestant(*way, evidence) for evidence in (False, True) for way in ways]
 
@@ -208,6 +209,8 @@ def _scorers(way: Contestant, scores: Scores, judged: Sequence[_Judged]) -> list
         one = DirectScores(scores, make_lexicon([scores]).expected_gain)
     elif impact == "digits":
         one = Digits(scores.vocabulary)
+    elif impact == "returns":
+        one = Returns(scores.vocabulary)
     else:
         one = Random()
     return [one] * _FOLDS

@@ -11,26 +11,30 @@ from lrdata.impact.digits import Digits
 from lrdata.impact.lexicon import LexiconImpact
 from lrdata.impact.none import NoImpact
 from lrdata.impact.random import Random
+from lrdata.impact.returns import Returns
 from lrdata.impact.scorer import Scorer
 from lrdata.manifest import MANIFEST
 from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 
-__all__ = ["Scorer", "impact_sha256", "open_scorer"]
+__all__ = ["Scorer", "impact_sha256", "open_scorer", "parse_impact"]
 
 
-_PLAIN, _FROM_FILES = ("digits", "random", "none"), ("lexicon", "scores")
+_PLAIN, _WITH_VALUE = ("digits", "returns", "random", "none"), ("returns", "lexicon", "scores")
+_FROM_FILES = ("lexicon", "scores")
 
 
 def open_scorer(spec: str, tokenizer: Tokenizer) -> Scorer:
     """The scorer that `--impact` names."""
-    kind, path = _parse(spec)
+    kind, value = parse_impact(spec)
     if kind == "lexicon":
-        return LexiconImpact.open(path, tokenizer)
+        return LexiconImpact.open(Path(value), tokenizer)
     if kind == "scores":
         from lrdata.impact.scores import DirectScores  # polars takes a while to import
 
-        return DirectScores.open(path, tokenizer)
+        return DirectScores.open(Path(value), tokenizer)
+    if kind == "returns":
+        return Returns.open(value, tokenizer)
     if kind == "digits":
         return Digits(tokenizer)
     return Random() if kind == "random" else NoImpact()
@@ -41,19 +45,21 @@ def impact_sha256(spec: str) -> str | None:
 
     None for scorers that read nothing. Raises LongRecipeError where it is missing.
     """
-    kind, path = _parse(spec)
+    kind, value = parse_impact(spec)
     if kind not in _FROM_FILES:
         return None
-    file = path if kind == "lexicon" else path / MANIFEST
+    file = Path(value) if kind == "lexicon" else Path(value) / MANIFEST
     if not file.is_file():
         raise LongRecipeError(f"--impact {spec}: there is no {file}")
     return file_sha256(file)
 
 
-def _parse(spec: str) -> tuple[str, Path]:
-    kind, _, path = spec.partition(":")
-    if kind in (_FROM_FILES if path else _PLAIN):
-        return kind, Path(path)
+def parse_impact(spec: str) -> tuple[str, str]:
+    """`lexicon:FILE` -> ("lexicon", "FILE"). Raises LongRecipeError for what is no scorer."""
+    kind, _, value = spec.partition(":")
+    if kind in (_WITH_VALUE if value else _PLAIN):
+        return kind, value
     raise LongRecipeError(
-        f"--impact {spec}: unknown scorer; known: digits, lexicon:FILE, scores:DIR, random, none"
+        f"--impact {spec}: unknown scorer; known: digits, returns, returns:TOKENS, lexicon:FILE, "
+        "scores:DIR, random, none"
     )

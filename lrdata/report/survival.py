@@ -17,7 +17,13 @@ TITLES = {
     "pairs": "key tokens kept with their evidence",
     "copies": "copied tokens kept with their evidence",
 }
-_COLOURS = {"random": "#7F7F7F", "digits": "#E69F00", "lexicon": "#0072B2", "scores": "#009E73"}
+_COLOURS = {
+    "random": "#7F7F7F",
+    "digits": "#E69F00",
+    "lexicon": "#0072B2",
+    "returns": "#D55E00",
+    "scores": "#009E73",
+}
 _OTHER = "#CC79A7"
 
 

@@ -394,7 +394,7 @@ def test_keys_of_other_tokens_are_refused(
 
 def test_ways_have_names_of_their_own() -> None:
     ways = contestants(["a/books.parquet", "code.parquet"])
-    assert len({str(way) for way in ways}) == len(ways) == 16
+    assert len({str(way) for way in ways}) == len(ways) == 18
     assert str(Contestant("lexicon:a/books.parquet", "top", True)) == "lexicon books, top, evidence"
     assert str(RANDOM) == "random, draw"
 

@@ -1,0 +1,64 @@
+"""Tokens that return: their type was in the window before, but not in the last so many tokens.
+
+A model that reads only the last K tokens cannot know such a token from the text, and one that reads
+all of the window can: what long context is for, told from the tokens alone. Of the key tokens that
+`lrtrain score` finds, far more are returning tokens than of all others (bench/README.md).
+"""
+
+from typing import Self
+
+import numpy as np
+
+from lrdata.draws import Draws
+from lrdata.errors import LongRecipeError
+from lrdata.impact.scorer import Scorer
+from lrdata.sizes import parse_count
+from lrdata.vocabulary import Vocabulary
+from lrdata.windows import Window
+
+_SHARE = 32
+"""The default distance is the window's length by this: 4,096 of 128k, LongPPL's K."""
+_BLOCK = 4096
+
+
+class Returns(Scorer):
+    """1 for tokens whose type came last `distance` tokens before or more, else 0.
+
+    distance: None means a 32nd of the window. Special tokens score 0. For one thread: its tables
+    are used again for each window.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, distance: int | None = None) -> None:
+        self._distance = distance
+        self._plain = ~vocabulary.special
+        self._last = np.empty(len(vocabulary.special), np.int32)
+        self._first = np.empty(len(vocabulary.special), np.int32)
+
+    @classmethod
+    def open(cls, distance: str, vocabulary: Vocabulary) -> Self:
+        """distance: as written after `returns:`, or empty."""
+        found = parse_count(distance) if distance else None
+        if found == 0:
+            raise LongRecipeError("--impact returns:0: the distance must be at least 1 token")
+        return cls(vocabulary, found)
+
+    def score(self, window: Window, draws: Draws) -> np.ndarray:
+        ids = window.ids
+        distance = self._distance or max(1, len(ids) // _SHARE)
+        scores = np.empty(len(ids), bool)
+        last, first = self._last, self._first
+        last.fill(-1)
+        # Block by block, none longer than the distance: a token that came before in its own block
+        # came too lately, and of all others the last place is in a table.
+        block = min(_BLOCK, distance)
+        for start in range(0, len(ids), block):
+            part = ids[start : start + block]
+            places = np.arange(start, start + len(part), dtype=np.int32)
+            first[part[::-1]] = places[::-1]  # of equal ones the last that is written stays
+            before = last.take(part)
+            returning = (before >= 0) & (places - before >= distance)
+            returning &= first.take(part) == places
+            scores[start : start + len(part)] = returning
+            last[part] = places
+        scores &= self._plain.take(ids)
+        return scores

@@ -1,0 +1,110 @@
+"""Tokens that return: against a loop, and as what people type."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrdata.cli import main
+from lrdata.draws import Draws
+from lrdata.errors import LongRecipeError
+from lrdata.impact import open_scorer
+from lrdata.impact.returns import Returns
+from lrdata.recipe import BuildRecipe
+from lrdata.shards import open_shards
+from lrdata.tokenizer import Tokenizer
+from lrdata.vocabulary import StoredVocabulary
+from lrdata.windows import Window
+from tests.conftest import generated_text
+
+SPECIAL = 3
+
+
+def vocabulary(size: int) -> StoredVocabulary:
+    special = np.arange(size) == SPECIAL
+    return StoredVocabulary((np.zeros(0, np.uint8), np.zeros(size + 1, np.int64)), special, SPECIAL)
+
+
+def scored(scorer: Returns, ids: list[int]) -> list[bool]:
+    window = Window(np.array(ids, np.int32), np.zeros(0, np.int64), (), 0)
+    return scorer.score(window, Draws(0)).tolist()
+
+
+def returning(ids: list[int], distance: int) -> list[bool]:
+    """By the definition, a token after the other."""
+    last: dict[int, int] = {}
+    found = []
+    for place, id_ in enumerate(ids):
+        far = id_ in last and place - last[id_] >= distance
+        found.append(far and id_ != SPECIAL)
+        last[id_] = place
+    return found
+
+
+@given(st.lists(st.integers(0, 9), max_size=300), st.integers(1, 320))
+def test_a_token_returns_when_it_was_last_seen_so_far_back(ids: list[int], distance: int) -> None:
+    assert scored(Returns(vocabulary(10), distance), ids) == returning(ids, distance)
+
+
+def test_windows_longer_than_a_block() -> None:
+    draw = np.random.default_rng(0)
+    for distance in (1, 4000, 4096, 4097, 9000):
+        ids = draw.zipf(1.3, 20_000).clip(0, 4999).tolist()
+        assert scored(Returns(vocabulary(5000), distance), ids) == returning(ids, distance)
+
+
+def test_a_window_knows_nothing_of_the_one_before_it() -> None:
+    scorer = Returns(vocabulary(10), 2)
+    assert scored(scorer, [1, 2, 4, 1]) == [False, False, False, True]
+    assert scored(scorer, [1, 2, 4, 5]) == [False] * 4
+
+
+def test_the_distance_is_a_share_of_the_window_unless_it_is_given() -> None:
+    ids = [1, *[0] * 63, 1, 0]  # 66 tokens: 2 back by default
+    assert scored(Returns(vocabulary(10)), ids) == returning(ids, 2)
+    assert scored(Returns.open("1k", vocabulary(10)), ids) == [False] * 66
+
+
+@pytest.mark.parametrize("spec", ["returns:0", "returns:far", "returns:-1", "return"])
+def test_a_distance_that_is_none_is_one_line(spec: str, tiny_tokenizer: Path) -> None:
+    with pytest.raises(LongRecipeError) as problem:
+        open_scorer(spec, Tokenizer.load(str(tiny_tokenizer)))
+    assert len(str(problem.value).splitlines()) == 1
+
+
+def test_scores_that_rank_choose_by_rank_unless_told_otherwise() -> None:
+    def chosen(impact: str, **options: str) -> str:
+        return BuildRecipe(("a",), "b", 1024, impact=impact, **options).select
+
+    assert chosen("digits") == chosen("random") == "draw"
+    assert chosen("returns") == chosen("returns:1k") == "top"
+    assert chosen("lexicon:a.parquet") == chosen("scores:a") == "top"
+    assert chosen("returns", select="draw") == "draw"
+
+
+def test_a_build_marks_the_tokens_that_return(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    texts = ["".join(generated_text(40, seed)) for seed in range(6)]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "books.jsonl").write_text("".join(lines), encoding="utf-8")
+    options = ["--tokenizer", str(tiny_tokenizer), "--target-len", "512", "--positions", "full"]
+    for impact in ("returns", "returns:100"):
+        out = tmp_path / impact.replace(":", "-")
+        command = ["build", str(tmp_path / "books.jsonl"), *options, "--impact", impact]
+        result = CliRunner().invoke(main, [*command, "--out", str(out), "--workers", "1"])
+        assert result.exit_code == 0, result.output
+        shards = open_shards(out)
+        distance = 100 if impact.endswith("100") else 16
+        marks = []
+        for index in range(shards.rows("extend")):
+            row = shards.read_row("extend", index)
+            ids = np.where(row.input_ids == shards.eot_id, SPECIAL, row.input_ids + 10).tolist()
+            expected = np.array(returning(ids, distance))
+            marks.append(row.impact_mask.mean())
+            assert not (row.impact_mask & ~expected).any()
+            if expected.sum() <= 0.2 * len(ids):
+                assert row.impact_mask.tolist() == expected.tolist()
+        assert max(marks) > 0
