@@ -2,11 +2,11 @@
 
     python bench/impact.py --out /tmp/impact
 
-SmolLM2-135M on two kinds of text, each in 25 windows of 8,192 tokens from as many documents: scores
-(method lsd), lexicon with its figure, survival of selections; each lexicon is also judged on the
-other kind. Then paired runs of `lrdata build` with digits, a lexicon, returning tokens and evidence,
-in turns. It runs the commands that a person would run, prints their results as Markdown, and goes on
-where it was stopped: about 50 minutes on two cores, nearly all of it scoring.
+SmolLM2-135M on two kinds of text, each in 25 windows of 8,192 tokens from as many documents:
+scores (method lsd), lexicon with its figure, survival of selections; each lexicon is also judged on
+the other kind. Then `lrdata build` with digits, a lexicon, returning tokens and evidence, in turns.
+It runs the commands that a person would run, prints their results as Markdown, and goes on where it
+was stopped: about 50 minutes on two cores, nearly all of it scoring.
 """
 
 import json
