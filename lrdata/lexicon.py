@@ -15,7 +15,7 @@ lexicon.parquet has a row for each id of the vocabulary:
 | column | type | meaning |
 |---|---|---|
 | `token` | int32 | its id |
-| `text` | string | what it stands for |
+| `text` | string | what it stands for; bytes that are no text as `\\xe2` |
 | `class` | string | see `lrdata.token_classes` |
 | `count` | int64 | how often its gain was measured |
 | `mean_gain` | float32 | mean gain in nats; null where count is 0, as in the next two |
@@ -126,11 +126,11 @@ def make_lexicon(all_scores: Sequence[Scores], documents: Sequence[str] | None =
 def _table(types: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
     """A row for each id, with its significance."""
     classes = token_classes(vocabulary)
-    texts = [token.decode(errors="replace") for token in each_token(vocabulary.token_bytes)]
+    tokens = each_token(vocabulary.token_bytes)
     every = pl.DataFrame(
         {
             "token": np.arange(len(classes), dtype=np.int32),
-            "text": texts,
+            "text": [token.decode(errors="backslashreplace") for token in tokens],
             "class": pl.Series(CLASSES).gather(classes),
         }
     )

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BINS = 16
-_FEW = 0.005
-"""A class with a smaller share of the tokens has no line in the figure."""
+_LEAST_TOKENS = 100
+"""A class of fewer is not in the figure, a class with a smaller share of the tokens than the next
+has no line in it, and a line has no point for fewer than the last."""
+_LEAST_SHARE, _LEAST_OF_A_POINT = 0.005, 20
 _COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -120,11 +122,11 @@ def plot_lexicon(lexicon: Lexicon, positions: pl.DataFrame, path: Path) -> None:
 
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    table = class_table(lexicon)
+    table = class_table(lexicon).filter(pl.col("tokens") >= _LEAST_TOKENS)
     _bars(bars, table)
-    large = table.filter(pl.col("share") >= _FEW)["class"].to_list()
+    large = table.filter(pl.col("share") >= _LEAST_SHARE)["class"].to_list()
     for name, colour in zip(large, _COLOURS, strict=False):
-        part = positions.filter((pl.col("class") == name) & (pl.col("tokens") >= 20))
+        part = positions.filter((pl.col("class") == name) & (pl.col("tokens") >= _LEAST_OF_A_POINT))
         lines.plot(
             *(part[column].to_numpy() for column in ("position", "top_share")),
             color=colour,

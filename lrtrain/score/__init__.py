@@ -251,7 +251,7 @@ def _sample(plan: _Plan, staging: Path, out: Path, identity: dict[str, Any]) -> 
     path, claim = staging / _SAMPLE, staging / _IDENTITY
     if claim.exists():
         _refuse_other(out, json.loads(claim.read_text(encoding="utf-8")), identity)
-    else:
+    if not (claim.exists() and path.exists()):
         recipe = plan.recipe
         least = plan.short_context + plan.stride + 1 if recipe.method == "lsd" else 2
         windows = sample_windows(
