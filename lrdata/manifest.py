@@ -4,10 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_origin
 
 from lrdata.atomic import write_json
 from lrdata.errors import LongRecipeError
+from lrdata.recipe import portable_name
+
+if TYPE_CHECKING:
+    from lrdata.tokenizer import Tokenizer
 
 FORMAT = "longrecipe"
 FORMAT_VERSION = "1.0"
@@ -51,6 +55,17 @@ class TokenizerEntry:
     vocab_size: int
     eot_id: int
     bos_id: int | None
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> Self:
+        return cls(
+            name=portable_name(tokenizer.name),
+            fingerprint=tokenizer.fingerprint,
+            probe_fingerprint=tokenizer.probe_fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eot_id=tokenizer.eot_id,
+            bos_id=tokenizer.bos_id,
+        )
 
 
 @dataclass

@@ -24,7 +24,7 @@ from lrdata.impact import impact_sha256, open_scorer
 from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
-from lrdata.recipe import BuildRecipe, portable_name
+from lrdata.recipe import BuildRecipe
 from lrdata.records import Documents, Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
@@ -130,15 +130,7 @@ def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
 
 def describe_tokenizer(recipe: BuildRecipe) -> TokenizerEntry:
     """What the manifest says of the recipe's tokenizer, with all that a unit needs loaded."""
-    tokenizer = warm_up(recipe.tokenizer, recipe.eot, recipe.encoder)
-    return TokenizerEntry(
-        name=portable_name(tokenizer.name),
-        fingerprint=tokenizer.fingerprint,
-        probe_fingerprint=tokenizer.probe_fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        eot_id=tokenizer.eot_id,
-        bos_id=tokenizer.bos_id,
-    )
+    return TokenizerEntry.of(warm_up(recipe.tokenizer, recipe.eot, recipe.encoder))
 
 
 def warm_up(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:

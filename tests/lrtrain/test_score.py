@@ -335,7 +335,7 @@ def test_a_second_call_does_nothing_and_gives_the_same(
     recipe, out = RECIPES[method](corpus, models), finished[method]
     first = open_scores(out)
     before, data = dates(out), content(out)
-    for name in ("load_model", "sample_windows"):
+    for name in ("plan.load_model", "sample_windows"):
         monkeypatch.delattr(f"lrtrain.score.{name}")
     second = quietly(replace(recipe, batch_tokens=77, chunk_tokens=77), out)
     assert (dates(out), content(out)) == (before, data)
@@ -398,7 +398,7 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, reads: int) -> list[str]:
     """Have the scoring stop before its reading number `reads`, counted from 0; what was read."""
-    import lrtrain.score as module
+    import lrtrain.score.plan as module
 
     done: list[str] = []
 
