@@ -77,7 +77,8 @@ def contestants(lexicons: Sequence[str] = ()) -> list[Contestant]:
 class Outcome:
     """What survives of one way of selecting at one budget.
 
-    kept, total: int64 [3, windows], see COUNTS. judged: whether each of them counts.
+    kept (float64, the mean over draws), total (int64): [3, windows], see COUNTS. judged: whether
+    each of them counts.
     """
 
     contestant: Contestant
@@ -87,7 +88,7 @@ class Outcome:
     judged: tuple[bool, bool, bool]
 
     def counted(self, count: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Kept and total of each window, int64 [windows] each; None where it is not judged."""
+        """Kept and total of each window, [windows] each; None where it is not judged."""
         at = COUNTS.index(count)
         if not self.judged[at] or not self.total[at].any():
             return None
@@ -121,10 +122,12 @@ def survival(
     keys: Scores | None = None,
     segment_tokens: int = 88,
     seed: int = 0,
+    draws: int = 5,
 ) -> list[Outcome]:
     """Judge ways of selecting on the windows of a score folder, at shares of their length.
 
-    keys: scores of the same windows by another model, whose key tokens count. Raises
+    keys: scores of the same windows by another model, whose key tokens count. draws: how often what
+    is drawn at random is drawn, with the seeds that follow. Raises
     LongRecipeError when there are too few documents for folds, or no key tokens.
     """
     judged = list(_judged_windows(scores, keys, seed))
@@ -137,10 +140,10 @@ def survival(
         for way in ways:
             scorers = _scorers(way, scores, judged)
             for budget in budgets:
-                recipe = _recipe(way, far_back, segment_tokens, seed)
+                seeds = range(seed, seed + (draws if way.select == "draw" else 1))
+                recipes = [_recipe(way, far_back, segment_tokens, one) for one in seeds]
                 kept = [
-                    one.count(_kept(one.window, recipe, scorers[one.fold], budget))
-                    for one in judged
+                    _mean_count(window, recipes, scorers[window.fold], budget) for window in judged
                 ]
                 own = way.impact == "scores" and keys is None
                 outcomes.append(
@@ -148,6 +151,14 @@ def survival(
                 )
                 task.advance(note=str(way))
     return outcomes
+
+
+def _mean_count(
+    judged: _Judged, recipes: Sequence[BuildRecipe], scorer: Scorer, budget: float
+) -> np.ndarray:
+    """What a window keeps of each count, the mean over recipes: float64 [3]."""
+    counts = [judged.count(_kept(judged.window, recipe, scorer, budget)) for recipe in recipes]
+    return np.asarray(np.mean(counts, axis=0))
 
 
 def _judged_windows(scores: Scores, keys: Scores | None, seed: int) -> Iterator[_Judged]:

@@ -126,7 +126,7 @@ def test_what_is_kept_is_counted_as_a_loop_counts_it(
         ]
         keys = made(tmp_path, tokenizer, judges[::-1])  # in any order
     ways, budgets = contestants(), (0.1, 0.4)
-    found = survival(scores, ways, budgets, keys=keys)
+    found = survival(scores, ways, budgets, keys=keys, draws=1)
     assert [(outcome.contestant, outcome.budget) for outcome in found] == [
         (way, budget) for way in ways for budget in budgets
     ]
@@ -154,12 +154,22 @@ def test_the_same_question_has_the_same_answer(scores: Scores, outcomes: list[Ou
     assert other[0].kept.tolist() != outcomes[0].kept.tolist()
 
 
+def test_what_is_drawn_at_random_is_the_mean_over_draws(scores: Scores) -> None:
+    """Of seeds that follow each other. (A seed also deals the folds of lexicons.)"""
+    ways = [way for way in contestants() if way.impact != "lexicon"]
+    of_seed = [survival(scores, ways, (0.3,), seed=seed, draws=1) for seed in (4, 5, 6)]
+    for place, outcome in enumerate(survival(scores, ways, (0.3,), seed=4, draws=3)):
+        kept = [one[place].kept for one in of_seed]
+        expected = np.mean(kept, 0) if outcome.contestant.select == "draw" else kept[0]
+        np.testing.assert_allclose(outcome.kept, expected)
+
+
 def test_a_larger_budget_keeps_what_a_smaller_one_keeps(
     scores: Scores, masks: list[np.ndarray]
 ) -> None:
     """But for the last sentence, which is cut."""
     ways = contestants()
-    found = survival(scores, ways, BUDGETS)
+    found = survival(scores, ways, BUDGETS, draws=1)
     kept = np.array([outcome.kept for outcome in found]).reshape(len(ways), len(BUDGETS), 3, -1)
     assert (np.diff(kept, axis=1) >= 0).all()
     of_each = np.array(masks).reshape(len(ways), len(BUDGETS), DOCUMENTS, TOKENS)
@@ -211,7 +221,7 @@ def test_the_draws_of_a_window_are_its_own(
 ) -> None:
     """The same text in several documents: their random sentences are not the same ones."""
     copies = [windows[0]._replace(document=f"copy {number}") for number in range(6)]
-    survival(made(tmp_path, tokenizer, copies), [RANDOM], (0.3,))
+    survival(made(tmp_path, tokenizer, copies), [RANDOM], (0.3,), draws=1)
     assert len({mask.tobytes() for mask in masks}) == 6
 
 
