@@ -25,8 +25,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Task:
     """Work with a known or unknown total. `advance` moves it on; `note` says how it goes."""
 
-    def __init__(self, what: str, total: int | None) -> None:
-        self.what, self.total, self.done, self.text = what, total, 0, ""
+    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
+        self.what, self.total, self.done, self.text = what, total, done, ""
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
         self.done += steps
@@ -39,18 +39,19 @@ class Task:
 
 
 class _Bar(Task):
-    def __init__(self, what: str, total: int | None, progress: Progress) -> None:
-        super().__init__(what, total)
+    def __init__(self, what: str, total: int | None, done: int, progress: Progress) -> None:
+        super().__init__(what, total, done)
         self._progress = progress
-        self._task = progress.add_task(what, total=total, note="")
+        self._task = progress.add_task(what, total=total, completed=done, note="")
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self.done, note=self.text)
 
 
 class _Lines(Task):
-    def __init__(self, what: str, total: int | None) -> None:
-        super().__init__(what, total)
+    def __init__(self, what: str, total: int | None, done: int) -> None:
+        super().__init__(what, total, done)
+        self._first = done
         self._last = self._began = time.monotonic()
 
     def _show(self) -> None:
@@ -62,9 +63,10 @@ class _Lines(Task):
             print(line.rstrip(), file=sys.stderr, flush=True)
 
     def _left(self, now: float) -> str:
-        if not self.total or not 0 < self.done < self.total:
+        if not self.total or not self._first < self.done < self.total:
             return ""
-        seconds = (now - self._began) * (self.total - self.done) / self.done
+        rate = (self.done - self._first) / (now - self._began)
+        seconds = (self.total - self.done) / rate
         return f", {duration(seconds)} left"
 
 
@@ -92,11 +94,14 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Task]:
-    """`with progress("building", total=12) as task: task.advance(1, note="3.1 Mtok/s")`."""
+def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
+    """`with progress("building", total=12) as task: task.advance(1, note="3.1 Mtok/s")`.
+
+    done: steps of an earlier run, which say nothing about how fast this one is.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(what, total)
+        yield _Lines(what, total, done)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -108,4 +113,4 @@ def progress(what: str, total: int | None = None) -> Iterator[Task]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bars:
-        yield _Bar(what, total, bars)
+        yield _Bar(what, total, done, bars)

@@ -126,6 +126,20 @@ def main() -> None:
     help="Steps between losses on holdout windows; 0: after the last.",
 )
 @click.option("--holdout-rows", type=Count(), default=4, show_default=True)
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Steps between checkpoints; 0: only when a signal stops the run.",
+)
+@click.option(
+    "--keep-checkpoints",
+    type=Count(),
+    default=1,
+    show_default=True,
+    help="How many of the last ones stay: three times the fp32 model each.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> None:
@@ -135,7 +149,8 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
     OUT/extend, OUT/anneal, OUT/merged   plain Hugging Face models
     OUT/metrics.jsonl, OUT/loss.png      loss by step, on training rows and holdout windows
     OUT/recipe.json                      what was asked for
-    A stage whose folder is there is not done again.
+    A stage whose folder is there is not done again, and one that was stopped goes on from its last
+    checkpoint: run the same command.
 
     \b
     Examples:

@@ -3,16 +3,21 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lrdata.atomic import write_text
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.shards import Shards
+from lrtrain.checkpoint import Checkpoints, random_state, set_random_state
+from lrtrain.interrupt import stop_asked
 from lrtrain.loader import Batch, StepLoader, to_batch
 from lrtrain.loss import training_loss
 from lrtrain.optim import MasterAdamW
@@ -40,6 +45,7 @@ class Settings:
     chunk_tokens: int
     holdout_every: int
     holdout_rows: int
+    checkpoint_every: int
     device: torch.device
 
 
@@ -48,6 +54,18 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def forget(self, stage: str, after: int) -> None:
+        """Drop the lines of an earlier try at a stage beyond step `after`, and what a kill cut."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            with suppress(ValueError):
+                values = json.loads(line)
+                if line.endswith("\n") and (values["stage"] != stage or values["step"] <= after):
+                    kept.append(line)
+        write_text(self._path, "".join(kept))
 
     def write(self, **values: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as stream:
@@ -61,20 +79,25 @@ def train_stage(
     stage: Stage,
     settings: Settings,
     log: MetricsLog,
+    checkpoints: Checkpoints,
 ) -> None:
-    """Train `model` in place for the steps of a stage.
+    """Train `model` in place for the steps of a stage, from its last checkpoint on if it has one.
 
     The loss of a step is sum(w * CE) / sum(w) over all its rows, whatever way they are split into
     micro-batches. Raises LongRecipeError, naming the rows, when a loss or gradient is not finite.
+    A signal to stop ends it between two micro-batches with a checkpoint of the last whole step and
+    a KeyboardInterrupt.
     """
     optimizer = MasterAdamW(model, stage.lr, settings.betas, settings.weight_decay)
+    done = saved = _restore(checkpoints, optimizer)
+    log.forget(stage.name, after=done)
     model.train()
     try:
-        with progress(stage.name, stage.steps) as task:
-            for number in range(stage.steps):
+        with stop_asked() as stop, progress(stage.name, stage.steps, done) as task:
+            for number in range(done, stage.steps):
                 started = time.monotonic()
                 batches = loader.step(number)
-                loss, norm = _accumulate(model, batches, stage, settings, optimizer)
+                loss, norm = _accumulate(model, batches, stage, settings, optimizer, stop)
                 factor = stage.factor(number)
                 optimizer.step(factor, norm, settings.clip)
                 seconds = time.monotonic() - started
@@ -93,8 +116,42 @@ def train_stage(
                     values["holdout_loss"] = holdout_loss(model, shards, settings)
                 log.write(**values)
                 task.advance(note=f"loss {loss:.3f}  {tokens / seconds:,.0f} tok/s")
+                done = number + 1
+                if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+                    saved = _save(checkpoints, optimizer, done)
+    except _Stopped:
+        if saved < done:
+            _save(checkpoints, optimizer, done)
+        raise KeyboardInterrupt from None
     finally:
         optimizer.close()
+
+
+class _Stopped(Exception):
+    """A signal asked to stop before the step was whole."""
+
+
+def _save(checkpoints: Checkpoints, optimizer: MasterAdamW, done: int) -> int:
+    """Keep the state after `done` steps; returns `done`."""
+    checkpoints.save(done, chain(optimizer.state(), random_state()))
+    return done
+
+
+def _restore(checkpoints: Checkpoints, optimizer: MasterAdamW) -> int:
+    """Take over the last checkpoint; returns how many steps it has behind it."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return 0
+
+    def of_the_optimizer() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in latest.tensors():
+            if name.startswith("random."):
+                set_random_state(name, tensor)
+            else:
+                yield name, tensor
+
+    optimizer.load(of_the_optimizer())
+    return latest.step
 
 
 def _accumulate(
@@ -103,13 +160,19 @@ def _accumulate(
     stage: Stage,
     settings: Settings,
     optimizer: MasterAdamW,
+    stop: Callable[[], bool],
 ) -> tuple[float, torch.Tensor]:
-    """Loss of the step and norm of its gradient, which is left in the optimizer's buffers."""
+    """Loss of the step and norm of its gradient, which is left in the optimizer's buffers.
+
+    Raises _Stopped when a stop is asked for; the optimizer's state is then as it was.
+    """
     total_weight = sum(float(batch.weights.sum()) for batch in batches)
     if not total_weight:
         raise LongRecipeError(f"{stage.name}: no token of {batches[0].rows[0]} counts in the loss")
     total = torch.zeros((), device=settings.device)
     for batch in batches:
+        if stop():
+            raise _Stopped
         loss = _loss(model, batch, settings, stage.attention_scale) / total_weight
         loss.backward()
         total += loss.detach()

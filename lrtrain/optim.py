@@ -1,10 +1,12 @@
 """AdamW over fp32 master weights, gradients accumulated in fp32, and learning-rate schedules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
+
+from lrdata.errors import LongRecipeError
 
 FLOOR = 0.1
 """Cosine and linear schedules end at this share of the peak."""
@@ -47,7 +49,9 @@ class MasterAdamW:
         self, model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
         self.peak = lr
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
         self.masters = [
             p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
             for p in self.parameters
@@ -78,10 +82,45 @@ class MasterAdamW:
             group["lr"] = self.peak * factor
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if parameter is not master:
-                    parameter.copy_(master)
+        self._copy_masters()
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All that the next step depends on, by name: masters, moments, steps done."""
+        for name, master in zip(self.names, self.masters, strict=True):
+            yield f"master.{name}", master
+            for moment, value in self._adam.state[master].items():
+                yield f"{moment}.{name}", value
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take over what `state` gave, parameters included. Raises LongRecipeError unless it is
+        of this very model."""
+        masters = dict(zip(self.names, self.masters, strict=True))
+        missing = set(masters)
+        for key, value in tensors:
+            kind, _, name = key.partition(".")
+            master = masters.get(name)
+            if master is None or (value.shape != master.shape and value.dim()):
+                raise LongRecipeError(
+                    f"the checkpoint is of another model: it has {key} of shape "
+                    f"{tuple(value.shape)}; remove the run's folder checkpoints"
+                )
+            if kind == "master":
+                master.data.copy_(value)
+                missing.discard(name)
+            else:
+                place = "cpu" if kind == "step" else master.device  # as torch's AdamW has it
+                self._adam.state[master][kind] = value.to(place)
+        if missing:
+            raise LongRecipeError(
+                f"the checkpoint lacks {min(missing)}; remove the run's folder checkpoints"
+            )
+        self._copy_masters()
+
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                parameter.copy_(master)
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -51,6 +51,10 @@ class TrainRecipe:
     holdout_every: int = 0
     """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
     holdout_rows: int = 4
+    checkpoint_every: int = 10
+    """Steps between checkpoints; 0: only when a signal stops the run."""
+    keep_checkpoints: int = 1
+    """How many of the last ones stay."""
     seed: int = 0
     device: str = "auto"
 
@@ -76,6 +80,7 @@ class TrainRecipe:
             ("--anneal-steps", 1 if self.anneal_steps is None else self.anneal_steps),
             ("--chunk-tokens", self.chunk_tokens),
             ("--holdout-rows", self.holdout_rows),
+            ("--keep-checkpoints", self.keep_checkpoints),
         ):
             if number < 1:
                 raise LongRecipeError(f"{name} {number} must be at least 1")
@@ -89,6 +94,7 @@ class TrainRecipe:
         for name, least in (
             ("--micro-tokens", self.micro_tokens),
             ("--holdout-every", self.holdout_every),
+            ("--checkpoint-every", self.checkpoint_every),
             ("--weight-decay", self.weight_decay),
             ("--clip", self.clip),
         ):

@@ -5,7 +5,8 @@
     RUN/loss.png         the same as a picture   RUN/merged/   averaged with the original model
 
 Each model is a plain Hugging Face folder that appears when it is complete: a stage whose folder is
-there is done, and the same command goes on with the next one.
+there is done, and the same command goes on with the next one. A stage that was stopped goes on from
+its last checkpoint in RUN/checkpoints, which go when it is done.
 """
 
 import json
@@ -22,6 +23,7 @@ from lrdata.recipe import differences
 from lrdata.shards import Shards, file_sha256, open_shards
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import choose_backend
+from lrtrain.checkpoint import Checkpoints
 from lrtrain.loader import StepLoader
 from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
 from lrtrain.merge import merge_models
@@ -41,6 +43,8 @@ from lrtrain.rope import parse_rope
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_OF_NO_MATTER = dict.fromkeys(("stages", "checkpoint_every", "keep_checkpoints"))
+"""Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
 Say = Callable[[str], None]
 
@@ -162,8 +166,7 @@ def _claim(opened: Run) -> None:
     path = opened.out / "recipe.json"
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        # More stages of one recipe are the same run.
-        found = differences({**there, "stages": None}, {**wanted, "stages": None})
+        found = differences(*({**one, **_OF_NO_MATTER} for one in (there, wanted)))
         if found:
             raise LongRecipeError(
                 f"{opened.out} holds another run ({found[0]}); choose another --out"
@@ -214,23 +217,17 @@ def _train(opened: Run, name: str) -> None:
         chunk_tokens=recipe.chunk_tokens,
         holdout_every=recipe.holdout_every,
         holdout_rows=recipe.holdout_rows,
+        checkpoint_every=recipe.checkpoint_every,
         device=device,
     )
     metrics = opened.out / "metrics.jsonl"
-    _forget(metrics, name)
-    train_stage(model, shards, loader, stage, settings, MetricsLog(metrics))
+    checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints)
+    train_stage(model, shards, loader, stage, settings, MetricsLog(metrics), checkpoints)
     card = _card(opened, name, steps)
     save_model(model, opened.model, opened.folder(name), target_len=shards.target_len, card=card)
+    checkpoints.remove()
     if not plot_loss(metrics, opened.out / "loss.png"):
         opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
-
-
-def _forget(metrics: Path, stage: str) -> None:
-    """Drop the lines of an earlier try at this stage."""
-    if metrics.exists():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["stage"] != stage]
-        metrics.write_text("".join(kept), encoding="utf-8")
 
 
 def _merge(opened: Run) -> None:
