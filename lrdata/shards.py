@@ -24,6 +24,7 @@ where every document is read on its own, tokens(d) begins with the start-of-text
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -129,6 +130,7 @@ class Shards:
         self._cached_groups = cached_groups
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._starts: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     @property
     def kinds(self) -> list[str]:
@@ -169,12 +171,16 @@ class Shards:
         return safe_path(self.folder, entry.path)
 
     def read_row(self, kind: str, index: int) -> Row:
-        """Row `index` of a kind, counted over its files in order.
+        """Row `index` of a kind, counted over its files in order. By any thread.
 
         Row groups are decoded whole and the last few are kept, so neighbouring rows are cheap. A
         file's sha256 is checked when its first row is read. Raises LongRecipeError when it is not
         the manifest's, and when there is no such row.
         """
+        with self._lock:
+            return self._read_row(kind, index)
+
+    def _read_row(self, kind: str, index: int) -> Row:
         first_rows = self._first_rows[kind]
         if not 0 <= index < first_rows[-1]:
             raise LongRecipeError(

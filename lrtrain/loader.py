@@ -1,11 +1,13 @@
 """Shards -> batches: rows joined flat, with explicit documents, in a seeded order.
 
-The order of an epoch is a pure function of integers and the state is (epoch, step), so any run can
-go on from any other's place. Token columns go from Arrow memory into fresh tensors in one copy;
-there is no Python object per token.
+The order of an epoch is a pure function of integers and all of the state is the number of the step,
+so any run, of however many processes, can go on from any other's place. Token columns go from Arrow
+memory into fresh int32 tensors, pinned where the model is on a GPU, in one copy; there is no Python
+object per token. A step is read while the one before it is trained on.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +22,8 @@ from lrtrain.weights import Weighting, none
 class Batch:
     """Rows as one flat row. S tokens; `weights[i]` belongs to token i as the target."""
 
-    input_ids: torch.Tensor  # int64 [1, S]
-    position_ids: torch.Tensor  # int64 [1, S]
+    input_ids: torch.Tensor  # int32 [1, S]
+    position_ids: torch.Tensor  # int32 [1, S]
     seq_lengths: list[int]
     weights: torch.Tensor  # float32 [S], 0 at the first token of each document
     rows: list[str]
@@ -37,28 +39,30 @@ def order(rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def to_batch(rows: Sequence[Row], weighting: Weighting = none) -> Batch:
+def to_batch(rows: Sequence[Row], weighting: Weighting = none, pinned: bool = False) -> Batch:
     """Join rows; a document of one row never attends to another row's.
 
     A token's weight is what `weighting` says (see `lrtrain.weights`), and 0 where the loss mask is
-    off.
+    off. pinned: in memory that a GPU reads from directly.
     """
     lengths = np.concatenate([row.seq_lengths for row in rows])
     weights = np.concatenate([weighting(row) * row.loss_mask for row in rows])
     weights[np.cumsum(lengths) - lengths] = 0.0  # nothing precedes a document's first token
     return Batch(
-        input_ids=_int64([row.input_ids for row in rows]),
-        position_ids=_int64([row.position_ids for row in rows]),
+        input_ids=_joined([row.input_ids for row in rows], pinned)[None],
+        position_ids=_joined([row.position_ids for row in rows], pinned)[None],
         seq_lengths=lengths.tolist(),
-        weights=torch.from_numpy(weights),
+        weights=_joined([weights], pinned),
         rows=[row.sample_id for row in rows],
     )
 
 
-def _int64(parts: list[np.ndarray]) -> torch.Tensor:
-    joined = np.empty((1, sum(map(len, parts))), np.int64)
-    np.concatenate(parts, out=joined[0])
-    return torch.from_numpy(joined)
+def _joined(parts: list[np.ndarray], pinned: bool) -> torch.Tensor:
+    """Arrays of one dtype (int32 or float32) as one tensor, one after another."""
+    dtype = torch.int32 if parts[0].dtype == np.int32 else torch.float32
+    joined = torch.empty(sum(map(len, parts)), dtype=dtype, pin_memory=pinned)
+    np.concatenate(parts, out=joined.numpy())
+    return joined
 
 
 class StepLoader:
@@ -67,6 +71,7 @@ class StepLoader:
     A step holds `rows_per_step` rows (fewer only when there are fewer), as flat micro-batches of
     at most `micro_tokens` tokens, at least a row each. The last rows of an epoch that do not fill
     a step are joined by the first of the next. `weighting` says what each token weighs in the loss.
+    Of several processes, `world`, each takes every world-th row of a step, from its `rank` on.
     """
 
     def __init__(
@@ -77,9 +82,14 @@ class StepLoader:
         rows_per_step: int,
         micro_tokens: int,
         weighting: Weighting = none,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        pinned: bool = False,
     ) -> None:
         self.shards, self.kind, self.seed = shards, kind, seed
-        self.weighting = weighting
+        self.weighting, self.pinned = weighting, pinned
+        self.rank, self.world = rank, world
         self.rows = shards.rows(kind)
         self.rows_per_step = min(rows_per_step, self.rows)
         self.micro_tokens = micro_tokens
@@ -91,9 +101,19 @@ class StepLoader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of step `number`, counted from 0 over all epochs."""
-        places = np.arange(self.rows_per_step) + number * self.rows_per_step
+        places = np.arange(self.rank, self.rows_per_step, self.world) + number * self.rows_per_step
         rows = [self.shards.read_row(self.kind, int(index)) for index in self._row_numbers(places)]
-        return [to_batch(group, self.weighting) for group in self._groups(rows)]
+        return [to_batch(group, self.weighting, self.pinned) for group in self._groups(rows)]
+
+    def steps(self, first: int, stop: int) -> Iterator[list[Batch]]:
+        """Steps [first, stop), each read while the one before it is in use."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as beside:
+            following = beside.submit(self.step, first) if first < stop else None
+            for number in range(first + 1, stop + 1):
+                assert following is not None
+                batches = following.result()
+                following = beside.submit(self.step, number) if number < stop else None
+                yield batches
 
     def _row_numbers(self, places: np.ndarray) -> np.ndarray:
         epochs, offsets = np.divmod(places, self.rows)

@@ -94,13 +94,12 @@ def train_stage(
     model.train()
     try:
         with stop_asked() as stop, progress(stage.name, stage.steps, done) as task:
-            for number in range(done, stage.steps):
-                started = time.monotonic()
-                batches = loader.step(number)
+            started = time.monotonic()
+            for number, batches in enumerate(loader.steps(done, stage.steps), done):
                 loss, norm = _accumulate(model, batches, stage, settings, optimizer, stop)
                 factor = stage.factor(number)
                 optimizer.step(factor, norm, settings.clip)
-                seconds = time.monotonic() - started
+                seconds, started = time.monotonic() - started, time.monotonic()
                 tokens = sum(batch.tokens for batch in batches)
                 values = {
                     "stage": stage.name,
@@ -190,10 +189,10 @@ def _accumulate(
 def _loss(model: Any, batch: Batch, settings: Settings, attention_scale: float) -> torch.Tensor:
     return training_loss(
         model,
-        batch.input_ids.to(settings.device),
-        batch.position_ids.to(settings.device),
+        batch.input_ids.to(settings.device, non_blocking=True).long(),
+        batch.position_ids.to(settings.device, non_blocking=True).long(),
         batch.seq_lengths,
-        batch.weights.to(settings.device),
+        batch.weights.to(settings.device, non_blocking=True),
         attention_scale,
         settings.chunk_tokens,
     )

@@ -198,6 +198,7 @@ def _train(opened: Run, name: str) -> None:
         recipe.rows_per_step,
         recipe.micro_tokens,
         WEIGHTS[recipe.token_weights if extend else "none"],
+        pinned=device.type == "cuda",
     )
     steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch
     stage = Stage(

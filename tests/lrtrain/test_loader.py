@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrdata.errors import LongRecipeError
 from lrdata.shards import Shards, open_shards
-from lrtrain.loader import StepLoader, order, to_batch
+from lrtrain.loader import Batch, StepLoader, order, to_batch
 from lrtrain.weights import impact, longce
 from tests.lrtrain.tiny_runs import build_shards
 
@@ -36,7 +37,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_a_batch_is_its_rows_end_to_end(shards: Shards, kind: str) -> None:
     rows = [shards.read_row(kind, index) for index in range(3)]
     batch = to_batch(rows)
-    assert batch.input_ids.dtype == batch.position_ids.dtype == torch.int64
+    assert batch.input_ids.dtype == batch.position_ids.dtype == torch.int32
     assert batch.input_ids[0].tolist() == [i for row in rows for i in row.input_ids.tolist()]
     assert batch.position_ids[0].tolist() == [p for row in rows for p in row.position_ids.tolist()]
     assert batch.seq_lengths == [n for row in rows for n in row.seq_lengths.tolist()]
@@ -118,3 +119,39 @@ def test_more_rows_a_step_than_there_are(shards: Shards) -> None:
     loader = StepLoader(shards, "extend", 1, 10_000, 0)
     assert loader.steps_per_epoch == 1
     assert len({row for batch in loader.step(0) for row in batch.rows}) == loader.rows
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_each_step(shards: Shards, world: int) -> None:
+    """Together they read what one would, wherever each of them begins."""
+    alone = StepLoader(shards, "extend", 3, 7, 0)
+    ranks = [StepLoader(shards, "extend", 3, 7, 0, rank=rank, world=world) for rank in range(world)]
+    for number in (4, 0, 11):
+        whole = [row for batch in alone.step(number) for row in batch.rows]
+        parts = [[row for batch in one.step(number) for row in batch.rows] for one in ranks]
+        assert sorted(row for part in parts for row in part) == sorted(whole)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_steps_read_ahead_are_the_steps(shards: Shards) -> None:
+    loader = StepLoader(shards, "extend", 1, 4, 0)
+    ahead = list(loader.steps(3, 8))
+    assert len(ahead) == 5
+    for number, batches in enumerate(ahead, 3):
+        for one, other in zip(batches, loader.step(number), strict=True):
+            assert one.rows == other.rows
+            assert torch.equal(one.input_ids, other.input_ids)
+    assert list(loader.steps(5, 5)) == []
+
+
+def test_what_goes_wrong_ahead_is_said_where_it_belongs(shards: Shards) -> None:
+    class Torn(StepLoader):
+        def step(self, number: int) -> list[Batch]:
+            if number == 2:
+                raise LongRecipeError("row 8 is torn")
+            return super().step(number)
+
+    steps = Torn(shards, "extend", 1, 4, 0).steps(0, 5)
+    assert len([next(steps), next(steps)]) == 2
+    with pytest.raises(LongRecipeError, match="row 8"):
+        next(steps)
