@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,9 @@ from lrdata.atomic import write_text
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.shards import Shards
+from lrdata.sizes import format_bytes
 from lrtrain.checkpoint import Checkpoints, random_state, set_random_state
+from lrtrain.flops import peak_flops, training_flops
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import Batch, StepLoader, to_batch
 from lrtrain.loss import training_loss
@@ -89,6 +92,8 @@ def train_stage(
     a KeyboardInterrupt.
     """
     optimizer = MasterAdamW(model, stage.lr, settings.betas, settings.weight_decay)
+    device = settings.device
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     done = saved = _restore(checkpoints, optimizer)
     log.forget(stage.name, after=done)
     model.train()
@@ -101,6 +106,7 @@ def train_stage(
                 optimizer.step(factor, norm, settings.clip)
                 seconds, started = time.monotonic() - started, time.monotonic()
                 tokens = sum(batch.tokens for batch in batches)
+                rate = _flops(model, batches) / seconds
                 values = {
                     "stage": stage.name,
                     "step": number + 1,
@@ -110,11 +116,14 @@ def train_stage(
                     "tokens": tokens,
                     "seconds": round(seconds, 4),
                     "tokens_per_s": round(tokens / seconds, 1),
+                    "tflops": round(rate / 1e12, 4),
+                    "mfu": None if peak is None else round(rate / peak, 4),
+                    "peak_memory_bytes": _peak_memory(settings.device),
                 }
                 if _is_due(number, stage.steps, settings.holdout_every) and shards.rows("holdout"):
                     values["holdout_loss"] = holdout_loss(model, shards, settings)
                 log.write(**values)
-                task.advance(note=f"loss {loss:.3f}  {tokens / seconds:,.0f} tok/s")
+                task.advance(note=_note(values))
                 done = number + 1
                 if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                     saved = _save(checkpoints, optimizer, done)
@@ -124,6 +133,25 @@ def train_stage(
         raise KeyboardInterrupt from None
     finally:
         optimizer.close()
+
+
+def _flops(model: Any, batches: list[Batch]) -> float:
+    return sum(training_flops(model.config, batch.seq_lengths) for batch in batches)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes of the device that tensors took up at most so far; on a CPU, of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _note(values: dict[str, Any]) -> str:
+    """What the progress line says of a step."""
+    parts = [f"loss {values['loss']:.3f}", f"{values['tokens_per_s']:,.0f} tok/s"]
+    if values["mfu"] is not None:
+        parts.append(f"MFU {values['mfu']:.0%}")
+    return "  ".join([*parts, f"peak {format_bytes(values['peak_memory_bytes'])}"])
 
 
 class _Stopped(Exception):
