@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from lrdata.errors import Commands
+from lrdata.errors import Commands, LongRecipeError
 from lrdata.sizes import Count, Counts, parse_count
 
 
@@ -164,6 +164,31 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
     made = run_stages(shards, model, out, recipe, click.echo)
     click.echo(f"made {', '.join(map(str, made))}")
     click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--rope", default="auto", show_default=True, help="As for `lrtrain run`.")
+@click.option("--attention", default="auto", show_default=True, help="As for `lrtrain run`.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
+def doctor(shards: Path, model: str, **options: Any) -> None:
+    """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
+
+    Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
+    tokenizer; shards; the loss in chunks. A line each, with what to do where one fails.
+    """
+    from lrtrain.doctor import examine
+    from lrtrain.recipe import TrainRecipe
+
+    failed = 0
+    for finding in examine(shards, model, TrainRecipe(**options)):
+        click.echo(str(finding))
+        failed += not finding.ok
+    if failed:
+        raise LongRecipeError(f"{failed} of the checks failed; each line says what to do")
+    click.echo(f"train with: lrtrain run {shards} --model {model} --out RUN")
 
 
 @main.command()

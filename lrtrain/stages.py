@@ -24,6 +24,7 @@ from lrdata.shards import Shards, file_sha256, open_shards
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import choose_backend
 from lrtrain.checkpoint import Checkpoints
+from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.loader import StepLoader
 from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
 from lrtrain.merge import merge_models
@@ -42,7 +43,7 @@ from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _OF_NO_MATTER = dict.fromkeys(("stages", "checkpoint_every", "keep_checkpoints"))
 """Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
@@ -97,7 +98,7 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)
-    _check_tokenizer(shards, model)
+    check_tokenizer(shards, model)
     if "extend" in recipe.stages and not shards.rows("extend"):
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     if recipe.stages == ("anneal",) and not shards.rows("replay"):
@@ -111,7 +112,7 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     return opened
 
 
-def _check_tokenizer(shards: Shards, model: str) -> None:
+def check_tokenizer(shards: Shards, model: str) -> None:
     """The model's tokenizer must be the one the shards were built with."""
     tokenizer = Tokenizer.load(model, encoder="tokenizers")
     if tokenizer.fingerprint != shards.fingerprint:
@@ -183,11 +184,13 @@ def _train(opened: Run, name: str) -> None:
     torch.manual_seed(recipe.seed)
     model = load_model(
         opened.model if extend else str(opened.folder("extend")),
-        dtype=_DTYPES[recipe.dtype],
+        dtype=DTYPES[recipe.dtype],
         rope=parse_rope(recipe.rope) if extend else None,
         target_len=shards.target_len if extend else None,
         device=device,
     )
+    attention_crosses_gaps(model)
+    attention_stops_at_documents(model)
     if recipe.checkpointing:
         enable_checkpointing(model)
     kind = "extend" if extend else "replay"

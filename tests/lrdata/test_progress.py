@@ -29,6 +29,32 @@ def test_slow_work_speaks_up_now_and_then(
     assert lines == ["reading: 22", "reading: 42", "reading: 62"]
 
 
+def test_work_that_goes_on_counts_on_and_is_timed_from_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 of 100 steps were done before, who knows how fast: these take a second each."""
+    now = 0.0
+    monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
+    with progress("training", total=100, done=60) as task:
+        for _ in range(40):
+            now += 1.0
+            task.advance(note="loss 2.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "training: 70/100 loss 2.5, 30 s left",
+        "training: 80/100 loss 2.5, 20 s left",
+        "training: 90/100 loss 2.5, 10 s left",
+        "training: 100/100 loss 2.5",
+    ]
+    assert task.done == 100
+
+
+def test_work_that_was_done_before_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("training", total=100, done=100):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
@@ -42,6 +68,21 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "training" in screen.getvalue()
     assert "3/4" in screen.getvalue()
     assert "loss 2.5" in screen.getvalue()
+
+
+def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        lrdata.progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
+    )
+    with progress("training", total=8, done=5) as task:
+        assert task.done == 5
+        task.advance(2)
+    assert task.done == 7
+    assert "7/8" in screen.getvalue()
+    assert "2/8" not in screen.getvalue()
 
 
 def test_an_error_inside_passes_through() -> None:

@@ -1,6 +1,7 @@
-"""AdamW over master weights is torch's, small gradients are not lost, schedules end as they say."""
+"""AdamW over master weights is torch's and goes on from its state; schedules end as they say."""
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lrdata.errors import LongRecipeError
 from lrtrain.optim import FLOOR, MasterAdamW, linear_to_zero, warmup_then
 
 
@@ -161,6 +163,130 @@ def test_a_closed_optimizer_leaves_the_model_alone() -> None:
     MasterAdamW(model, 1e-3, (0.9, 0.95), 0.0).close()
     backward(model, 0)
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+# What a checkpoint keeps of it
+
+
+def trained(model: nn.Module, optimizer: MasterAdamW, steps: Iterable[int]) -> list[torch.Tensor]:
+    """All parameters and masters after each step; each has its own batch and rate."""
+    seen = []
+    for step in steps:
+        backward(model, step)
+        optimizer.step(1 / (1 + step), optimizer.gradient_norm(), clip=0.5)
+        seen += [t.detach().clone() for t in (*model.parameters(), *optimizer.masters)]
+    return seen
+
+
+def an_optimizer(model: nn.Module) -> MasterAdamW:
+    return MasterAdamW(model, 1e-2, (0.9, 0.95), weight_decay=0.1)
+
+
+def kept(optimizer: MasterAdamW) -> dict[str, torch.Tensor]:
+    """The state as a file has it: without ties to the optimizer."""
+    return {name: tensor.detach().clone() for name, tensor in optimizer.state()}
+
+
+def another_model(dtype: torch.dtype) -> nn.Module:
+    """Of the same shape, with other numbers."""
+    model = a_model()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("done", [0, 1, 5])
+def test_a_loaded_optimizer_goes_on_bit_for_bit(dtype: torch.dtype, done: int) -> None:
+    model = a_model(dtype)
+    optimizer = an_optimizer(model)
+    trained(model, optimizer, range(done))
+    state, before = kept(optimizer), [p.detach().clone() for p in model.parameters()]
+    other = another_model(dtype)
+    loaded = an_optimizer(other)
+    loaded.load(state.items())
+    for one, two in zip(before, other.parameters(), strict=True):
+        assert torch.equal(one, two), "a parameter is not what it was"
+    whole = trained(model, optimizer, range(done, done + 6))
+    resumed = trained(other, loaded, range(done, done + 6))
+    assert all(torch.equal(one, two) for one, two in zip(whole, resumed, strict=True))
+    ends = kept(optimizer), kept(loaded)
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_what_bf16_cannot_hold_is_kept() -> None:
+    """From the parameters alone the masters would start again at rounded numbers."""
+    model = a_model(torch.bfloat16)
+    optimizer = an_optimizer(model)
+    trained(model, optimizer, range(3))
+    state = kept(optimizer)
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert any(
+        not torch.equal(tensor, tensor.bfloat16().float())
+        for name, tensor in state.items()
+        if name.startswith("master.")
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_half_done_step_is_not_in_the_state(dtype: torch.dtype) -> None:
+    """A run stops between two micro-batches: gradients are there, the next run makes them anew."""
+    model = a_model(dtype)
+    optimizer = an_optimizer(model)
+    trained(model, optimizer, range(2))
+    before = kept(optimizer)
+    backward(model, 7)
+    after = kept(optimizer)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_frozen_parameters_are_not_in_the_state() -> None:
+    models = a_model(), another_model(torch.float32)
+    for model in models:
+        next(model.parameters()).requires_grad_(False)
+    optimizer, other = map(an_optimizer, models)
+    trained(models[0], optimizer, range(2))
+    state = kept(optimizer)
+    assert not any(name.endswith(".0.weight") for name in state)
+    frozen = next(models[1].parameters()).clone()
+    other.load(state.items())
+    assert torch.equal(next(models[1].parameters()), frozen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"master.9.weight": torch.zeros(2)}, "master.9.weight"),
+        ({"exp_avg.embedding": torch.zeros(2)}, "exp_avg.embedding"),
+        ({"weight": torch.zeros(2)}, "weight"),
+        ({"master.0.weight": torch.zeros(16, 9)}, "master.0.weight of shape (16, 9)"),
+        ({"master.0.weight": torch.zeros(8, 16)}, "master.0.weight of shape (8, 16)"),
+        ({"master.0.weight": torch.tensor(0.0)}, "master.0.weight of shape ()"),
+        ({"exp_avg_sq.1.bias": torch.zeros(1)}, "exp_avg_sq.1.bias of shape (1,)"),
+        ({"master.2.bias": None}, "lacks 2.bias"),
+    ],
+)
+def test_the_state_of_another_model_is_refused(
+    dtype: torch.dtype, change: dict[str, torch.Tensor | None], named: str
+) -> None:
+    model = a_model(dtype)
+    optimizer = an_optimizer(model)
+    trained(model, optimizer, range(2))
+    state = {**kept(optimizer), **change}
+    tensors = [(name, tensor) for name, tensor in state.items() if tensor is not None]
+    with pytest.raises(LongRecipeError) as problem:
+        an_optimizer(a_model(dtype)).load(tensors)
+    message = str(problem.value)
+    assert "the checkpoint" in message
+    assert named in message
+    assert "remove the run's folder checkpoints" in message
+    assert "\n" not in message
+
+
+# Schedules
 
 
 @given(

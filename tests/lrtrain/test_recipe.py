@@ -24,6 +24,8 @@ from lrtrain.recipe import TrainRecipe
         ({"warmup": 1.5}, "--warmup 1.5"),
         ({"merge_weight": -0.1}, "--merge-weight"),
         ({"holdout_every": -1}, "--holdout-every -1"),
+        ({"checkpoint_every": -1}, "--checkpoint-every -1"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints 0"),
         ({"micro_tokens": -1}, "--micro-tokens -1"),
         ({"clip": -1.0}, "--clip -1.0"),
         ({"weight_decay": -1.0}, "--weight-decay -1.0"),
@@ -43,6 +45,13 @@ def test_the_defaults_are_the_papers() -> None:
     assert recipe.merge_weight == 0.5
     assert recipe.attention_scale == 1.0
     assert recipe.token_weights == "none"
+
+
+def test_a_run_can_go_on_unless_told_otherwise() -> None:
+    """At most ten steps are lost; 0 is allowed, for a run that is stopped by signals alone."""
+    recipe = TrainRecipe()
+    assert (recipe.checkpoint_every, recipe.keep_checkpoints) == (10, 1)
+    assert TrainRecipe(checkpoint_every=0).checkpoint_every == 0
 
 
 def test_it_is_plain_json() -> None:

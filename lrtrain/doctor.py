@@ -1,0 +1,139 @@
+"""`lrtrain doctor`: will a run with this model and these shards train what it should, here?
+
+    for finding in examine(Path("shards"), "./llama3-8b", TrainRecipe()):
+        print(finding)
+
+Every check is made, whatever the others find; each gives a line, with what to do where it fails.
+The cheap ones are those that `lrtrain run` makes itself before its first step.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrdata.errors import LongRecipeError, describe
+from lrdata.shards import Shards, open_shards
+from lrdata.verify import verify
+from lrtrain.attention import choose_backend
+from lrtrain.checks import (
+    attention_crosses_gaps,
+    attention_stops_at_documents,
+    chunked_loss_is_plain,
+)
+from lrtrain.model import (
+    check_architecture,
+    check_extensible,
+    check_saved,
+    choose_device,
+    load_config,
+    load_model,
+)
+from lrtrain.recipe import TrainRecipe
+from lrtrain.rope import head_dim_of, parse_rope, set_rope
+from lrtrain.stages import DTYPES, check_tokenizer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what it looked at, whether it is well, and what it saw or what to do."""
+
+    check: str
+    ok: bool
+    said: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.check}: {self.said}"
+
+
+def examine(folder: Path, model: str, recipe: TrainRecipe) -> Iterator[Finding]:
+    """Check shards, tokenizer, architecture, RoPE, attention and loss; a finding for each.
+
+    What cannot be looked at because something before it failed is left out.
+    """
+    shards: list[Shards] = []
+    yield _finding("shards", lambda: _shards(folder, shards))
+    if not shards:
+        return
+    yield _finding("tokenizer", lambda: _tokenizer(shards[0], model))
+    architecture = _finding("architecture", lambda: _architecture(shards[0], model))
+    yield architecture
+    if not architecture.ok:
+        return
+    yield _finding("RoPE after saving", lambda: _saved_rope(shards[0], model, recipe))
+    loaded: list[Any] = []
+    yield _finding("RoPE after loading", lambda: _load(shards[0], model, recipe, loaded))
+    if not loaded:
+        return
+    for name, check in (
+        ("attention crosses gaps", attention_crosses_gaps),
+        ("attention stops at documents", attention_stops_at_documents),
+        ("loss in chunks", chunked_loss_is_plain),
+    ):
+        yield _finding(name, lambda check=check: check(loaded[0]))  # type: ignore[misc]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except torch.OutOfMemoryError:
+        return Finding(name, False, "the device ran out of memory; use --dtype bf16")
+    except Exception as problem:  # whatever it is, the other checks are made
+        return Finding(name, False, describe(problem))
+
+
+def _shards(folder: Path, opened: list[Shards]) -> str:
+    shards = open_shards(folder)
+    opened.append(shards)
+    problems = verify(folder)
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise LongRecipeError(f"{problems[0]}{more}; see `lrdata verify {folder}`")
+    rows = ", ".join(f"{shards.rows(kind):,} {kind}" for kind in shards.kinds)
+    return f"{rows} rows as the manifest says, for a window of {shards.target_len:,} tokens"
+
+
+def _tokenizer(shards: Shards, model: str) -> str:
+    check_tokenizer(shards, model)
+    return f"fingerprint {shards.fingerprint[:16]}, that of the shards"
+
+
+def _architecture(shards: Shards, model: str) -> str:
+    config = load_config(model)
+    check_architecture(config, model)
+    check_extensible(config, model, shards.target_len)
+    return (
+        f"{config.model_type}, {config.num_hidden_layers} layers, a window of "
+        f"{config.max_position_embeddings:,} tokens"
+    )
+
+
+def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:
+    config = load_config(model)
+    set_rope(config, parse_rope(recipe.rope), shards.target_len)
+    with tempfile.TemporaryDirectory() as scratch:
+        config.save_pretrained(scratch)
+        check_saved(Path(scratch))
+    return f"theta {config.rope_parameters['rope_theta']:.4g} comes back as it was written"
+
+
+def _load(shards: Shards, model: str, recipe: TrainRecipe, loaded: list[Any]) -> str:
+    device = choose_device(recipe.device)
+    backend = choose_backend(recipe.attention)
+    loaded.append(
+        load_model(
+            model,
+            dtype=DTYPES[recipe.dtype],
+            rope=parse_rope(recipe.rope),
+            target_len=shards.target_len,
+            device=device,
+        ).eval()
+    )
+    config = loaded[0].config
+    return (
+        f"theta {config.rope_parameters['rope_theta']:.4g} over heads {head_dim_of(config)} wide, "
+        f"in the model that transformers made; attention {backend} on {device}"
+    )

@@ -1,0 +1,295 @@
+"""A checkpoint is there whole or not at all, and what it gives back is what it was given."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import lrtrain.checkpoint
+from lrdata.errors import LongRecipeError
+from lrtrain.checkpoint import (
+    STATE,
+    Checkpoint,
+    Checkpoints,
+    random_state,
+    set_random_state,
+)
+
+Tensors = dict[str, torch.Tensor]
+
+
+def any_bits(seed: int, *shape: int) -> torch.Tensor:
+    """Bytes at random: as floats they hold infinities, subnormals and NaNs of many kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def some_tensors(seed: int = 0) -> Tensors:
+    return {
+        "master.fp32": any_bits(seed, 6, 40).view(torch.float32),
+        "master.bf16": any_bits(seed + 1, 8, 6).view(torch.bfloat16),
+        "master.turned": any_bits(seed + 2, 4, 12).view(torch.float32).T,
+        "exp_avg.none": torch.empty(0, 3),
+        "step.fp32": torch.tensor(3.0),
+        "random.cpu": any_bits(seed + 3, 501),
+    }
+
+
+def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    return tensor.dtype, tensor.shape, flat.numpy().tobytes()
+
+
+def assert_holds(checkpoint: Checkpoint | None, tensors: Tensors) -> None:
+    assert checkpoint is not None
+    found = list(checkpoint.tensors())
+    assert len(found) == len(tensors)
+    assert {name: bits(tensor) for name, tensor in found} == {
+        name: bits(tensor) for name, tensor in tensors.items()
+    }
+
+
+def save(checkpoints: Checkpoints, step: int) -> Tensors:
+    """Save tensors that no other step has."""
+    tensors = some_tensors(1000 * step)
+    checkpoints.save(step, tensors.items())
+    return tensors
+
+
+def died_while_saving(checkpoints: Checkpoints, step: int) -> None:
+    """What a kill leaves: some files have been written, others have not."""
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for place in range(5):
+            yield f"master.{place}", any_bits(place, 100)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        checkpoints.save(step, tensors())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has room for 300 bytes of tensors."""
+    monkeypatch.setattr(lrtrain.checkpoint, "_FILE_BYTES", 300)
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    assert checkpoints.latest() is None
+    tensors = save(checkpoints, 3)
+    latest = Checkpoints(tmp_path, "extend", keep=1).latest()
+    assert_holds(latest, tensors)
+    assert latest is not None
+    assert latest.step == 3
+    assert latest.folder == tmp_path / "checkpoints" / "extend-000003"
+    assert len(list(latest.folder.glob("*.safetensors"))) == 1
+
+
+def test_what_a_model_trains_is_kept_as_it_is(tmp_path: Path) -> None:
+    """Parameters with a gradient history, and nothing of the history."""
+    weight = torch.nn.Linear(3, 4).weight
+    checkpoint = Checkpoints(tmp_path, "extend", keep=1).save(1, [("master.weight", weight)])
+    ((_, found),) = checkpoint.tensors()
+    assert torch.equal(found, weight)
+    assert not found.requires_grad
+
+
+@pytest.mark.usefixtures("small_files")
+def test_tensors_that_do_not_fit_into_one_file_are_in_several(tmp_path: Path) -> None:
+    """One that is larger than a file has a file of its own; none is cut."""
+    tensors = {
+        f"master.{place}": any_bits(place, size) for place, size in enumerate((100, 150, 900, 5))
+    }
+    checkpoint = Checkpoints(tmp_path, "extend", keep=1).save(1, tensors.items())
+    sizes = [path.stat().st_size for path in sorted(checkpoint.folder.glob("*.safetensors"))]
+    assert len(sizes) == 3
+    assert sizes[1] == max(sizes)
+    assert_holds(checkpoint, tensors)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_last_ones_stay(keep: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep)
+    saved = {step: save(checkpoints, step) for step in (2, 4, 6, 7)}
+    last = list(saved)[-keep:]
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == last
+    assert names(checkpoints.folder) == {f"extend-{step:06d}" for step in last}
+    for checkpoint in checkpoints.all():
+        assert_holds(checkpoint, saved[checkpoint.step])
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep=2)
+    save(checkpoints, 999_998)
+    save(checkpoints, 999_999)
+    tensors = save(checkpoints, 1_000_000)
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == [999_999, 1_000_000]
+    assert_holds(checkpoints.latest(), tensors)
+
+
+def test_the_checkpoints_of_another_stage_are_left_alone(tmp_path: Path) -> None:
+    extend, anneal = (Checkpoints(tmp_path, stage, keep=1) for stage in ("extend", "anneal"))
+    tensors = save(extend, 8)
+    assert anneal.latest() is None
+    save(anneal, 2)
+    save(anneal, 4)
+    assert names(extend.folder) == {"extend-000008", "anneal-000004"}
+    died_while_saving(extend, 9)
+    anneal.remove()
+    assert anneal.latest() is None
+    assert_holds(extend.latest(), tensors)
+
+
+def test_nothing_stays_when_all_stages_are_done(tmp_path: Path) -> None:
+    extend, anneal = (Checkpoints(tmp_path, stage, keep=2) for stage in ("extend", "anneal"))
+    for checkpoints in (extend, anneal):
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+        died_while_saving(checkpoints, 3)
+    extend.remove()
+    anneal.remove()
+    assert names(tmp_path) == set()
+    anneal.remove()  # there were none
+    assert names(tmp_path) == set()
+
+
+def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    save(checkpoints, 1)
+    (checkpoints.folder / "notes.txt").write_text("step 1 looks good")
+    save(checkpoints, 2)
+    checkpoints.remove()
+    assert names(checkpoints.folder) == {"notes.txt"}
+
+
+# Saves that died
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_save_that_died_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    died_while_saving(checkpoints, 2)
+    assert checkpoints.latest() is None
+    tensors = save(checkpoints, 2)
+    died_while_saving(checkpoints, 4)
+    assert any(names(checkpoints.folder) - {"extend-000002"}), "nothing was half written"
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == [2]
+    assert_holds(checkpoints.latest(), tensors)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_save_that_died_is_replaced(tmp_path: Path) -> None:
+    """By one of fewer files, none of which is of the other."""
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    died_while_saving(checkpoints, 4)
+    tensors = {"master.weight": any_bits(9, 10)}
+    checkpoint = checkpoints.save(4, tensors.items())
+    assert_holds(checkpoints.latest(), tensors)
+    assert len(list(checkpoint.folder.glob("*.safetensors"))) == 1
+    assert names(checkpoints.folder) == {"extend-000004"}
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_save_that_died_does_not_keep_its_place_on_the_disk(tmp_path: Path) -> None:
+    """One at a signal, say at step 37, which no later run will save: it has the size of three
+    models."""
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    died_while_saving(checkpoints, 37)
+    save(checkpoints, 40)
+    assert names(checkpoints.folder) == {"extend-000040"}
+
+
+def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
+    """An old one that was half removed: the one before or after it counts."""
+    checkpoints = Checkpoints(tmp_path, "extend", keep=2)
+    tensors = save(checkpoints, 2)
+    (checkpoints.save(4, some_tensors().items()).folder / STATE).unlink()
+    assert_holds(checkpoints.latest(), tensors)
+    tensors = save(checkpoints, 4)
+    assert_holds(checkpoints.latest(), tensors)
+
+
+# Damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def gibberish(path: Path) -> None:
+    path.write_bytes(b"\xff\x00" * 100)
+
+
+def other_json(path: Path) -> None:
+    path.write_text('{"stage": "extend", "step": 3, "files": null}')
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("tensors-00001.safetensors", Path.unlink),
+        ("tensors-00002.safetensors", Path.unlink),
+        ("tensors-00001.safetensors", cut),
+        ("tensors-00002.safetensors", cut),
+        ("tensors-00002.safetensors", empty),
+        ("tensors-00002.safetensors", gibberish),
+        (STATE, cut),
+        (STATE, empty),
+        (STATE, gibberish),
+        (STATE, other_json),
+    ],
+)
+def test_damage_is_one_line_that_names_the_folder(
+    file: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "extend", keep=2)
+    before = save(checkpoints, 2)
+    save(checkpoints, 3)
+    damaged = checkpoints.latest()
+    assert damaged is not None
+    damage(damaged.folder / file)
+    assert checkpoints.latest() == damaged, "what is damaged is told, not passed over"
+    with pytest.raises(LongRecipeError) as problem:
+        list(damaged.tensors())
+    assert str(problem.value).startswith(f"{damaged.folder} is damaged")
+    assert "\n" not in str(problem.value)
+    for path in damaged.folder.iterdir():  # what the line says to do
+        path.unlink()
+    damaged.folder.rmdir()
+    assert_holds(checkpoints.latest(), before)
+
+
+# Random numbers
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    torch.rand(3)
+    checkpoint = Checkpoints(tmp_path, "extend", keep=1).save(1, random_state())
+    expected = torch.rand(8), torch.randn(8), torch.randperm(50)
+    torch.manual_seed(6)
+    for name, state in checkpoint.tensors():
+        set_random_state(name, state)
+    found = torch.rand(8), torch.randn(8), torch.randperm(50)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_the_state_of_a_gpu_that_is_not_here_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.get_rng_state()
+    set_random_state("random.cuda", torch.zeros(16, dtype=torch.uint8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert dict(random_state()).keys() == {"random.cpu"}

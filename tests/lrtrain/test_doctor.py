@@ -1,0 +1,115 @@
+"""`lrtrain doctor`: a line for each check, whatever the others find."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lrtrain.attention import BACKENDS
+from lrtrain.cli import main
+from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
+
+CHECKS = [
+    "shards",
+    "tokenizer",
+    "architecture",
+    "RoPE after saving",
+    "RoPE after loading",
+    "attention crosses gaps",
+    "attention stops at documents",
+    "loss in chunks",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny")
+
+
+def doctor(shards: Path, model: Path, *options: str) -> Result:
+    command = ["doctor", str(shards), "--model", str(model), "--device", "cpu", *options]
+    return CliRunner().invoke(main, command)
+
+
+def findings(result: Result) -> dict[str, tuple[bool, str]]:
+    found = {}
+    for line in result.stdout.splitlines():
+        mark, _, rest = line.partition("  ")
+        if mark.strip() in ("ok", "FAIL"):
+            check, _, said = rest.strip().partition(": ")
+            found[check] = (mark.strip() == "ok", said)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_all_is_well(shards: Path, model: Path, dtype: str) -> None:
+    result = doctor(shards, model, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    found = findings(result)
+    assert list(found) == CHECKS
+    assert all(ok for ok, _ in found.values())
+    assert "lrtrain run" in result.stdout
+
+
+def test_a_damaged_shard_does_not_hide_the_rest(shards: Path, model: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "shards"
+    shutil.copytree(shards, damaged)
+    file = next((damaged / "extend").glob("*.parquet"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    result = doctor(damaged, model)
+    found = findings(result)
+    assert result.exit_code == 1
+    assert [check for check, (ok, _) in found.items() if not ok] == ["shards"]
+    assert file.name in found["shards"][1]
+    assert "lrdata verify" in found["shards"][1]
+    assert list(found) == CHECKS
+
+
+def test_another_tokenizer_and_too_wide_a_window(
+    shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path
+) -> None:
+    other = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other", window=512)
+    found = findings(doctor(shards, other))
+    assert not found["tokenizer"][0]
+    assert "--tokenizer" in found["tokenizer"][1]
+    assert not found["architecture"][0]
+    assert "512" in found["architecture"][1]
+    assert list(found) == CHECKS[:3]
+
+
+def test_what_is_no_dataset_is_one_failed_check(model: Path, tmp_path: Path) -> None:
+    result = doctor(tmp_path, model)
+    assert list(findings(result)) == ["shards"]
+    assert result.exit_code == 1
+
+
+def test_a_config_that_transformers_would_change_is_found(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(model, odd)
+    config = json.loads((odd / "config.json").read_text())
+    config["rope_parameters"]["rope_type"] = "linear"
+    config["rope_parameters"]["factor"] = 2.0
+    (odd / "config.json").write_text(json.dumps(config))
+    found = findings(doctor(shards, odd))
+    assert not found["architecture"][0]
+    assert "already scaled" in found["architecture"][1]
+
+
+def test_attention_that_is_wrong_fails_alone(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = BACKENDS["sdpa"]
+    monkeypatch.setitem(BACKENDS, "sdpa", lambda q, k, v, n, s: real(q, k, v, [sum(n)], s))
+    found = findings(doctor(shards, model))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["attention stops at documents"]
