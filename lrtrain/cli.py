@@ -169,6 +169,34 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
 @main.command()
 @click.argument("shards", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--gpu-memory", type=Count(), help="Of the card: 80GB.  [default: the one here]")
+@click.option("--gpu", help="Its name, for the time: H100, A100, ...  [default: the one here]")
+@click.option("--steps", type=Count(), help="As for `lrtrain run`.")
+@click.option("--rows-per-step", type=Count(), default=96, show_default=True)
+@click.option("--micro-tokens", type=int, default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--checkpointing", is_flag=True, help="Recompute layers: less memory, more time.")
+@click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
+def plan(shards: Path, model: str, gpu_memory: int | None, gpu: str | None, **options: Any) -> None:
+    """Say what `lrtrain run` would take, before paying: memory on the card, time a step.
+
+    A step of the real code runs on tensors without data, in seconds and on any machine. The table
+    shows what each option saves, and what rows of full length would take.
+
+    \b
+    Example:
+      lrtrain plan shards/ --model ./llama3-8b --gpu-memory 80GB --gpu H100
+    """
+    from lrtrain.plan import make_plan, print_plan
+    from lrtrain.recipe import TrainRecipe
+
+    recipe = TrainRecipe(**options)
+    print_plan(make_plan(shards, model, recipe, memory=gpu_memory, device_name=gpu))
+
+
+@main.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--rope", default="auto", show_default=True, help="As for `lrtrain run`.")
 @click.option("--attention", default="auto", show_default=True, help="As for `lrtrain run`.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)

@@ -25,6 +25,7 @@ from lrtrain.checks import (
     chunked_loss_is_plain,
 )
 from lrtrain.model import (
+    TORCH_DTYPES,
     check_architecture,
     check_extensible,
     check_saved,
@@ -34,7 +35,7 @@ from lrtrain.model import (
 )
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import head_dim_of, parse_rope, set_rope
-from lrtrain.stages import DTYPES, check_tokenizer
+from lrtrain.stages import check_tokenizer
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _load(shards: Shards, model: str, recipe: TrainRecipe, loaded: list[Any]) ->
     loaded.append(
         load_model(
             model,
-            dtype=DTYPES[recipe.dtype],
+            dtype=TORCH_DTYPES[recipe.dtype],
             rope=parse_rope(recipe.rope),
             target_len=shards.target_len,
             device=device,

@@ -101,6 +101,17 @@ def chunked_weighted_cross_entropy(
     counted = torch.nonzero(weights)[:, 0]
     if len(counted) < len(weights):
         hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
+    return cross_entropy_of_all(hidden, weight, targets, weights, chunk_tokens)
+
+
+def cross_entropy_of_all(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    chunk_tokens: int,
+) -> torch.Tensor:
+    """The same, where targets of weight 0 cost as much as the others."""
     loss = _ChunkedCrossEntropy.apply(
         hidden, weight, targets, weights, chunk_tokens, torch.is_grad_enabled()
     )

@@ -19,6 +19,9 @@ from lrtrain.rope import Rope, check_inv_freq, set_rope
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The architectures whose training step is tested against a dense reference."""
 
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""What --dtype names."""
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -29,6 +29,7 @@ from lrtrain.loader import StepLoader
 from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
 from lrtrain.merge import merge_models
 from lrtrain.model import (
+    TORCH_DTYPES,
     check_architecture,
     check_extensible,
     choose_device,
@@ -43,7 +44,6 @@ from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _OF_NO_MATTER = dict.fromkeys(("stages", "checkpoint_every", "keep_checkpoints"))
 """Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
@@ -184,7 +184,7 @@ def _train(opened: Run, name: str) -> None:
     torch.manual_seed(recipe.seed)
     model = load_model(
         opened.model if extend else str(opened.folder("extend")),
-        dtype=DTYPES[recipe.dtype],
+        dtype=TORCH_DTYPES[recipe.dtype],
         rope=parse_rope(recipe.rope) if extend else None,
         target_len=shards.target_len if extend else None,
         device=device,

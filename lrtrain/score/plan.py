@@ -12,6 +12,7 @@ from lrdata.corpus import SourceFile, find_files
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.model import (
+    TORCH_DTYPES,
     check_architecture,
     check_extensible,
     choose_device,
@@ -138,7 +139,7 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
         window=window,
         short_context=short_context,
         stride=stride,
-        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[name],
+        dtype=TORCH_DTYPES[name],
         device=device,
     )
 

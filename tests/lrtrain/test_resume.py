@@ -24,11 +24,10 @@ import pytest
 import torch
 
 import lrtrain.loop
-import lrtrain.stages
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.loop import MetricsLog
-from lrtrain.optim import MasterAdamW
+from lrtrain.loss import training_loss
 from lrtrain.plots import read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.stages import run
@@ -56,6 +55,9 @@ RECIPES = {
     "bf16, a row at a time": replace(RECIPE, dtype="bf16", checkpoint_every=3, keep_checkpoints=2),
     "bf16, weighted, rows joined": replace(WEIGHTED, dtype="bf16"),
 }
+ONE_OF_RECIPES = [
+    pytest.param(name, marks=[pytest.mark.slow] * bool(place)) for place, name in enumerate(RECIPES)
+]
 SHORT = replace(WEIGHTED, steps=5, anneal_steps=3, clip=0.5)
 """Checkpoints after steps 2 and 4 of extend and 2 of anneal; the fifth step is in none."""
 
@@ -109,9 +111,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def untimed(metrics: Path) -> list[dict[str, Any]]:
-    return [
-        {key: line[key] for key in NOT_TIMED if key in line} for line in read_metrics(metrics)
-    ]
+    return [{key: line[key] for key in NOT_TIMED if key in line} for line in read_metrics(metrics)]
 
 
 def assert_the_same(out: Path, whole: Path) -> None:
@@ -189,14 +189,22 @@ class Run:
         """The exit code of a process that nobody waits to kill."""
         return ended(self.start(hook))
 
-    def lines(self) -> int:
-        """How many whole lines the metrics have."""
-        metrics = self.out / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    def metrics(self) -> tuple[int, int]:
+        """Which file the metrics are, of the many that replace each other, and its whole lines."""
+        try:
+            with open(self.out / "metrics.jsonl", "rb") as stream:
+                return os.fstat(stream.fileno()).st_ino, stream.read().count(b"\n")
+        except FileNotFoundError:
+            return 0, 0
 
-    def wait(self, process: Any, lines: int) -> None:
-        """Until there are so many, or the process has ended."""
-        while process.is_alive() and self.lines() < lines:
+    def wait_for_training(self, process: Any, before: int) -> int:
+        """Until the process has its own file of metrics, not `before`; returns its lines."""
+        while process.is_alive() and self.metrics()[0] == before:
+            time.sleep(0.001)
+        return self.metrics()[1]
+
+    def wait_for_lines(self, number: int, is_alive: Callable[[], bool]) -> None:
+        while is_alive() and self.metrics()[1] < number:
             time.sleep(0.001)
 
 
@@ -241,7 +249,7 @@ class Death:
                 os.kill(os.getpid(), self.number)
             return result
 
-        setattr(home, self.call, dying)
+        replacing(home, self.call, dying)
 
 
 @dataclass(frozen=True)
@@ -259,20 +267,19 @@ class AtStep:
         def write(log: MetricsLog, **values: Any) -> None:
             due = (values["stage"], values["step"]) == (self.stage, self.step)
             if due and self.half:
-                lrtrain.loop.open = half_open  # type: ignore[attr-defined]
-            real(log, **values)
+                with open(log._path, "a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(values)[: 1 + 7 * self.step])
+            else:
+                real(log, **values)
             if due:
                 os.kill(os.getpid(), self.number)
 
-        MetricsLog.write = write  # type: ignore[method-assign]
+        replacing(MetricsLog, "write", write)
 
 
-def half_open(*arguments: Any, **options: Any) -> Any:
-    """`open` for a file that takes the first half of what is written."""
-    stream = open(*arguments, **options)
-    write = stream.write
-    stream.write = lambda text: write(text[: len(text) // 2])
-    return stream
+def replacing(home: Any, name: str, value: Any) -> None:
+    """For the rest of a process's life."""
+    setattr(home, name, value)
 
 
 # Killed at random moments
@@ -286,18 +293,22 @@ def test_kills_at_random_moments_change_no_bit(
     name: str, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     recipe, whole = RECIPES[name], undisturbed(RECIPES[name])
-    ends = [recipe.steps or 0, (recipe.steps or 0) + (recipe.anneal_steps or 0)]
+    assert recipe.steps
+    assert recipe.anneal_steps
+    ends = recipe.steps, recipe.steps + recipe.anneal_steps
     draw, kills, midway, folders = random.Random(name), 0, 0, 0
     while kills < KILLS or not midway:
         folders += 1
         alive, code = Run(inputs, recipe, tmp_path / f"{folders}"), -signal.SIGKILL
         while code:
-            kept = kept_lines(alive.out) if alive.lines() else ""
+            before, lines = alive.metrics()
+            kept = kept_lines(alive.out) if lines else ""
             process = alive.start()
-            if kills < KILLS:  # after a few more steps, or just when a stage comes to its end
-                end = next(step for step in ends if step >= min(alive.lines(), ends[1]))
-                step = end if draw.random() < 0.3 else alive.lines() + draw.randint(0, 4)
-                alive.wait(process, min(step, ends[1]))
+            if kills < KILLS:  # after a few steps more, or when a stage comes to its end
+                lines = alive.wait_for_training(process, before)
+                end = ends[lines >= ends[0]]
+                last = end if draw.random() < 0.4 else min(lines + draw.randint(0, 4), end)
+                alive.wait_for_lines(last, process.is_alive)
                 time.sleep(draw.random() / 15)
                 process.kill()
             code = ended(process)
@@ -309,3 +320,310 @@ def test_kills_at_random_moments_change_no_bit(
                 assert (alive.out / "metrics.jsonl").read_text().startswith(kept)
         assert_the_same(alive.out, whole)
         assert folders < KILLS, "no kill comes while there is a checkpoint"
+
+
+# Killed at the worst moments
+
+PLACES: dict[str, Death | AtStep] = {
+    "before the recipe has its name": Death("before", "replace", r"/recipe\.json$"),
+    "after the recipe has its name": Death("after", "replace", r"/recipe\.json$"),
+    "after the first step": AtStep("extend", 1, signal.SIGKILL),
+    "while a line is written half": AtStep("extend", 3, signal.SIGKILL, half=True),
+    "before a checkpoint is begun": Death("before", "mkdir", r"extend-000004\.partial$"),
+    "before a checkpoint has its state": Death("before", "replace", r"extend-000004.*state\.json$"),
+    "before a checkpoint has its name": Death("before", "rename", r"/extend-000004$"),
+    "before the first checkpoint has its name": Death("before", "rename", r"/extend-000002$"),
+    "after a checkpoint has its name": Death("after", "rename", r"/extend-000004$"),
+    "when the old one has no state": Death("after", "unlink", r"^state\.json$"),
+    "when the old one has no tensors": Death("after", "unlink", r"^tensors-00001\."),
+    "after the last step": AtStep("extend", 5, signal.SIGKILL),
+    "before the model is saved": Death("before", "mkdir", r"/\.extend\.partial$"),
+    "before the model has its name": Death("before", "rename", r"/extend$"),
+    "after the model has its name": Death("after", "rename", r"/extend$"),
+    "while the last checkpoint goes": Death("after", "unlink", r"^state\.json$", 2),
+    "when the checkpoints are an empty folder": Death("before", "rmdir", r"/checkpoints$"),
+    "before the next stage has its metrics": Death("before", "replace", r"/metrics\.jsonl$"),
+    "while a line of the next stage is written half": AtStep(
+        "anneal", 3, signal.SIGKILL, half=True
+    ),
+    "before the next stage's checkpoint has its name": Death(
+        "before", "rename", r"/anneal-000002$"
+    ),
+    "after the next stage's checkpoint has its name": Death("after", "rename", r"/anneal-000002$"),
+    "before the next model has its name": Death("before", "rename", r"/anneal$"),
+    "after the next model has its name": Death("after", "rename", r"/anneal$"),
+    "before the merged model has its name": Death("before", "rename", r"/merged$"),
+    "after the merged model has its name": Death("after", "rename", r"/merged$"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", list(PLACES))
+def test_a_death_at_the_worst_moment_changes_no_bit(
+    place: str, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    whole, alive = undisturbed(SHORT), Run(inputs, SHORT, tmp_path / "run")
+    assert alive.live(PLACES[place]) == -signal.SIGKILL, f"it did not die {place}"
+    assert_nothing_half(alive.out, whole)
+    kept = kept_lines(alive.out) if alive.metrics()[1] else ""
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
+    assert (alive.out / "metrics.jsonl").read_text().startswith(kept)
+
+
+@pytest.mark.parametrize("name", ONE_OF_RECIPES)
+def test_a_run_that_dies_again_and_again_changes_no_bit(
+    name: str, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """At one moment after the other, each time going on from where it died before."""
+    whole, alive = undisturbed(RECIPES[name]), Run(inputs, RECIPES[name], tmp_path / "run")
+    every = RECIPES[name].checkpoint_every
+    for death in (
+        AtStep("extend", 1, signal.SIGKILL),
+        Death("after", "rename", f"/extend-{every:06d}$"),
+        AtStep("extend", every + 1, signal.SIGKILL, half=True),
+        Death("before", "rename", f"/extend-{2 * every:06d}$"),
+        Death("before", "rename", f"/extend-{2 * every:06d}$"),
+        Death("after", "rename", f"/extend-{3 * every:06d}$"),
+        AtStep("extend", 12, signal.SIGKILL, half=True),
+        Death("before", "rename", r"/extend$"),
+        Death("before", "replace", r"/\.anneal-.*/state\.json$"),
+        AtStep("anneal", every + 1, signal.SIGKILL, half=True),
+        AtStep("anneal", 6, signal.SIGKILL),
+        Death("before", "rename", r"/anneal$"),
+        Death("before", "rename", r"/merged$"),
+    ):
+        assert alive.live(death) == -signal.SIGKILL, f"it did not die at {death}"
+        assert_nothing_half(alive.out, whole)
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
+
+
+@pytest.mark.parametrize("stage", ["extend", "anneal"])
+def test_the_picture_shows_all_steps_wherever_a_run_died(
+    stage: str, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """It is drawn last, when the stage's model is there."""
+    whole, alive = undisturbed(SHORT), Run(inputs, SHORT, tmp_path / "run")
+    assert alive.live(Death("after", "rename", f"/{stage}$")) == -signal.SIGKILL
+    assert alive.live() == 0
+    assert (alive.out / "loss.png").read_bytes() == (whole / "loss.png").read_bytes()
+
+
+# Asked to stop
+
+
+@pytest.mark.parametrize("name", ONE_OF_RECIPES)
+def test_a_run_that_is_asked_to_stop_loses_no_step(
+    name: str, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """However many checkpoints it makes else: here none."""
+    recipe, whole = replace(RECIPES[name], checkpoint_every=0), undisturbed(RECIPES[name])
+    alive = Run(inputs, recipe, tmp_path / "run")
+    for stage, step in (("extend", 1), ("extend", 7), ("extend", 8), ("anneal", 1), ("anneal", 5)):
+        assert alive.live(AtStep(stage, step, signal.SIGINT)) == 130
+        checkpoint = Checkpoints(alive.out, stage, keep=1).latest()
+        assert checkpoint is not None
+        assert checkpoint.step == step
+        last = untimed(alive.out / "metrics.jsonl")[-1]
+        assert (last["stage"], last["step"]) == (stage, step)
+        text = (alive.out / "metrics.jsonl").read_text()
+        assert kept_lines(alive.out) == text
+        assert_nothing_half(alive.out, whole)
+    assert alive.live() == 0
+    assert (alive.out / "metrics.jsonl").read_text().startswith(text)
+    assert_the_same(alive.out, whole)
+
+
+def test_a_stop_in_the_last_step_is_heard(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Or the next stage would begin, which may take hours, as if nobody had asked."""
+    whole, alive = undisturbed(SHORT), Run(inputs, SHORT, tmp_path / "run")
+    assert alive.live(AtStep("extend", 5, signal.SIGINT)) == 130
+    text = (alive.out / "metrics.jsonl").read_text()
+    assert [line["stage"] for line in read_metrics(alive.out / "metrics.jsonl")] == ["extend"] * 5
+    assert alive.live() == 0
+    assert (alive.out / "metrics.jsonl").read_text().startswith(text), "steps were done again"
+    assert_the_same(alive.out, whole)
+
+
+def test_a_stop_while_the_model_is_saved_loses_no_step(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Without checkpoints on the way all of the stage would be lost."""
+    recipe, whole = replace(SHORT, checkpoint_every=0), undisturbed(SHORT)
+    alive = Run(inputs, recipe, tmp_path / "run")
+    stop = Death("after", "mkdir", r"/\.extend\.partial$", number=signal.SIGINT)
+    assert alive.live(stop) == 130
+    text = (alive.out / "metrics.jsonl").read_text()
+    assert alive.live() == 0
+    assert (alive.out / "metrics.jsonl").read_text().startswith(text), "steps were done again"
+    assert_the_same(alive.out, whole)
+
+
+def test_a_second_signal_ends_it_at_once_and_the_run_still_goes_on(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Without a checkpoint of where it was: it goes on from the one before."""
+    whole, alive = undisturbed(SHORT), Run(inputs, SHORT, tmp_path / "run")
+
+    def two_signals() -> None:
+        AtStep("extend", 3, signal.SIGINT)()
+        AtStep("extend", 3, signal.SIGINT)()
+
+    assert alive.live(two_signals) == 130
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == 2
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
+
+
+# Going on with other options, damage, chance
+
+
+def stopped(inputs: Inputs, recipe: TrainRecipe, out: Path) -> Run:
+    """A run that was asked to stop after the third step."""
+    alive = Run(inputs, recipe, out)
+    assert alive.live(AtStep("extend", 3, signal.SIGINT)) == 130
+    return alive
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpoint_every": 0}, {"checkpoint_every": 1}, {"keep_checkpoints": 3}]
+)
+def test_how_often_it_is_saved_may_change(
+    change: dict[str, int], inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    alive = stopped(inputs, SHORT, tmp_path / "run")
+    changed = Run(inputs, replace(SHORT, **change), alive.out)  # type: ignore[arg-type]
+    assert changed.live() == 0
+    whole = undisturbed(SHORT)
+    recipes = [json.loads((out / "recipe.json").read_text()) for out in (alive.out, whole)]
+    assert recipes[0] == {**recipes[1], **change}
+    assert_the_same(alive.out, whole)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-3}, {"steps": 6}, {"seed": 1}, {"dtype": "bf16"}, {"rows_per_step": 2}]
+)
+def test_what_is_learnt_may_not(change: dict[str, Any], inputs: Inputs, tmp_path: Path) -> None:
+    alive = stopped(inputs, SHORT, tmp_path / "run")
+    before = files(alive.out)
+    with pytest.raises(LongRecipeError, match="holds another run") as problem:
+        run(
+            inputs.shards,
+            str(inputs.model),
+            alive.out,
+            replace(SHORT, **change),
+            lambda _: None,
+        )
+    assert next(iter(change)) in str(problem.value)
+    assert "\n" not in str(problem.value)
+    assert files(alive.out) == before
+
+
+def test_a_damaged_checkpoint_loses_nothing(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """One line says which it is; without it the run goes on from the one before."""
+    recipe = replace(SHORT, keep_checkpoints=2)
+    alive = stopped(inputs, recipe, tmp_path / "run")
+    checkpoints = Checkpoints(alive.out, "extend", keep=2)
+    assert [checkpoint.step for checkpoint in checkpoints.all()] == [2, 3]
+    damaged = checkpoints.all()[-1].folder
+    tensors = damaged / "tensors-00001.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    before = files(alive.out)
+    with pytest.raises(LongRecipeError, match=f"{damaged} is damaged") as problem:
+        run(inputs.shards, str(inputs.model), alive.out, recipe, lambda _: None)
+    assert "\n" not in str(problem.value)
+    assert files(alive.out) == before
+    shutil.rmtree(damaged)
+    assert alive.live() == 0
+    assert_the_same(alive.out, undisturbed(SHORT))
+
+
+def test_what_is_drawn_at_random_goes_on_too(inputs: Inputs, tmp_path: Path) -> None:
+    """No model here draws; so let the loss do it."""
+
+    def noisy() -> None:
+        real = training_loss
+        replacing(lrtrain.loop, "training_loss", lambda *given: real(*given) * torch.rand(()))
+
+    def noisy_and_stopped() -> None:
+        noisy()
+        AtStep("extend", 3, signal.SIGINT)()
+
+    whole, alive = (Run(inputs, SHORT, tmp_path / name) for name in ("whole", "run"))
+    assert whole.live(noisy) == 0
+    assert alive.live(noisy_and_stopped) == 130
+    assert alive.live(noisy) == 0
+    assert_the_same(alive.out, whole.out)
+
+
+# The command
+
+
+def command(inputs: Inputs, recipe: TrainRecipe, out: Path) -> list[str]:
+    """A recipe as the command line that a person would write."""
+    options = {
+        "--steps": recipe.steps,
+        "--anneal-steps": recipe.anneal_steps,
+        "--rows-per-step": recipe.rows_per_step,
+        "--lr": recipe.lr,
+        "--anneal-lr": recipe.anneal_lr,
+        "--holdout-every": recipe.holdout_every,
+        "--holdout-rows": recipe.holdout_rows,
+        "--checkpoint-every": recipe.checkpoint_every,
+        "--dtype": recipe.dtype,
+        "--device": recipe.device,
+    }
+    words = ["run", inputs.shards, "--model", inputs.model, "--out", out]
+    return [str(word) for word in (*words, *(w for pair in options.items() for w in pair))]
+
+
+def start(words: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lrtrain", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("every", "then"), [(4, 4), (0, 3)])
+def test_the_command_stops_at_a_signal_and_goes_on(
+    every: int, then: int, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    recipe, out = replace(RECIPE, steps=60, checkpoint_every=every), tmp_path / "run"
+    whole = undisturbed(replace(RECIPE, steps=60))
+    process, alive = start(command(inputs, recipe, out)), Run(inputs, recipe, out)
+    try:
+        alive.wait_for_lines(3, lambda: process.poll() is None)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=SECONDS_TO_FINISH)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    (line,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: interrupted; ")
+    assert "Traceback" not in stderr
+    checkpoint = Checkpoints(out, "extend", keep=1).latest()
+    assert checkpoint is not None
+    text = (out / "metrics.jsonl").read_text()
+    assert checkpoint.step == text.count("\n") >= 3
+    with pytest.raises(LongRecipeError, match="another run"):
+        run(inputs.shards, str(inputs.model), out, replace(recipe, lr=1e-3), lambda _: None)
+    process = start(command(inputs, replace(recipe, checkpoint_every=then), out))
+    try:
+        _, stderr = process.communicate(timeout=SECONDS_TO_FINISH)
+    finally:
+        process.kill()
+    assert process.returncode == 0, stderr
+    assert (out / "metrics.jsonl").read_text().startswith(text)
+    assert_the_same(out, whole)
