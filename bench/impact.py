@@ -42,7 +42,9 @@ WAYS = (
 @click.option("--tokens", type=int, default=TOKENS, show_default=True, help="Of each kind of text.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Of the builds.")
 @click.option("--corpus-mb", type=int, default=200, show_default=True)
-def main(out: Path, tokens: int, rounds: int, corpus_mb: int) -> None:
+@click.option("--only", default="scores,survival,builds", show_default=True, help="Which parts.")
+def main(out: Path, tokens: int, rounds: int, corpus_mb: int, only: str) -> None:
+    parts = only.split(",")
     corpora = {corpus.name: corpus for corpus in default_corpora(corpus_mb)[:2]}
     model = fetch("smollm2")
     for name, corpus in corpora.items():
@@ -50,15 +52,15 @@ def main(out: Path, tokens: int, rounds: int, corpus_mb: int) -> None:
         source = (corpus.path, "--model", model, "--tokens", tokens)
         _run("lrtrain", "score", *source, *size, "--out", out / name)
         _run("lrdata", "lexicon", out / name, "--out", out / f"{name}.parquet")
-    for name in corpora:
+    for name in corpora if "survival" in parts else ():
         others = [out / f"{other}.parquet" for other in corpora if other != name]
         lexicons = [word for other in others for word in ("--lexicon", other)]
         _run("lrdata", "survival", out / name, *lexicons, "--out", out / f"survival-{name}")
-    for name in corpora:
+    for name in corpora if "scores" in parts else ():
         _print_scores(out, name, model)
-    for name in corpora:
+    for name in corpora if "survival" in parts else ():
         _print_survival(out, name)
-    for name, corpus in corpora.items():
+    for name, corpus in corpora.items() if "builds" in parts else ():
         _print_builds(out, corpus, model, name, rounds)
 
 

@@ -1,5 +1,6 @@
 """Bootstrap intervals of ratios of sums: shares and means over units that may differ in size."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ class Interval(NamedTuple):
     high: float
 
 
+@lru_cache(4)
 def resamples(units: int) -> np.ndarray:
     """Which units each resample holds: int64 [RESAMPLES, units], the same for a number of units."""
     draws = Draws("bootstrap", units).stream("resamples")

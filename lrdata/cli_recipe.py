@@ -32,8 +32,8 @@ _RECIPE = (
         "--impact",
         default="digits",
         show_default=True,
-        help="What makes a token impactful: digits; returns (it was in the window before, but not "
-        "lately; returns:4k: not in the last 4k tokens); lexicon:FILE (see `lrdata lexicon`); "
+        help="What makes a token impactful: digits; returns (its type came before, but not lately; "
+        "returns:4k: 4k tokens ago or more); lexicon:FILE (see `lrdata lexicon`); "
         "scores:DIR (see `lrtrain score`); random; or none (keep the start).",
     ),
     click.option(

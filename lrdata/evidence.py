@@ -17,6 +17,8 @@ SHORTEST, LONGEST = 2, 4
 MOST = 8
 """An n-gram is rare where its window holds it at most so often."""
 
+_NEAR = -1
+
 
 class Evidence(NamedTuple):
     """What tokens of a window could be copied from: int64 [e] each.
@@ -29,6 +31,12 @@ class Evidence(NamedTuple):
     sources: np.ndarray
     lengths: np.ndarray
 
+    def within(self, ends: np.ndarray) -> "Evidence":
+        """Only what lies in the token's own document. ends: int64, where documents end."""
+        documents = (np.searchsorted(ends, places, side="right") for places in self[:2])
+        same = np.equal(*documents)
+        return Evidence(*(column[same] for column in self))
+
     def nearest(self) -> "Evidence":
         """Each token once, with its nearest source."""
         first = np.diff(self.tokens, prepend=-1) > 0
@@ -40,7 +48,8 @@ def find_evidence(
 ) -> Evidence:
     """The earlier occurrences of the longest rare n-gram that ends in each token.
 
-    Only those that are `least_distance` tokens back or more.
+    Only of tokens for which all of these are `least_distance` tokens back or more: any other could
+    be copied from nearby.
 
     Args:
         ids: int32 [n]. among: bool [n], the tokens that are asked for; by default all.
@@ -48,12 +57,15 @@ def find_evidence(
     lengths = np.zeros(len(ids), np.int64)
     tokens, sources = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for size, later, earlier in reversed(list(_rare_pairs(ids))):
-        wanted = (later - earlier >= least_distance) & (lengths[later] == 0)
+        wanted = lengths[later] == 0
         if among is not None:
             wanted &= among[later]
-        tokens.append(later[wanted])
-        sources.append(earlier[wanted])
-        lengths[tokens[-1]] = size
+        later, earlier = later[wanted], earlier[wanted]
+        lengths[later] = size
+        lengths[later[later - earlier < least_distance]] = _NEAR
+        far = lengths[later] > 0
+        tokens.append(later[far])
+        sources.append(earlier[far])
     # One sort of integers: by token, and the nearest source first.
     bits = len(ids).bit_length()
     order = np.sort(np.concatenate(tokens) << bits | len(ids) - np.concatenate(sources))

@@ -73,8 +73,9 @@ def measured_tokens(scores: Scores, documents: Sequence[str] | None = None) -> p
     frame = frame.filter(pl.col("gain").is_not_null())
     if documents is not None:
         frame = frame.filter(pl.col("document").is_in(list(documents)))
-    windows = len(scores) if documents is None else max(1, len(documents))
-    gain, bin_ = pl.col("gain"), pl.col("position") // -(-_TOKENS_OF_A_BIN // windows)
+    chosen = None if documents is None else set(documents)
+    windows = sum(chosen is None or document in chosen for document, _, _ in scores.index)
+    gain, bin_ = pl.col("gain"), pl.col("position") // -(-_TOKENS_OF_A_BIN // max(windows, 1))
     highest = gain.quantile(1 - IMPACTFUL_SHARE, "higher").over(bin_)
     return frame.select(
         "document",
@@ -168,21 +169,27 @@ def shrink(
     of_group = np.bincount(group, counts, groups)
     means = np.bincount(group, counts * mean, groups) / np.maximum(of_group, 1.0)
     overall = np.full(groups, (counts * mean).sum() / max(counts.sum(), 1.0))
-    prior = _credible(of_group, means, overall, within)[group]
-    return _credible(counts, mean, prior, within)
+    prior = _credible(of_group, means, overall, within, np.zeros(groups, np.int64))[group]
+    return _credible(counts, mean, prior, within, group)
 
 
-def _credible(count: np.ndarray, mean: np.ndarray, prior: np.ndarray, within: float) -> np.ndarray:
-    """n / (n + k) of the mean and k / (n + k) of the prior, k by the method of moments."""
-    total, seen = count.sum(), int(np.count_nonzero(count))
-    if seen < 2:
-        return prior.copy()
-    spread = (count * (mean - prior) ** 2).sum() - seen * within
-    among = spread / (total - (count**2).sum() / total)
-    if among <= 0:  # they differ no more than chance has it
+def _credible(
+    count: np.ndarray, mean: np.ndarray, prior: np.ndarray, within: float, group: np.ndarray
+) -> np.ndarray:
+    """n / (n + k) of the mean and k / (n + k) of the prior.
+
+    k by the method of moments, from the spread of the means around those of their groups.
+    """
+    total = np.bincount(group, count)
+    divisor = np.maximum(total, 1.0)
+    around = (np.bincount(group, count * mean) / divisor)[group]
+    free = np.count_nonzero(count) - np.count_nonzero(total)
+    size = (total - np.bincount(group, count**2) / divisor).sum()
+    spread = (count * (mean - around) ** 2).sum() - free * within
+    if free < 1 or size <= 0 or spread <= 0:  # they differ no more than chance has it
         return prior.copy()
     weight = np.zeros(len(count))  # of what was never seen
-    np.divide(count, count + within / among, out=weight, where=count > 0)
+    np.divide(count, count + within * size / spread, out=weight, where=count > 0)
     return np.asarray(weight * mean + (1 - weight) * prior)
 
 

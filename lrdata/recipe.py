@@ -1,6 +1,7 @@
 """Every option of a build, in one frozen dataclass."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from lrdata import remote
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
+from lrdata.sizes import parse_count
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -113,6 +115,16 @@ class BuildRecipe:
         ):
             if number < least:
                 raise LongRecipeError(f"{name} {number} must be at least {least}")
+        if self.evidence and (self.impact == "none" or self.positions == "full"):
+            raise LongRecipeError(
+                "--evidence needs sentences to choose from: leave it out with --impact none and "
+                "--positions full"
+            )
+        for name, distance in (("--evidence", self.evidence), ("--impact", _returns(self.impact))):
+            if distance >= self.target_len:
+                raise LongRecipeError(
+                    f"{name}: {distance:,} tokens back is outside a window of {self.target_len:,}"
+                )
         if not 0 <= self.holdout < 1:
             raise LongRecipeError(f"--holdout {self.holdout:.1%} must be below 100 %")
         if self.replay and not self.replay_ratio > 0:
@@ -135,6 +147,14 @@ class BuildRecipe:
         values["weights"] = dict(self.weights)
         values["licences"] = dict(self.licences)
         return values
+
+
+def _returns(impact: str) -> int:
+    """The distance of `returns:4k`; 0 for other scorers, and for what is no number."""
+    kind, _, value = impact.partition(":")
+    with suppress(LongRecipeError):
+        return parse_count(value) if kind == "returns" and value else 0
+    return 0
 
 
 def portable_name(tokenizer: str) -> str:

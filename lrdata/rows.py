@@ -58,7 +58,7 @@ class Compressor:
         rule = select.RULES["first" if recipe.impact == "none" else recipe.select]
         keys = rule(lengths, scores[lead:], mask[lead:], draws.stream("select"))
         if recipe.evidence:
-            keys = self._paired(keys, window.ids[lead:], mask[lead:], lengths)
+            keys = self._paired(window, keys, mask[lead:], lengths)
         kept = select.keep(lengths, keys, recipe.train_len - lead)
         segments = select.group(kept, recipe.segment_tokens)
         if lead:  # the start-of-text token is always kept, with the first segment
@@ -68,11 +68,15 @@ class Compressor:
         return _Chosen(tokens, segments, *select.pieces(lengths, kept, segments))
 
     def _paired(
-        self, keys: np.ndarray, ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray
+        self, window: Window, keys: np.ndarray, mask: np.ndarray, lengths: np.ndarray
     ) -> np.ndarray:
         """Keys that keep sentences with impactful tokens together with what these may be copied
         from, far back."""
-        tokens, sources, sizes = find_evidence(ids, self.recipe.evidence, among=mask).nearest()
+        ids = window.ids[window.lead :]
+        evidence = find_evidence(ids, self.recipe.evidence, among=mask)
+        if self.recipe.join == "mask":  # other documents are not seen
+            evidence = evidence.within(np.cumsum(window.document_lengths) - window.lead)
+        tokens, sources, sizes = evidence.nearest()
         # Of all tokens of the n-gram that would be copied: sentences may be shorter than it.
         back = np.minimum(np.arange(LONGEST)[:, None], sizes - 1)
         ends = np.cumsum(lengths)

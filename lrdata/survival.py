@@ -43,7 +43,7 @@ from lrdata.windows import Document, Span, Window
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 COUNTS = ("keys", "pairs", "copies")
 _FOLDS = 5
-_ANY_LENGTH = 1024
+_ANY_LENGTH = 2**30
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Outcome:
     """What survives of one way of selecting at one budget.
 
     kept (float64, the mean over draws), total (int64): [3, windows], see COUNTS. judged: whether
-    each of them counts.
+    each of them counts. documents: int64 [windows], the number of each one's document.
     """
 
     contestant: Contestant
@@ -86,13 +86,15 @@ class Outcome:
     kept: np.ndarray
     total: np.ndarray
     judged: tuple[bool, bool, bool]
+    documents: np.ndarray
 
     def counted(self, count: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Kept and total of each window, [windows] each; None where it is not judged."""
+        """Kept and total of each document, float64 [d] each; None where it is not judged."""
         at = COUNTS.index(count)
         if not self.judged[at] or not self.total[at].any():
             return None
-        return self.kept[at], self.total[at]
+        kept, total = (np.bincount(self.documents, of[at]) for of in (self.kept, self.total))
+        return kept, total
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ def survival(
     if not total[0].any():
         raise LongRecipeError(f"{(keys or scores).folder} has no key tokens; score more text")
     far_back = _short_context(scores)
+    names = [document for document, _, _ in scores.index]
+    documents = np.unique(names, return_inverse=True)[1]
     outcomes = []
     with progress("judging selections", len(ways) * len(budgets)) as task:
         for way in ways:
@@ -147,7 +151,9 @@ def survival(
                 ]
                 own = way.impact == "scores" and keys is None
                 outcomes.append(
-                    Outcome(way, budget, np.stack(kept, 1), total, (not own, not own, True))
+                    Outcome(
+                        way, budget, np.stack(kept, 1), total, (not own, not own, True), documents
+                    )
                 )
                 task.advance(note=str(way))
     return outcomes
@@ -196,7 +202,7 @@ def _judged_windows(scores: Scores, keys: Scores | None, seed: int) -> Iterator[
 
 
 def _short_context(scores: Scores) -> int:
-    """How far back is beyond the short context: for contrast, an eighth of the window."""
+    """How far back is beyond the short context, with its stride."""
     recipe = scores.manifest.recipe
     return int(recipe["short_context"]) + int(recipe["stride"])
 
@@ -258,7 +264,8 @@ def _kept(window: Window, recipe: BuildRecipe, scorer: Scorer, budget: float) ->
             f"{budget:.1%} of a window of {tokens} tokens is too little to select; {SHORTEST_ROW} "
             f"tokens of {SHORTEST_TARGET} is the least"
         )
-    fitted = replace(recipe, target_len=tokens, train_len=left)
+    evidence = min(recipe.evidence, tokens - 1)
+    fitted = replace(recipe, target_len=tokens, train_len=left, evidence=evidence)
     row = Compressor(fitted, scorer).row(window)
     kept = np.zeros(tokens, bool)
     kept[row.position_ids] = True  # with the scheme `source` these are the tokens' offsets

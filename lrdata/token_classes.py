@@ -4,16 +4,16 @@ The paper counts parts of speech (Figure 4). Tokens are parts of words, of any l
 so these classes go by what a token looks like; the first that fits counts:
 
     special       a control token
+    byte          less than a character
     newline       holds a line end
     space         nothing but white space
-    byte          less than a character
     cjk           holds a Han, kana or Hangul character
     number        holds a digit, no letter
     identifier    letters with digits, with `_`, or with a capital after a small one
     acronym       two capitals or more, no small letter
     capitalised   a capital, then small letters, if any
-    word start    a space, then letters
-    word part     letters alone: goes on with a word, or begins a line
+    word start    white space, then anything with letters
+    word part     the same without white space: goes on with a word, or follows a mark
     punctuation   of prose: . , ; : ? ! ' " ( ) - and their like in any script
     symbol        anything else: = { } < / # ...
 """
@@ -45,6 +45,7 @@ _CJK = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 _INNER_CAPITAL = re.compile("[a-z][A-Z]")
+_VARIATION = re.compile("[\ufe00-\ufe0f]")  # says how the character before it is drawn
 _PROSE = frozenset(".,;:?!'\"()-")
 
 
@@ -69,12 +70,12 @@ def class_of(token: bytes) -> str:
         return "space"
     if _CJK.search(core):
         return "cjk"
-    letters = "".join(filter(str.isalpha, core))
+    letters = "".join(filter(_is_letter, core))
     if not letters:
         return _without_letters(core)
     if (len(letters) < len(core) and _is_name(core)) or _INNER_CAPITAL.search(core):
         return "identifier"
-    if len(letters) > 1 and letters.isupper():
+    if sum(map(str.isupper, letters)) > 1 and letters.isupper():
         return "acronym"
     if letters[0].isupper():
         return "capitalised"
@@ -90,6 +91,14 @@ def _without_letters(core: str) -> str:
 
 def _is_wide_punctuation(mark: str) -> bool:
     return not mark.isascii() and unicodedata.category(mark).startswith("P")
+
+
+def _is_letter(character: str) -> bool:
+    """Or a mark that belongs to one, as the vowel signs of Indian scripts are."""
+    if character.isascii() or character.isalpha():
+        return character.isalpha()
+    mark = unicodedata.category(character) in ("Mn", "Mc")
+    return mark and not _VARIATION.match(character)
 
 
 def _is_name(core: str) -> bool:

@@ -43,10 +43,10 @@ class Checkpoint:
             state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
             for name in state["files"]:
                 yield from load_file(self.folder / name).items()
-        except (OSError, ValueError, KeyError, SafetensorError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
             raise LongRecipeError(
-                f"{self.folder} is damaged ({one_line(problem)}); remove it to go on from the "
-                "checkpoint before it"
+                f"{self.folder} is damaged ({one_line(problem)}); remove it: the stage goes on "
+                "from the checkpoint before it, or from its start where there is none"
             ) from None
 
 
@@ -73,7 +73,8 @@ class Checkpoints:
         """Write the state after `step` steps, then remove what is too old."""
         final = self.folder / f"{self.stage}-{step:06d}"
         partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        for died in self.folder.glob(f".{self.stage}-*.partial"):
+            shutil.rmtree(died)
         partial.mkdir(parents=True)
         files = list[str]()
         for part in _parts(tensors):

@@ -40,7 +40,7 @@ def main() -> None:
 )
 @click.option(
     "--micro-tokens",
-    type=int,
+    type=Count(),
     default=0,
     show_default=True,
     help="Join rows to batches of so many tokens; 0: a row at a time.",
@@ -173,7 +173,7 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
 @click.option("--gpu", help="Its name, for the time: H100, A100, ...  [default: the one here]")
 @click.option("--steps", type=Count(), help="As for `lrtrain run`.")
 @click.option("--rows-per-step", type=Count(), default=96, show_default=True)
-@click.option("--micro-tokens", type=int, default=0, show_default=True)
+@click.option("--micro-tokens", type=Count(), default=0, show_default=True)
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option("--checkpointing", is_flag=True, help="Recompute layers: less memory, more time.")
 @click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
@@ -275,6 +275,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 )
 @click.option("--text-field", default="text", show_default=True, help="Field of the text.")
 @click.option("--id-field", help="Field of the document id.  [default: file and record]")
+@click.option("--eot", help="End-of-text token.  [default: the tokenizer's]")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16"]),
@@ -289,6 +290,13 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     default="8k",
     show_default=True,
     help="Short contexts are read together, up to so many tokens.",
+)
+@click.option(
+    "--chunk-tokens",
+    type=Count(),
+    default=512,
+    show_default=True,
+    help="Rows of logits in memory at once.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
 def score(

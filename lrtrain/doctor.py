@@ -81,7 +81,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
     except torch.OutOfMemoryError:
-        return Finding(name, False, "the device ran out of memory; use --dtype bf16")
+        return Finding(name, False, "the device ran out of memory; use --device cpu")
     except Exception as problem:  # whatever it is, the other checks are made
         return Finding(name, False, describe(problem))
 

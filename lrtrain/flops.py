@@ -10,6 +10,7 @@ without the recomputation of checkpointing. Of attention only the causal half is
 with S tokens, and n tokens in a document. `causal=False` counts all n^2, as papers often do.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from lrtrain.rope import head_dim_of
 
 PEAK_TFLOPS = {
     "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "H800": 989.0,
     "B200": 2250.0,
@@ -25,6 +28,7 @@ PEAK_TFLOPS = {
     "A800": 312.0,
     "L40S": 362.0,
     "A10": 125.0,
+    "A10G": 70.0,
     "RTX 4090": 165.2,
     "RTX 5090": 209.5,
 }
@@ -51,7 +55,11 @@ def training_flops(config: Any, seq_lengths: Sequence[int], causal: bool = True)
 def peak_flops(device_name: str) -> float | None:
     """Operations a second of a device in bf16; None for one that is not known here.
 
-    The longest name that is part of the device's counts: GB200 is not B200.
+    The longest name that the device's holds, as words: an RTX A1000 is no A100.
     """
-    found = [name for name in PEAK_TFLOPS if name in device_name]
+    found = [
+        name
+        for name in PEAK_TFLOPS
+        if re.search(rf"(?<![A-Za-z0-9]){name}(?![A-Za-z0-9])", device_name, re.IGNORECASE)
+    ]
     return PEAK_TFLOPS[max(found, key=len)] * 1e12 if found else None

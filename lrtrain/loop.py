@@ -104,7 +104,9 @@ def train_stage(
                 loss, norm = _accumulate(model, batches, stage, settings, optimizer, stop)
                 factor = stage.factor(number)
                 optimizer.step(factor, norm, settings.clip)
-                seconds, started = time.monotonic() - started, time.monotonic()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)  # the optimizer's kernels may still run
+                seconds = time.monotonic() - started
                 tokens = sum(batch.tokens for batch in batches)
                 rate = _flops(model, batches) / seconds
                 values = {
@@ -127,6 +129,9 @@ def train_stage(
                 done = number + 1
                 if settings.checkpoint_every and done % settings.checkpoint_every == 0:
                     saved = _save(checkpoints, optimizer, done)
+                if stop():
+                    raise _Stopped
+                started = time.monotonic()  # a checkpoint is no part of the next step
     except _Stopped:
         if saved < done:
             _save(checkpoints, optimizer, done)
@@ -155,7 +160,7 @@ def _note(values: dict[str, Any]) -> str:
 
 
 class _Stopped(Exception):
-    """A signal asked to stop before the step was whole."""
+    """A signal asked to stop."""
 
 
 def _save(checkpoints: Checkpoints, optimizer: MasterAdamW, done: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 CHUNK_TOKENS = 1024
+_VOCABULARY_SLICE = 16_384
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -119,6 +120,18 @@ def cross_entropy_of_all(
     return loss
 
 
+def _exact_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[n, V] in float32: bf16 would round logits near 20 to steps of an eighth."""
+    if hidden.dtype == torch.float32:
+        return hidden @ weight.T
+    wide = hidden.float()
+    logits = torch.empty((len(hidden), len(weight)), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(weight), _VOCABULARY_SLICE):  # no copy of all weights in float32
+        part = slice(start, start + _VOCABULARY_SLICE)
+        torch.mm(wide, weight[part].float().T, out=logits[:, part])
+    return logits
+
+
 @torch.inference_mode()
 def chunked_log_probs(
     hidden: torch.Tensor,
@@ -135,7 +148,7 @@ def chunked_log_probs(
     found = torch.empty((2, len(targets)), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(targets), chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        logits = (hidden[part] @ weight.T).float()
+        logits = _exact_logits(hidden[part], weight)
         own = logits.gather(1, targets[part, None])[:, 0]
         found[0, part] = own - logits.logsumexp(-1)
         found[1, part] = own

@@ -7,7 +7,7 @@ Not seen are the scratch memory of kernels and what an allocator loses between b
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,15 @@ class StepMemory:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of all tensors that are made inside it and are still alive."""
+    """Follows the bytes of all tensors that are made inside it and are still alive.
 
-    def __init__(self) -> None:
+    `but`: tensors that were there before, whose views are nothing new.
+    """
+
+    def __init__(self, but: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._known = {tensor.untyped_storage()._cdata for tensor in but}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -94,7 +97,7 @@ def step_memory(
             enable_checkpointing(model)
         optimizer = MasterAdamW(model, 1e-5, (0.9, 0.95), 0.0)
         count = sum(parameter.numel() for parameter in optimizer.parameters)
-        with LiveBytes() as live:
+        with LiveBytes(but=[*model.parameters(), *model.buffers()]) as live:
             for _ in range(2):  # the second adds to the gradients of the first
                 _micro_batch(model, seq_lengths, chunk_tokens)
         optimizer.close()
@@ -109,6 +112,11 @@ def step_memory(
 
 def _micro_batch(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> None:
     """Forward and backward, as `lrtrain.loop` does them."""
+    (_loss(model, seq_lengths, chunk_tokens) / sum(seq_lengths)).backward()
+
+
+def _loss(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> torch.Tensor:
+    """As `lrtrain.loss.training_loss`, which looks at the values of weights."""
     tokens = sum(seq_lengths)
     ids = torch.zeros((1, tokens), dtype=torch.int64)
     hidden = model.model(
@@ -119,7 +127,5 @@ def _micro_batch(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> N
         use_cache=False,
     ).last_hidden_state[0]
     weights = torch.ones(tokens - 1)
-    loss = cross_entropy_of_all(
-        hidden[:-1], model.lm_head.weight, ids[0, 1:], weights, chunk_tokens
-    )
-    (loss / tokens).backward()
+    weight: torch.Tensor = model.lm_head.weight
+    return cross_entropy_of_all(hidden[:-1], weight, ids[0, 1:], weights, chunk_tokens)

@@ -99,7 +99,7 @@ class MasterAdamW:
         for key, value in tensors:
             kind, _, name = key.partition(".")
             master = masters.get(name)
-            if master is None or (value.shape != master.shape and value.dim()):
+            if master is None or (kind != "step" and value.shape != master.shape):
                 raise LongRecipeError(
                     f"the checkpoint is of another model: it has {key} of shape "
                     f"{tuple(value.shape)}; remove the run's folder checkpoints"

@@ -17,7 +17,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import duration
 from lrdata.shards import open_shards
 from lrdata.sizes import format_bytes
-from lrtrain.flops import peak_flops, training_flops
+from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
 from lrtrain.memory import StepMemory, step_memory
 from lrtrain.model import TORCH_DTYPES, check_architecture, load_config
 from lrtrain.recipe import TrainRecipe
@@ -94,6 +94,10 @@ def make_plan(
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     config = load_config(model)
     check_architecture(config, model)
+    if device_name is not None and peak_flops(device_name) is None:
+        raise LongRecipeError(
+            f"--gpu {device_name} is not known; known are {', '.join(PEAK_TFLOPS)}"
+        )
     if device_name is None and torch.cuda.is_available():
         device_name = torch.cuda.get_device_name()
         memory = memory or torch.cuda.get_device_properties(0).total_memory
@@ -196,7 +200,7 @@ def _memory_table(plan: Plan) -> "Table":
 def _advice(plan: Plan) -> str:
     if plan.available is None:
         return "whether it fits: name the device's memory with --gpu-memory 80GB"
-    room = f"{format_bytes(plan.available)}, {_RESERVE:.0%} of it left free"
+    room = f"{plan.available / 2**30:,.0f} GiB, {_RESERVE:.0%} of it left free"
     for way in plan.ways:
         if plan.fits(way):
             change = "" if way is plan.ways[0] else f" with {way.name}"

@@ -9,7 +9,11 @@ COLOURS = {"extend": "#1f6fb4", "anneal": "#d1762a"}
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")  # a kill may have cut the last one
+    ]
 
 
 def plot_loss(metrics: Path, picture: Path) -> bool:

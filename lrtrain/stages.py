@@ -10,14 +10,14 @@ its last checkpoint in RUN/checkpoints, which go when it is done.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lrdata.atomic import write_json
+from lrdata.atomic import locked, write_json
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
 from lrdata.shards import Shards, file_sha256, open_shards
@@ -25,6 +25,7 @@ from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import choose_backend
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
+from lrtrain.interrupt import stop_asked
 from lrtrain.loader import StepLoader
 from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
 from lrtrain.merge import merge_models
@@ -75,19 +76,25 @@ def run(
     Everything that can be refused is refused before the first step. Raises LongRecipeError.
     """
     opened = _open_run(Path(shards_folder), model, Path(out), recipe, say)
-    made = []
-    for stage in recipe.stages:
+    with locked(opened.out, opened.out):
+        return list(_stages(opened))
+
+
+def _stages(opened: Run) -> Iterator[Path]:
+    """Do the stages that are not done; their model folders."""
+    say = opened.say
+    for stage in opened.recipe.stages:
         if stage == "anneal" and not opened.shards.rows("replay"):
             say("anneal: the shards hold no replay rows; left out (build with --replay for it)")
             continue
         if opened.is_done(stage):
+            _clean(opened, stage)  # after a run that was killed before it did
             say(f"{stage}: {opened.folder(stage)} is there; done")
         elif stage == "merge":
             _merge(opened)
         else:
             _train(opened, stage)
-        made.append(opened.folder(stage))
-    return made
+        yield opened.folder(stage)
 
 
 def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
@@ -114,7 +121,7 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
 
 def check_tokenizer(shards: Shards, model: str) -> None:
     """The model's tokenizer must be the one the shards were built with."""
-    tokenizer = Tokenizer.load(model, encoder="tokenizers")
+    tokenizer = Tokenizer.load(model, eot=shards.manifest.recipe.get("eot"), encoder="tokenizers")
     if tokenizer.fingerprint != shards.fingerprint:
         raise LongRecipeError(
             f"{model} has another tokenizer than the shards in {shards.folder} (built with "
@@ -172,7 +179,9 @@ def _claim(opened: Run) -> None:
             raise LongRecipeError(
                 f"{opened.out} holds another run ({found[0]}); choose another --out"
             )
-    elif opened.out.exists() and any(opened.out.iterdir()):
+    elif opened.out.exists() and any(
+        not entry.name.startswith(".recipe.json.") for entry in opened.out.iterdir()
+    ):
         raise LongRecipeError(f"{opened.out} is not an empty folder; choose another --out")
     write_json(path, wanted)
 
@@ -228,9 +237,21 @@ def _train(opened: Run, name: str) -> None:
     checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints)
     train_stage(model, shards, loader, stage, settings, MetricsLog(metrics), checkpoints)
     card = _card(opened, name, steps)
-    save_model(model, opened.model, opened.folder(name), target_len=shards.target_len, card=card)
-    checkpoints.remove()
-    if not plot_loss(metrics, opened.out / "loss.png"):
+    with stop_asked() as stop:  # without a checkpoint of the last step all of it hangs on this
+        save_model(
+            model, opened.model, opened.folder(name), target_len=shards.target_len, card=card
+        )
+        if stop():
+            raise KeyboardInterrupt
+    _clean(opened, name)
+
+
+def _clean(opened: Run, name: str) -> None:
+    """What is left to do of a stage whose model is there."""
+    if name == "merge":
+        return
+    Checkpoints(opened.out, name, 1).remove()
+    if not plot_loss(opened.out / "metrics.jsonl", opened.out / "loss.png"):
         opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
 
 

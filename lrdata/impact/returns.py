@@ -1,4 +1,4 @@
-"""Tokens that return: their type was in the window before, but not in the last so many tokens.
+"""Tokens that return: their type came last so many tokens before, or more.
 
 A model that reads only the last K tokens cannot know such a token from the text, and one that reads
 all of the window can: what long context is for, told from the tokens alone. Of the key tokens that

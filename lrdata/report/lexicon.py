@@ -37,6 +37,9 @@ _COLOURS = (
     "#8C6D31",
     "#7F7F7F",
     "#9467BD",
+    "#17BECF",
+    "#BCBD22",
+    "#E377C2",
 )
 
 
@@ -125,7 +128,7 @@ def plot_lexicon(lexicon: Lexicon, positions: pl.DataFrame, path: Path) -> None:
     table = class_table(lexicon).filter(pl.col("tokens") >= _LEAST_TOKENS)
     _bars(bars, table)
     large = table.filter(pl.col("share") >= _LEAST_SHARE)["class"].to_list()
-    for name, colour in zip(large, _COLOURS, strict=False):
+    for name, colour in zip(large, _COLOURS[: len(large)], strict=True):
         part = positions.filter((pl.col("class") == name) & (pl.col("tokens") >= _LEAST_OF_A_POINT))
         lines.plot(
             *(part[column].to_numpy() for column in ("position", "top_share")),

@@ -24,7 +24,7 @@ _COLOURS = {
     "returns": "#D55E00",
     "scores": "#009E73",
 }
-_OTHER = "#CC79A7"
+_OTHERS = ("#CC79A7", "#56B4E9", "#000000", "#8C6D31")
 
 
 def share(outcome: Outcome, count: str) -> Interval | None:
@@ -114,13 +114,15 @@ def plot_survival(outcomes: Sequence[Outcome], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.8), layout="constrained")
+    impacts = dict.fromkeys(outcome.contestant.impact for outcome in outcomes)
+    others = [impact for impact in impacts if impact not in _COLOURS]
     for axes, name in zip(figure.subplots(1, len(COUNTS)), COUNTS, strict=True):
         for way in dict.fromkeys(outcome.contestant for outcome in outcomes):
             found = [(o.budget, share(o, name)) for o in outcomes if o.contestant == way]
             points = [(budget, point) for budget, point in found if point]
             if not points:
                 continue
-            colour = _COLOURS.get(way.impact, _OTHER)
+            colour = _COLOURS.get(way.impact) or _OTHERS[others.index(way.impact) % len(_OTHERS)]
             budgets = [budget for budget, _ in points]
             axes.plot(
                 budgets,
@@ -140,6 +142,13 @@ def plot_survival(outcomes: Sequence[Outcome], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    axes.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, **place)
+    drawn = {
+        label: line
+        for panel in figure.axes
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    ways = [str(way) for way in dict.fromkeys(outcome.contestant for outcome in outcomes)]
+    shown = [way for way in ways if way in drawn]
+    axes.legend([drawn[way] for way in shown], shown, fontsize=7, frameon=False, **place)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

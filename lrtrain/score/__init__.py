@@ -74,7 +74,7 @@ def score(recipe: ScoreRecipe, out: Path, say: Say = print) -> Scores:
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
     staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
-        windows = _sample(plan, staging, out, identity)
+        windows = _sample(plan, staging, out, identity, say)
         say(plan.describe(windows))
         _read_all(plan, windows, staging)
         _publish(plan, windows, staging, out, fingerprints, sources, identity)
@@ -109,12 +109,14 @@ def _finished(out: Path, identity: dict[str, Any]) -> Scores:
 
 def _refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
     ours = json.loads(json.dumps(identity))
-    for name in ours:  # what a person wrote comes first
-        for difference in differences({name: there.get(name)}, {name: ours[name]}):
+    for name in [*ours, *(there.keys() - ours.keys())]:  # what a person wrote comes first
+        for difference in differences({name: there.get(name)}, {name: ours.get(name)}):
             raise LongRecipeError(f"{out} holds other scores ({difference}); choose another --out")
 
 
-def _sample(plan: Plan, staging: Path, out: Path, identity: dict[str, Any]) -> list[TextWindow]:
+def _sample(
+    plan: Plan, staging: Path, out: Path, identity: dict[str, Any], say: Say
+) -> list[TextWindow]:
     """The windows to score, of an earlier run or new; from then on the folder is for these."""
     path, claim = staging / _SAMPLE, staging / _IDENTITY
     if claim.exists():
@@ -122,16 +124,18 @@ def _sample(plan: Plan, staging: Path, out: Path, identity: dict[str, Any]) -> l
     if not (claim.exists() and path.exists()):
         recipe = plan.recipe
         least = plan.short_context + plan.stride + 1 if recipe.method == "lsd" else 2
-        windows = sample_windows(
+        windows, left_out = sample_windows(
             plan.files,
             Fields(text=recipe.text_field, id=recipe.id_field),
             DocumentEncoder(plan.tokenizer),
-            window=plan.window,
-            least=max(recipe.min_doc_tokens, least) if recipe.min_doc_tokens else plan.window,
+            window=plan.content,
+            least=max(recipe.min_doc_tokens, least) if recipe.min_doc_tokens else plan.content,
             tokens=recipe.tokens,
             per_document=recipe.per_document,
             seed=recipe.seed,
         )
+        for line in left_out.lines():
+            say(line)
         write_sample(path, windows)
         write_json(claim, identity)
     return read_sample(path)

@@ -53,6 +53,11 @@ class Plan:
     device: torch.device
 
     @property
+    def content(self) -> int:
+        """Tokens of a document in a window: a start-of-text token takes up one, as in a build."""
+        return self.window - (self.tokenizer.bos_id is not None)
+
+    @property
     def models(self) -> dict[str, ModelSpec]:
         """The model of each role."""
         return {reading.name: reading.model for reading in self.readings if not reading.short}
@@ -85,7 +90,9 @@ class Plan:
             else f"{names['long']} against {names['base']}"
         )
         asked = self.recipe.tokens
-        few = ", all that there are" if asked is not None and tokens < asked else ""
+        one = self.recipe.per_document
+        more = "" if one is None else f", {one} a document at most (--per-document all gives more)"
+        few = f", all that there are{more}" if asked is not None and tokens < asked else ""
         return (
             f"scoring {tokens:,} tokens in {len(windows):,} windows of {documents:,} documents"
             f"{few}: {how}, on {self.device}"
@@ -123,7 +130,9 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
         readings = [Reading("long", long), Reading("short", long, short=True)]
     short_context = recipe.short_context or min(max(window // 8, 1), _LARGEST_CONTEXT)
     stride = recipe.stride or min(short_context, _LARGEST_STRIDE)
-    if recipe.method == "lsd" and window <= short_context + stride:
+    tokenizer = _tokenizer(specs, configs, recipe.eot)
+    content = window - (tokenizer.bos_id is not None)
+    if recipe.method == "lsd" and content <= short_context + stride:
         raise LongRecipeError(
             f"a window of {window} tokens has no token beyond a short context of {short_context} + "
             f"{stride}; raise --window or lower --short-context and --stride"
@@ -134,7 +143,7 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
     return Plan(
         recipe=recipe,
         readings=readings,
-        tokenizer=_tokenizer(specs, configs),
+        tokenizer=tokenizer,
         files=find_files(recipe.corpora),
         window=window,
         short_context=short_context,
@@ -158,9 +167,9 @@ def _config(spec: ModelSpec) -> Any:
     return config
 
 
-def _tokenizer(specs: list[ModelSpec], configs: list[Any]) -> Tokenizer:
+def _tokenizer(specs: list[ModelSpec], configs: list[Any], eot: str | None) -> Tokenizer:
     """The models' tokenizer; both must have the same, and an embedding for each of its ids."""
-    found = [Tokenizer.load(spec.path) for spec in specs]
+    found = [Tokenizer.load(spec.path, eot=eot) for spec in specs]
     for spec, config, tokenizer in zip(specs, configs, found, strict=True):
         if tokenizer.vocab_size > config.vocab_size:
             raise LongRecipeError(

@@ -33,6 +33,8 @@ class ScoreRecipe:
     """Shorter documents are left out; 0 means those that do not fill a window."""
     text_field: str = "text"
     id_field: str | None = None
+    eot: str | None = None
+    """End-of-text token, where the tokenizer names none; as for `lrdata build`."""
     seed: int = 0
     dtype: str = "auto"
     """auto is bf16 on a GPU, fp32 elsewhere."""

@@ -14,7 +14,8 @@ Found = list[tuple[int, int, int]]
 
 
 def found_slowly(ids: list[int], least_distance: int) -> Found:
-    """For each token the longest n-gram that ends there, is rare and was there far back."""
+    """For each token the longest n-gram that ends there, is rare and came before; none of a token
+    for which one of these is nearby."""
     ends: dict[tuple[int, ...], list[int]] = {}
     for size in range(SHORTEST, LONGEST + 1):
         for last in range(size - 1, len(ids)):
@@ -25,9 +26,10 @@ def found_slowly(ids: list[int], least_distance: int) -> Found:
             if token + 1 < size:
                 continue
             places = ends[tuple(ids[token - size + 1 : token + 1])]
-            far = [place for place in places if place < token and token - place >= least_distance]
-            if len(places) <= MOST and far:
-                found += [(token, source, size) for source in sorted(far, reverse=True)]
+            earlier = [place for place in places if place < token]
+            if len(places) <= MOST and earlier:
+                if all(token - place >= least_distance for place in earlier):
+                    found += [(token, source, size) for source in sorted(earlier, reverse=True)]
                 break
     return found
 
@@ -85,6 +87,42 @@ def test_a_source_holds_what_its_token_could_be_copied_from(
         copied = ids[source - length + 1 : source + 1]
         assert ids[token - length + 1 : token + 1] == copied
     assert found == sorted(found, key=lambda row: (row[0], -row[1]))
+
+
+@given(texts(), distances, st.integers(1, 40))
+def test_a_larger_distance_takes_whole_tokens_away_and_changes_no_other(
+    ids: list[int], least_distance: int, more: int
+) -> None:
+    near, far = find(ids, least_distance), find(ids, least_distance + more)
+    left = {token for token, _, _ in far}
+    assert far == [row for row in near if row[0] in left]
+
+
+@given(texts(), distances, st.data())
+def test_within_documents_is_what_a_loop_over_them_leaves(
+    ids: list[int], least_distance: int, data: st.DataObject
+) -> None:
+    """Documents may be empty, and the last one ends with the tokens."""
+    cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=4))
+    ends = [*sorted(cuts), len(ids)]
+    of_token = [
+        document
+        for document, (start, stop) in enumerate(zip([0, *ends], ends, strict=False))
+        for _ in range(start, stop)
+    ]
+    evidence = find_evidence(np.array(ids, np.int32), least_distance)
+    assert as_list(evidence.within(np.array(ends))) == [
+        row for row in as_list(evidence) if of_token[row[0]] == of_token[row[1]]
+    ]
+
+
+def test_a_document_ends_before_its_end() -> None:
+    """The token at an end is the first of the next document."""
+    evidence = find_evidence(np.array([7, 8, 7, 8], np.int32), 2)
+    assert as_list(evidence.within(np.array([4]))) == [(3, 1, 2)]
+    assert as_list(evidence.within(np.array([1, 4]))) == [(3, 1, 2)]
+    assert as_list(evidence.within(np.array([2, 4]))) == []
+    assert as_list(evidence.within(np.array([3, 4]))) == []
 
 
 @given(texts(), distances, st.integers(0, 2**31 - 7))
@@ -155,8 +193,25 @@ def test_what_comes_too_often_is_no_evidence() -> None:
     assert len(find(ids[24:], 1)) == 3 * MOST * (MOST - 1) // 2  # ends at its 2nd, 3rd, 4th token
 
 
-def test_the_longest_far_back_wins_over_a_longer_one_near() -> None:
+def test_a_longer_run_nearby_leaves_a_shorter_one_far_back_no_evidence() -> None:
+    """It would be copied from nearby."""
     far, near = [1, 2, 3, 4], [9, 3, 4]
     ids = [*far, *range(100, 150), *near, *range(200, 210), *near]
-    assert (len(ids) - 1, 3, 2) in find(ids, 30)  # "3 4" alone was far back
-    assert (len(ids) - 1, 56, 3) in find(ids, 5)
+    last = len(ids) - 1
+    assert [row for row in find(ids, 14) if row[0] == last] == []  # though "3 4" was far back
+    assert [row for row in find(ids, 13) if row[0] == last] == [(last, 56, 3)]
+
+
+def test_one_occurrence_nearby_leaves_those_far_back_no_evidence() -> None:
+    run = [1, 2, 3]
+    ids = [*run, *range(100, 150), *run, *range(200, 210), *run]
+    last = len(ids) - 1
+    assert [row for row in find(ids, 14) if row[0] == last] == []
+    assert [row for row in find(ids, 13) if row[0] == last] == [(last, 55, 3), (last, 2, 3)]
+
+
+def test_a_shorter_run_nearby_does_no_harm_to_a_longer_one_far_back() -> None:
+    far, near = [1, 2, 3, 4], [9, 3, 4]
+    ids = [*far, *range(100, 150), *near, *range(200, 210), *far]
+    last = len(ids) - 1
+    assert [row for row in find(ids, 60) if row[0] == last] == [(last, 3, 4)]

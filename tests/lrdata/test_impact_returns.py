@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,12 +79,64 @@ def test_a_distance_that_is_none_is_one_line(spec: str, tiny_tokenizer: Path) ->
 
 def test_scores_that_rank_choose_by_rank_unless_told_otherwise() -> None:
     def chosen(impact: str, **options: str) -> str:
-        return BuildRecipe(("a",), "b", 1024, impact=impact, **options).select
+        return BuildRecipe(("a",), "b", 4096, impact=impact, **options).select
 
     assert chosen("digits") == chosen("random") == "draw"
     assert chosen("returns") == chosen("returns:1k") == "top"
     assert chosen("lexicon:a.parquet") == chosen("scores:a") == "top"
     assert chosen("returns", select="draw") == "draw"
+
+
+def recipe_refused(**options: Any) -> str:
+    with pytest.raises(LongRecipeError) as problem:
+        BuildRecipe(("a",), "b", 1024, **options)
+    message = str(problem.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_distance_that_no_window_has_is_refused() -> None:
+    for distance in ("1024", "1k", "2k", "1000000"):
+        message = recipe_refused(impact=f"returns:{distance}")
+        assert "--impact" in message
+        assert "window of 1,024" in message
+    for evidence in (1024, 1025, 10**6):
+        message = recipe_refused(impact="returns", evidence=evidence)
+        assert "--evidence" in message
+        assert f"{evidence:,} tokens" in message
+    assert "--impact" in recipe_refused(impact="returns:1k", positions="full")
+    BuildRecipe(("a",), "b", 1024, impact="returns:1023", evidence=1023)
+    BuildRecipe(("a",), "b", 1025, impact="returns:1k", evidence=1024)
+
+
+def test_evidence_that_could_choose_nothing_is_refused() -> None:
+    choices: list[dict[str, Any]] = [
+        {"impact": "none"},
+        {"impact": "returns", "positions": "full"},
+        {"impact": "none", "positions": "full"},
+    ]
+    for options in choices:
+        for evidence in (1, 500, 5000):
+            assert "--evidence" in recipe_refused(**options, evidence=evidence)
+        BuildRecipe(("a",), "b", 1024, **options)  # without it all is well
+
+
+def test_the_command_refuses_them_in_a_line(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").write_text(json.dumps({"text": "A text."}) + "\n")
+    out = tmp_path / "out"
+    common = ["build", str(tmp_path / "books.jsonl"), "--tokenizer", str(tiny_tokenizer)]
+    common += ["--target-len", "512", "--out", str(out)]
+    for options, named in (
+        (["--impact", "returns:512"], "--impact"),
+        (["--impact", "returns", "--evidence", "512"], "--evidence"),
+        (["--impact", "none", "--evidence", "100"], "--evidence"),
+        (["--positions", "full", "--evidence", "100"], "--evidence"),
+    ):
+        result = CliRunner().invoke(main, [*common, *options])
+        assert result.exit_code == 1, result.output
+        (line,) = (text for text in result.stderr.splitlines() if text.startswith("error: "))
+        assert named in line
+        assert not out.exists()
 
 
 def test_a_build_marks_the_tokens_that_return(tiny_tokenizer: Path, tmp_path: Path) -> None:

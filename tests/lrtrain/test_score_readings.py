@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from lrtrain.loss import chunked_log_probs
 from lrtrain.model import load_model
 from lrtrain.score.readings import Block, read_short, read_whole, short_blocks
 from tests.lrtrain.tiny_models import FAMILIES, VOCABULARY, WINDOW, save_tiny
@@ -268,3 +270,51 @@ def test_how_many_logits_are_in_memory_at_once_does_not_matter(
     blocks = short_blocks(len(ids), 12, 7)
     found = read_short(models["qwen3"], ids, bos_id, blocks, BATCH, chunk_tokens)
     assert_equal(found, short_reference(plain["qwen3"], ids, bos_id, 12, 7))
+
+
+# Products of bf16
+
+
+@pytest.mark.parametrize("vocabulary_slice", [1, 37, 300, 10_000])
+def test_bf16_is_multiplied_as_exactly_as_fp32(
+    vocabulary_slice: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against float64, and equal to torch's float32 product of the same numbers. Logits near 20 in
+    bf16 would be off by a sixteenth."""
+    monkeypatch.setattr("lrtrain.loss._VOCABULARY_SLICE", vocabulary_slice)
+    generator = torch.Generator().manual_seed(0)
+    hidden = (2 * torch.randn(50, 64, generator=generator)).bfloat16()
+    weight = torch.randn(300, 64, generator=generator).bfloat16()
+    targets = torch.randint(0, 300, (50,), generator=generator)
+    logits = hidden.double() @ weight.double().T
+    assert logits.abs().max() > 40
+    at = targets[:, None]
+    expected = torch.cat([logits.log_softmax(-1).gather(1, at), logits.gather(1, at)], 1).T
+    rounded = (hidden @ weight.T).double()
+    assert (rounded.log_softmax(-1).gather(1, at)[:, 0] - expected[0]).abs().max() > 0.01
+    for chunk_tokens in (7, 1000):
+        found = chunked_log_probs(hidden, weight, targets, chunk_tokens)
+        assert found.dtype == torch.float32
+        assert (found.double() - expected).abs().max() < 1e-4
+        wide = chunked_log_probs(hidden.float(), weight.float(), targets, chunk_tokens)
+        torch.testing.assert_close(found, wide, rtol=1e-6, atol=1e-5)
+
+
+def test_no_more_than_a_slice_of_the_weights_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrtrain.loss._VOCABULARY_SLICE", 32)
+    widened: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = func(*args, **(kwargs or {}))
+            wide = isinstance(found, torch.Tensor) and found.dtype == torch.float32
+            if wide and 64 in found.shape:
+                widened.append(found.numel())
+            return found
+
+    hidden, weight = torch.ones(5, 64).bfloat16(), torch.ones(300, 64).bfloat16()
+    with Sizes():
+        chunked_log_probs(hidden, weight, torch.zeros(5, dtype=torch.int64))
+    assert max(widened) == 32 * 64

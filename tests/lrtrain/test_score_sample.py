@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from lrdata.corpus import find_files
 from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
-from lrdata.records import Fields
+from lrdata.records import Fields, Rejected
 from lrdata.tokenizer import Tokenizer
-from lrtrain.score.sample import TextWindow, cut, read_sample, sample_windows, write_sample
+from lrtrain.score.sample import (
+    LeftOut,
+    TextWindow,
+    cut,
+    read_sample,
+    sample_windows,
+    write_sample,
+)
 from tests.chi_square import assert_follows, evenly
 from tests.conftest import generated_text
 from tests.corpora import encoded
@@ -47,6 +54,13 @@ def sample(
     corpus: Path, encoder: DocumentEncoder, *, ids: bool = True, **options: Any
 ) -> list[TextWindow]:
     """Windows of 32 tokens, all of them and their rests, where `options` do not say otherwise."""
+    return sample_and_rest(corpus, encoder, ids=ids, **options)[0]
+
+
+def sample_and_rest(
+    corpus: Path, encoder: DocumentEncoder, *, ids: bool = True, **options: Any
+) -> tuple[list[TextWindow], LeftOut]:
+    """The same, with what was left out."""
     values = {"window": 32, "least": 1, "tokens": None, "per_document": None, "seed": 0, **options}
     files = find_files([str(corpus)])
     return sample_windows(files, Fields(id="id" if ids else None), encoder, **values)
@@ -132,7 +146,9 @@ def test_a_sample_is_windows_of_documents_up_to_the_budget(
         with pytest.raises(LongRecipeError, match="no document has"):
             sample(corpus, encoder, tokens=tokens, **options)
         return
-    found = sample(corpus, encoder, tokens=tokens, **options)
+    found, left_out = sample_and_rest(corpus, encoder, tokens=tokens, **options)
+    assert left_out == LeftOut()
+    assert list(left_out.lines()) == []
     chosen = places(found)
     assert chosen == [place for place in possible if place in set(chosen)]  # in corpus order
     for part in found:
@@ -239,15 +255,64 @@ def test_the_windows_of_a_document_that_count_are_drawn_too(
         assert_follows([place for place in draws if place[0] == name], evenly(of_it))
 
 
-def test_of_documents_with_the_same_id_the_first_counts(
+@pytest.mark.parametrize("least", [1, 150])
+@pytest.mark.parametrize("per_document", [None, 1])
+def test_documents_whose_id_comes_twice_are_left_out_altogether(
+    per_document: int | None, least: int, encoder: DocumentEncoder, tmp_path: Path
+) -> None:
+    """In one file or two, twice or more often, long enough to be scored or not."""
+    first = [record("x", 5), record("y", 5, 8), record("short", 1, 3), record("w", 5, 2)]
+    second = [record("x", 6, 20), record("z", 5, 30), record("short", 5), record("v", 5, 12)]
+    write(tmp_path / "books" / "a.jsonl", first)
+    write(tmp_path / "books" / "b.jsonl", [*second, record("v", 5, 25), record("x", 5)])
+    options: dict[str, Any] = {"per_document": per_document, "least": least}
+    found, left_out = sample_and_rest(tmp_path / "books", encoder, **options)
+    alone = write(tmp_path / "alone.jsonl", [first[1], first[3], second[1]])
+    assert same(found, sample(alone, encoder, **options))
+    assert {part.document for part in found} == {"y", "w", "z"}
+    assert left_out == LeftOut(twice=3)
+    (line,) = left_out.lines()
+    assert line.startswith("3 ids come twice")
+
+
+@settings(max_examples=15)
+@given(tokens=st.integers(1, 900), seed=st.integers(0, 2**32), data=st.data())
+def test_ids_that_come_twice_bring_no_window_in(
+    tokens: int,
+    seed: int,
+    data: st.DataObject,
+    encoder: DocumentEncoder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Within a budget what is sampled would have been sampled without them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    records = [record(f"doc {n}", 4, 5 * n) for n in range(6)]
+    more = [record("doc 1", 3, 17), record("doc 4", 2, 9)]
+    order = data.draw(st.permutations([*records, *more]))
+    once = [each for each in order if each["id"] not in ("doc 1", "doc 4")]
+    expected = sample(write(folder / "once.jsonl", once), encoder, tokens=tokens, seed=seed)
+    said, found = answer(write(folder / "all.jsonl", order), encoder, tokens=tokens, seed=seed)
+    assert "no document has" not in said, "there are such documents"
+    assert set(places(found)) <= set(places(expected))
+
+
+def answer(corpus: Path, encoder: DocumentEncoder, **options: Any) -> tuple[str, list[TextWindow]]:
+    """Why there is no sample; else nothing, and the sample."""
+    try:
+        return "", sample(corpus, encoder, **options)
+    except LongRecipeError as problem:
+        return str(problem), []
+
+
+def test_a_corpus_of_nothing_but_ids_that_come_twice_is_refused_for_that(
     encoder: DocumentEncoder, tmp_path: Path
 ) -> None:
-    write(tmp_path / "books" / "a.jsonl", [record("x", 3), record("y", 3, 8)])
-    write(tmp_path / "books" / "b.jsonl", [record("x", 5, 20), record("z", 3, 30)])
-    found = sample(tmp_path / "books", encoder)
-    alone = [record("x", 3), record("y", 3, 8), record("z", 3, 30)]
-    assert same(found, sample(write(tmp_path / "alone.jsonl", alone), encoder))
-    assert len({place[:2] for place in places(found)}) == len(found)
+    """A lower --window would not help."""
+    corpus = write(tmp_path / "a.jsonl", [record("x", 5), record("x", 5, 8)])
+    with pytest.raises(LongRecipeError, match="twice") as problem:
+        sample(corpus, encoder)
+    assert "--window" not in str(problem.value)
+    assert "\n" not in str(problem.value)
 
 
 def test_without_ids_a_document_is_its_file_and_record(
@@ -276,12 +341,53 @@ def test_a_long_text_is_a_document_as_any_other(
     assert same(sample(corpus, encoder), expected)
 
 
-def test_records_without_text_are_passed_over(encoder: DocumentEncoder, tmp_path: Path) -> None:
+def test_records_without_text_are_passed_over_and_counted(
+    encoder: DocumentEncoder, tmp_path: Path
+) -> None:
+    """The first is named by its file and its place there."""
     records = [record("a", 3), record("b", 3, 8)]
     good = sample(write(tmp_path / "good.jsonl", records), encoder)
     lines = [json.dumps(each) for each in records]
     (tmp_path / "bad.jsonl").write_text("\n".join([lines[0], '{"text": 5}', "{", lines[1], ""]))
-    assert same(sample(tmp_path / "bad.jsonl", encoder), good)
+    found, left_out = sample_and_rest(tmp_path / "bad.jsonl", encoder)
+    assert same(found, good)
+    assert (left_out.records, left_out.twice) == (2, 0)
+    assert left_out.first is not None
+    assert left_out.first.record == len(lines[0]) + 1
+    (line,) = left_out.lines()
+    for part in ("2 records", "bad.jsonl", f"record {len(lines[0]) + 1}", left_out.first.reason):
+        assert part in line
+
+
+def test_long_texts_that_cannot_be_encoded_are_counted_too(
+    encoder: DocumentEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record("a", 2), record("b", 12, 3), record("c", 1, 30), record("d", 12, 9)]
+    corpus = write(tmp_path / "a.jsonl", records)
+    expected = sample(write(tmp_path / "short.jsonl", [records[0], records[2]]), encoder)
+    longest = max(len(records[0]["text"].encode()), len(records[2]["text"].encode()))
+    monkeypatch.setattr("lrdata.jsonl.LONG_BYTES", longest + 100)
+    monkeypatch.setattr(DocumentEncoder, "encode_long", lambda *_: "it is too long")
+    found, left_out = sample_and_rest(corpus, encoder)
+    assert same(found, expected)
+    assert left_out.records == 2
+    assert left_out.first is not None
+    assert left_out.first.record == len(json.dumps(records[0])) + 1
+    (line,) = left_out.lines()
+    assert line.endswith("it is too long")
+
+
+def test_what_is_left_out_is_told_in_a_line_each() -> None:
+    left_out = LeftOut(twice=1234)
+    left_out.add([])
+    assert left_out.first is None
+    left_out.add([Rejected("a.jsonl", 5, "no text", 1000), Rejected("a.jsonl", 7, "bad")])
+    left_out.add([Rejected("b.jsonl", 0, "worse", 20)])
+    assert left_out.records == 1021
+    records, twice = left_out.lines()
+    for part in ("1,021 records", "a.jsonl record 5", "no text"):
+        assert part in records
+    assert "1,234 ids come twice" in twice
 
 
 def test_a_document_shorter_than_asked_for_has_no_windows(
