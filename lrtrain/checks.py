@@ -70,6 +70,11 @@ def _change(model: Any, positions: torch.Tensor, seq_lengths: Sequence[int]) -> 
     other = ids.clone()
     other[_CHANGED] = (other[_CHANGED] + 1) % model.config.vocab_size
     one, two = (_states(model, x, positions, seq_lengths) for x in (ids, other))
+    if not (one.isfinite().all() and two.isfinite().all()):
+        raise LongRecipeError(
+            "the model's hidden states are not finite on plain tokens: its weights hold NaN or "
+            "infinity, or overflow in this dtype; get the model anew or use --dtype fp32"
+        )
     return (one.float() - two.float()).abs().amax(-1).cpu()
 
 

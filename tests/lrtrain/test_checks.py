@@ -56,3 +56,12 @@ def test_a_wrong_loss_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model = load_model(save_tiny("llama", tmp_path / "m"), dtype=torch.float32)
     with pytest.raises(LongRecipeError, match="loss in chunks"):
         checks.chunked_loss_is_plain(model)
+
+
+def test_weights_that_are_not_finite_are_called_that(tmp_path: Path) -> None:
+    """And not attention that stops at gaps: nothing is larger than NaN."""
+    model = load_model(save_tiny("llama", tmp_path / "m"), dtype=torch.float32)
+    model.model.norm.weight.data[0] = float("nan")
+    for check in (checks.attention_crosses_gaps, checks.attention_stops_at_documents):
+        with pytest.raises(LongRecipeError, match="not finite"):
+            check(model)
