@@ -103,12 +103,15 @@ class ScoredWindow(NamedTuple):
 # Writing
 
 
-def write_windows(path: Path, method: str, windows: Iterable[ScoredWindow]) -> None:
-    """Write scores.parquet, a row group a window, atomically."""
+def write_windows(path: Path, method: str, windows: Iterable[ScoredWindow]) -> int:
+    """Write scores.parquet, a row group a window, atomically; how many tokens have a gain."""
+    measured = 0
     schema = pa.schema([*_PLACE, *(pa.field(name, pa.float32()) for name in MEASURES[method])])
     with replacing(path) as partial, _parquet(partial, schema) as writer:
         for window in windows:
             writer.write_table(_table(window, schema), row_group_size=len(window.ids))
+            measured += int(np.isfinite(window.gain).sum())
+    return measured
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lrdata.manifest import MANIFEST
 from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 
-__all__ = ["Scorer", "impact_sha256", "open_scorer", "parse_impact"]
+__all__ = ["Scorer", "impact_sha256", "open_scorer"]
 
 
 _PLAIN, _WITH_VALUE = ("digits", "returns", "random", "none"), ("returns", "lexicon", "scores")
@@ -26,7 +26,7 @@ _FROM_FILES = ("lexicon", "scores")
 
 def open_scorer(spec: str, tokenizer: Tokenizer) -> Scorer:
     """The scorer that `--impact` names."""
-    kind, value = parse_impact(spec)
+    kind, value = _parse(spec)
     if kind == "lexicon":
         return LexiconImpact.open(Path(value), tokenizer)
     if kind == "scores":
@@ -45,7 +45,7 @@ def impact_sha256(spec: str) -> str | None:
 
     None for scorers that read nothing. Raises LongRecipeError where it is missing.
     """
-    kind, value = parse_impact(spec)
+    kind, value = _parse(spec)
     if kind not in _FROM_FILES:
         return None
     file = Path(value) if kind == "lexicon" else Path(value) / MANIFEST
@@ -54,7 +54,7 @@ def impact_sha256(spec: str) -> str | None:
     return file_sha256(file)
 
 
-def parse_impact(spec: str) -> tuple[str, str]:
+def _parse(spec: str) -> tuple[str, str]:
     """`lexicon:FILE` -> ("lexicon", "FILE"). Raises LongRecipeError for what is no scorer."""
     kind, _, value = spec.partition(":")
     if kind in (_WITH_VALUE if value else _PLAIN):

@@ -211,11 +211,9 @@ def _publish(
     """Write the files of the folder, the manifest last."""
     for partial in out.glob(".*.partial"):  # of a run that was killed here
         partial.unlink()
-    write_windows(out / SCORES, plan.recipe.method, _scored(plan, windows, staging))
+    scored = _scored(plan, windows, staging)
+    measured = write_windows(out / SCORES, plan.recipe.method, scored)
     write_vocabulary(out / VOCABULARY, plan.tokenizer.token_bytes, plan.tokenizer.special)
-    measured = sum(
-        int(np.isfinite(window.gain).sum()) for window in _scored(plan, windows, staging)
-    )
     manifest = ScoresManifest(
         method=plan.recipe.method,
         models={role: portable_name(spec.path) for role, spec in plan.models.items()},

@@ -130,20 +130,13 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
         readings = [Reading("long", long), Reading("short", long, short=True)]
     short_context = recipe.short_context or min(max(window // 8, 1), _LARGEST_CONTEXT)
     stride = recipe.stride or min(short_context, _LARGEST_STRIDE)
-    tokenizer = _tokenizer(specs, configs, recipe.eot)
-    content = window - (tokenizer.bos_id is not None)
-    if recipe.method == "lsd" and content <= short_context + stride:
-        raise LongRecipeError(
-            f"a window of {window} tokens has no token beyond a short context of {short_context} + "
-            f"{stride}; raise --window or lower --short-context and --stride"
-        )
     device = choose_device(recipe.device)
     auto = "bf16" if device.type == "cuda" else "fp32"
     name = auto if recipe.dtype == "auto" else recipe.dtype
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         readings=readings,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(specs, configs, recipe.eot),
         files=find_files(recipe.corpora),
         window=window,
         short_context=short_context,
@@ -151,6 +144,12 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
         dtype=TORCH_DTYPES[name],
         device=device,
     )
+    if recipe.method == "lsd" and plan.content <= short_context + stride:
+        raise LongRecipeError(
+            f"a window of {window} tokens has no token beyond a short context of {short_context} + "
+            f"{stride}; raise --window or lower --short-context and --stride"
+        )
+    return plan
 
 
 def _config(spec: ModelSpec) -> Any:

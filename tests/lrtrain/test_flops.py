@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from lrtrain.flops import linear_weights, peak_flops, training_flops
-from tests.lrtrain.tiny_models import FAMILIES, tiny_config
+from tests.lrtrain.tiny_models import FAMILIES, llama3_8b_config, tiny_config
 
 
 def counted(config: Any, tokens: int, backward: bool) -> int:
@@ -62,16 +62,7 @@ def test_documents_do_not_pay_for_each_other() -> None:
 
 def test_a_row_of_30_percent_costs_what_design_says() -> None:
     """The 8B shape: 39k of 131k tokens, causal attention counted once: about 0.155."""
-    config = tiny_config(
-        "llama",
-        hidden_size=4096,
-        head_dim=128,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        num_hidden_layers=32,
-        intermediate_size=14336,
-        vocab_size=128_256,
-    )
+    config = llama3_8b_config()
     ratio = training_flops(config, [39_312]) / training_flops(config, [131_072])
     assert ratio == pytest.approx(0.155, abs=0.01)
 

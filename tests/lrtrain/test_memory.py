@@ -11,7 +11,7 @@ from lrtrain.loss import training_loss
 from lrtrain.memory import LiveBytes, step_memory
 from lrtrain.model import enable_checkpointing
 from lrtrain.optim import MasterAdamW
-from tests.lrtrain.tiny_models import FAMILIES, tiny_config
+from tests.lrtrain.tiny_models import FAMILIES, llama3_8b_config, tiny_config
 
 TOKENS = 96
 
@@ -79,16 +79,7 @@ def test_options_that_save_memory_do() -> None:
 
 def test_a_model_that_fits_no_machine_is_planned_in_no_memory() -> None:
     """The 8B shape with rows of 39k tokens."""
-    config = tiny_config(
-        "llama",
-        hidden_size=4096,
-        head_dim=128,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        num_hidden_layers=32,
-        intermediate_size=14336,
-        vocab_size=128_256,
-    )
+    config = llama3_8b_config()
     found = step_memory(
         config, [39_312], dtype=torch.bfloat16, checkpointing=True, chunk_tokens=1024
     )

@@ -2,14 +2,8 @@
 
 import inspect
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,54 +12,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lrdata.atomic import locked
-from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST
-from lrdata.scores import SCORES, VOCABULARY, Scores, open_scores
+from lrdata.scores import Scores, open_scores
 from lrdata.tokenizer import Tokenizer
-from lrtrain.cli import main
-from lrtrain.model import copy_tokenizer
 from lrtrain.score import ScoreRecipe, score
-from tests.conftest import generated_text
 from tests.corpora import content
 from tests.fetch import fetch
-from tests.lrtrain.tiny_runs import WINDOW, save_tiny_model
+from tests.lrtrain.scoring import (
+    FILES,
+    RECIPES,
+    TEXTS,
+    Stopped,
+    contrast,
+    lsd,
+    quietly,
+    refused,
+    save_models,
+    stop_after,
+    write_corpus,
+)
+from tests.lrtrain.tiny_runs import WINDOW
 
-ROOT = Path(__file__).parents[2]
-FILES = {MANIFEST, SCORES, VOCABULARY}
 TOLERANCE = 1e-5
-
-
-def save_model(tokenizer: Path, folder: Path, seed: int) -> str:
-    """The tiny model with weights so large that contexts and models differ by whole nats."""
-    model = LlamaForCausalLM.from_pretrained(save_tiny_model(tokenizer, folder))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator) / 4
-        parameter.data = 1 + noise if "norm" in name else noise
-    model.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def models(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `base` and `long`."""
-    root = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(("base", "long")):
-        save_model(tiny_tokenizer, root / name, seed)
-    return root
+    return save_models(tiny_tokenizer, tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def bos_models(tiny_bos_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, whose tokenizer adds a start of text."""
-    root = tmp_path_factory.mktemp("bos-models")
-    for seed, name in enumerate(("base", "long")):
-        save_model(tiny_bos_tokenizer, root / name, seed)
-    return root
+    return save_models(tiny_bos_tokenizer, tmp_path_factory.mktemp("bos-models"))
 
 
 @pytest.fixture(params=["no start of text", "start of text"])
@@ -73,39 +56,10 @@ def either(request: pytest.FixtureRequest, models: Path, bos_models: Path) -> Pa
     return models if request.param == "no start of text" else bos_models
 
 
-TEXTS = {f"doc {n}": "".join(generated_text(10, seed=n)) for n in range(4)} | {
-    "short": "".join(generated_text(1, seed=99))
-}
-
-
-def write_corpus(folder: Path, texts: dict[str, str]) -> str:
-    folder.mkdir(parents=True)
-    lines = [json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()]
-    (folder / "a.jsonl").write_text("".join(lines), encoding="utf-8")
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Four documents of more than 512 tokens, and one of fewer than a window."""
     return write_corpus(tmp_path_factory.mktemp("data") / "books", TEXTS)
-
-
-def lsd(corpus: str, models: Path, **options: Any) -> ScoreRecipe:
-    values = {"id_field": "id", "tokens": 300, "device": "cpu", **options}
-    return ScoreRecipe(corpora=(corpus,), **{"model": str(models / "long"), **values})
-
-
-def contrast(corpus: str, models: Path, **options: Any) -> ScoreRecipe:
-    both = {"model": str(models / "base"), "long_model": str(models / "long")}
-    return lsd(corpus, models, **{**both, **options})
-
-
-RECIPES = {"lsd": lsd, "contrast": contrast}
-
-
-def quietly(recipe: ScoreRecipe, out: Path) -> Scores:
-    return score(recipe, out, lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -283,32 +237,6 @@ def test_a_document_that_fills_a_window_with_its_start_of_text_is_scored(
         assert set(lengths.values()) == {window - 1}
 
 
-def test_the_end_of_text_may_be_chosen(models: Path, corpus: str, tmp_path: Path) -> None:
-    """As for `lrdata build`: where the tokenizer names none, or another."""
-    recipe = lsd(corpus, models, tokens=None, per_document=None, min_doc_tokens=64)
-    usual = quietly(recipe, tmp_path / "usual")
-    words = ["score", corpus, "--model", models / "long", "--id-field", "id", "--tokens", "all"]
-    words += ["--per-document", "all", "--min-doc-tokens", 64, "--device", "cpu"]
-    done = invoke(*words, "--eot", "<|im_end|>", "--out", tmp_path / "other")
-    assert done.exit_code == 0, done.output
-    other = open_scores(tmp_path / "other")
-    tokenizer = Tokenizer.load(str(models / "long"), eot="<|im_end|>")
-    assert tokenizer.eot_id != usual.manifest.tokenizer.eot_id
-    assert other.manifest.tokenizer.eot_id == tokenizer.eot_id
-    assert other.index == usual.index
-    ended = 0
-    for one, two in zip(usual, other, strict=True):
-        ends = one.ids == usual.manifest.tokenizer.eot_id
-        np.testing.assert_array_equal(two.ids, np.where(ends, tokenizer.eot_id, one.ids))
-        ended += int(ends.sum())
-    assert ended > 0
-    assert "eot: None, not '<|im_end|>'" in refused(
-        replace(recipe, eot="<|im_end|>"), tmp_path / "usual"
-    )
-    assert "--eot" in refused(replace(recipe, eot="<|nothing|>"), tmp_path / "third")
-    assert not (tmp_path / "third").exists()
-
-
 def test_what_is_left_out_is_told(models: Path, tmp_path: Path) -> None:
     """Once: a run that goes on has its sample."""
     corpus = write_corpus(tmp_path / "books", TEXTS)
@@ -480,32 +408,6 @@ def test_equal_files_elsewhere_are_the_same_recipe(
     assert content(tmp_path / "again") == content(finished["lsd"])
 
 
-class Stopped(Exception):
-    pass
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, reads: int) -> list[str]:
-    """Have the scoring stop before its reading number `reads`, counted from 0; what was read."""
-    import lrtrain.score.plan as module
-
-    done: list[str] = []
-
-    def counted(name: str) -> Any:
-        real = getattr(module, name)
-
-        def reading(*arguments: Any) -> Any:
-            if len(done) == reads:
-                raise Stopped
-            done.append(name)
-            return real(*arguments)
-
-        return reading
-
-    for name in ("read_whole", "read_short"):
-        monkeypatch.setattr(module, name, counted(name))
-    return done
-
-
 @pytest.mark.parametrize("method", list(RECIPES))
 @pytest.mark.parametrize("reads", [1, 3, 5])
 def test_what_was_read_before_a_stop_is_not_read_again(
@@ -539,377 +441,6 @@ def test_two_runs_do_not_write_to_one_folder(models: Path, corpus: str, tmp_path
         assert "another run" in refused(lsd(corpus, models), out)
     quietly(lsd(corpus, models), out)
     assert set(content(out)) == FILES
-
-
-# What is refused
-
-
-def refused(recipe: ScoreRecipe, out: Path) -> str:
-    with pytest.raises(LongRecipeError) as caught:
-        quietly(recipe, out)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def test_a_window_beyond_the_models_is_refused_with_what_to_write(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    message = refused(lsd(corpus, models, window=WINDOW + 1), tmp_path / "scores")
-    for part in ("--window 129", "128", f"{models / 'long'}@target=129"):
-        assert part in message
-    roped = f"{models / 'long'}@target=256"
-    assert "--window 257" in refused(
-        lsd(corpus, models, model=roped, window=257), tmp_path / "scores"
-    )
-    assert not (tmp_path / "scores").exists()
-
-
-def test_models_with_different_tokenizers_are_refused(
-    models: Path, bos_models: Path, corpus: str, tmp_path: Path
-) -> None:
-    recipe = contrast(corpus, models, long_model=str(bos_models / "long"))
-    assert "different tokenizers" in refused(recipe, tmp_path / "scores")
-    assert not (tmp_path / "scores").exists()
-
-
-def test_a_short_context_that_leaves_nothing_is_refused(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    recipe = lsd(corpus, models, short_context=100, stride=28)
-    assert "--short-context" in refused(recipe, tmp_path / "scores")
-    assert not (tmp_path / "scores").exists()
-    quietly(replace(recipe, stride=27, tokens=1), tmp_path / "scores")
-    assert open_scores(tmp_path / "scores").manifest.measured == 1
-
-
-def test_a_short_context_that_leaves_nothing_beside_the_start_of_text_is_refused(
-    bos_models: Path, corpus: str, tmp_path: Path
-) -> None:
-    """It takes up a token of the window: what is enough without it is one too little."""
-    recipe = lsd(corpus, bos_models, short_context=100, stride=27)
-    assert "--short-context" in refused(recipe, tmp_path / "scores")
-    assert not (tmp_path / "scores").exists()
-    quietly(replace(recipe, stride=26, tokens=1), tmp_path / "scores")
-    assert open_scores(tmp_path / "scores").manifest.measured == 1
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "notes"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    assert "--out" in refused(lsd(corpus, models), out)
-    assert content(out) == {"notes.txt": b"mine"}
-    assert "--out" in refused(lsd(corpus, models), out / "notes.txt")
-    (tmp_path / "empty").mkdir()
-    quietly(lsd(corpus, models), tmp_path / "empty")
-    assert set(content(tmp_path / "empty")) == FILES
-
-
-def test_after_a_refusal_the_corrected_command_goes_on_in_the_same_folder(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    """The line says to lower --window: the folder must not be claimed by what was refused."""
-    out = tmp_path / "scores"
-    recipe = lsd(corpus, models, min_doc_tokens=10_000)
-    assert "--min-doc-tokens" in refused(recipe, out)
-    quietly(replace(recipe, min_doc_tokens=0), out)
-    assert set(content(out)) == FILES
-
-
-@pytest.mark.parametrize("suffix", ["@theta=8e6", "@auto", "@yarn"])
-def test_a_rope_without_its_window_is_one_line(
-    suffix: str, models: Path, corpus: str, tmp_path: Path
-) -> None:
-    recipe = lsd(corpus, models, model=f"{models / 'long'}{suffix}")
-    assert "target" in refused(recipe, tmp_path / "scores")
-
-
-def save_few_embeddings(tokenizer: Path, folder: Path) -> str:
-    config = LlamaConfig(
-        vocab_size=500,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=WINDOW,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    copy_tokenizer(str(tokenizer), folder, WINDOW)
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("long_model", "named"),
-    [
-        ("few", "embeddings"),
-        ("long@target=64", "already has a window"),
-        ("long@theta=big,target=512", "theta=big"),
-    ],
-)
-def test_what_is_wrong_with_the_long_model_is_found_before_the_base_is_read(
-    long_model: str,
-    named: str,
-    tiny_tokenizer: Path,
-    models: Path,
-    corpus: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Reading it may take hours."""
-    save_few_embeddings(tiny_tokenizer, tmp_path / "few")
-    shutil.copytree(models / "long", tmp_path / "long")
-    read = stop_after(monkeypatch, 100)
-    recipe = contrast(corpus, models, long_model=str(tmp_path / long_model), window=32)
-    assert named in refused(recipe, tmp_path / "scores")
-    assert read == []
-
-
-# The command
-
-
-def invoke(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
-
-
-def test_the_command_says_what_it_does_and_what_comes_next(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "scores"
-    words = ("score", corpus, "--model", models / "long", "--out", out, "--tokens", 300)
-    done = invoke(*words, "--id-field", "id", "--device", "cpu")
-    assert done.exit_code == 0, done.output
-    scores = open_scores(out)
-    first, *_, last_but_one, last = done.stdout.splitlines()
-    for part in ("384 tokens", "3 windows", "3 documents", "16 to 31 tokens", "cpu"):
-        assert part in first
-    for part in (str(out), "384 tokens", "3 documents", f"{3 * (WINDOW - 32)} measured"):
-        assert part in last_but_one
-    assert f"lrdata lexicon {out}" in last
-    assert scores.manifest.measured == 3 * (WINDOW - 32)
-    before = content(out)
-    again = invoke(*words, "--id-field", "id", "--batch-tokens", "1k", "--chunk-tokens", "1k")
-    assert again.exit_code == 0, again.output
-    assert content(out) == before
-    assert "384 tokens" in again.stdout
-
-
-def test_the_command_equals_the_function(models: Path, corpus: str, tmp_path: Path) -> None:
-    done = invoke(
-        *("score", corpus, "--model", models / "base", "--long-model", models / "long"),
-        *("--out", tmp_path / "command", "--tokens", "0.25k", "--window", 64, "--seed", 4),
-        *("--id-field", "id", "--per-document", 2, "--min-doc-tokens", 50, "--dtype", "fp32"),
-    )
-    assert done.exit_code == 0, done.output
-    options = {"tokens": 256, "window": 64, "seed": 4, "per_document": 2, "min_doc_tokens": 50}
-    quietly(contrast(corpus, models, **options, dtype="fp32"), tmp_path / "function")
-    assert content(tmp_path / "command") == content(tmp_path / "function")
-
-
-def test_all_tokens_are_all_windows_of_all_documents(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    tokenizer = Tokenizer.load(str(models / "long"))
-    lengths = [len(tokenizer.encode_documents([text])[0]) for text in TEXTS.values()]
-    words = ("score", corpus, "--model", models / "long", "--id-field", "id", "--tokens", "all")
-    done = invoke(*words, "--out", tmp_path / "one")  # a window of each document
-    assert done.exit_code == 0, done.output
-    scores = open_scores(tmp_path / "one")
-    assert scores.manifest.documents == len(scores) == sum(size >= WINDOW for size in lengths)
-    done = invoke(*words, "--out", tmp_path / "all", "--per-document", "all")
-    assert done.exit_code == 0, done.output
-    assert len(open_scores(tmp_path / "all")) == sum(size // WINDOW for size in lengths)
-    assert "all that there are" not in done.stdout  # nobody asked for more
-
-
-def test_a_budget_that_the_corpus_does_not_fill_is_told(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    done = invoke("score", corpus, "--model", models / "long", "--out", tmp_path / "scores")
-    assert done.exit_code == 0, done.output
-    assert f"{4 * WINDOW} tokens" in done.stdout
-    assert "all that there are, 1 a document at most (--per-document all gives more)" in done.stdout
-    done = invoke(
-        *("score", corpus, "--model", models / "long", "--out", tmp_path / "all"),
-        *("--per-document", "all"),
-    )
-    assert done.exit_code == 0, done.output
-    assert "all that there are:" in done.stdout
-
-
-def test_what_is_wrong_with_a_command_is_one_line(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "scores"
-
-    def line(code: int, *words: object) -> str:
-        done = invoke("score", *words, "--out", out)
-        assert done.exit_code == code, done.output
-        (found,) = (text for text in done.stderr.splitlines() if text.startswith("error: "))
-        assert "Traceback" not in done.output
-        assert not out.exists()
-        return found
-
-    model = ("--model", models / "long")
-    assert "--model" in line(2, corpus)
-    assert "CORPORA" in line(2, *model)
-    assert "nowhere" in line(1, corpus, "--model", tmp_path / "nowhere")
-    assert "nowhere" in line(1, tmp_path / "nowhere", *model)
-    assert "'few'" in line(1, corpus, *model, "--tokens", "few")
-    assert "--tokens 0" in line(1, corpus, *model, "--tokens", 0)
-    assert "--per-document 0" in line(1, corpus, *model, "--per-document", 0)
-    assert "--window 1" in line(1, corpus, *model, "--window", 1)
-    assert "--window 129" in line(1, corpus, *model, "--window", 129)
-    assert "tpu" in line(1, corpus, *model, "--device", "tpu")
-
-
-def test_help_teaches_without_loading_torch() -> None:
-    script = (
-        "import sys; from lrtrain.cli import main\n"
-        "try: main(['score', '--help'])\n"
-        "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    for part in ("Usage:", "lsd", "contrast", "OUT/scores.parquet"):
-        assert part in done.stdout
-
-
-# Killed
-
-DEATH = """
-import os, re, shutil, signal, sys
-moment, call, pattern, nth = sys.argv.pop(1).split(" ")
-home = shutil if call == "rmtree" else os
-real, calls = getattr(home, call), 0
-def dying(*arguments, **options):
-    global calls
-    found = re.search(pattern, str(arguments[1 if call == "replace" else 0])) is not None
-    calls += found
-    due = found and calls == int(nth)
-    if due and moment == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(*arguments, **options)
-    if due and moment == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-setattr(home, call, dying)
-from lrtrain.cli import main
-main()
-"""
-"""`lrtrain`, with a function of `os` or `shutil` that kills the process around its n-th call for a
-path of some form."""
-
-MOMENTS = (
-    r"before replace \.score/recipe\.json$ 1",
-    r"before replace \.score/sample\.parquet$ 1",
-    r"after replace \.score/sample\.parquet$ 1",
-    r"before replace \.score/.*\.npy$ 2",
-    r"after replace \.score/short.*\.npy$ 1",
-    r"before replace scores/scores\.parquet$ 1",
-    r"after replace scores/scores\.parquet$ 1",
-    r"before replace scores/vocabulary\.parquet$ 1",
-    r"before replace scores/manifest\.json$ 1",
-    r"after replace scores/manifest\.json$ 1",
-)
-"""The worst moments of a run, in their order."""
-
-
-def start(words: Sequence[str], death: str | None = None) -> subprocess.Popen[str]:
-    program = ["-m", "lrtrain"] if death is None else ["-c", DEATH, death]
-    return subprocess.Popen(
-        [sys.executable, *program, *words],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_to_its_end(words: Sequence[str], death: str | None = None) -> tuple[int, str]:
-    """(exit status, standard error)."""
-    process = start(words, death)
-    try:
-        _, stderr = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return process.returncode, stderr
-
-
-def command(recipe: ScoreRecipe, out: Path) -> list[str]:
-    """A recipe as the command line that a person would write: all windows of 64 tokens."""
-    long = ["--long-model", recipe.long_model] if recipe.long_model else []
-    options = ["--window", "64", "--id-field", "id", "--tokens", "all", "--per-document", "all"]
-    words = ["score", *recipe.corpora, "--model", recipe.model, *long, *options, "--device", "cpu"]
-    return [*words, "--out", str(out)]
-
-
-def assert_nothing_half(out: Path, whole: dict[str, bytes]) -> None:
-    """What has a final name has its final bytes; where there is a manifest, all is there."""
-    found = content(out) if out.exists() else {}
-    for name, data in found.items():
-        if not name.startswith("."):
-            assert data == whole[name], f"{name} has other bytes than it will have"
-    if MANIFEST in found:
-        open_scores(out)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", list(RECIPES))
-def test_kills_at_random_moments_change_no_byte(
-    method: str, models: Path, corpus: str, tmp_path: Path
-) -> None:
-    recipe, out = RECIPES[method](corpus, models), tmp_path / "scores"
-    whole_code, stderr = run_to_its_end(command(recipe, tmp_path / "whole"))
-    assert whole_code == 0, stderr
-    whole = content(tmp_path / "whole")
-    readings = 2 * open_scores(tmp_path / "whole").manifest.windows
-    assert set(whole) == FILES
-    draw, midway, code = random.Random(method), 0, -signal.SIGKILL
-    targets = sorted(draw.sample(range(readings + 2), 5))  # readings that are there
-    for target in targets:
-        process = start(command(recipe, out))
-        while process.poll() is None and len(list(out.glob(".score/*.npy"))) < target:
-            time.sleep(0.001)
-        time.sleep(draw.random() / 100)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        code = process.returncode
-        assert code in (0, -signal.SIGKILL)
-        midway += code != 0 and any(out.glob(".score/*.npy"))
-        assert_nothing_half(out, whole)
-    assert midway, "no kill came while some readings were there"
-    if code:
-        code, stderr = run_to_its_end(command(recipe, out))
-        assert code == 0, stderr
-    assert content(out) == whole
-
-
-@pytest.mark.slow
-def test_a_run_that_dies_at_every_worst_moment_changes_no_byte(
-    models: Path, corpus: str, tmp_path: Path
-) -> None:
-    """At one after the other, each time going on from where the one before died."""
-    recipe, out = lsd(corpus, models), tmp_path / "scores"
-    code, stderr = run_to_its_end(command(recipe, tmp_path / "whole"))
-    assert code == 0, stderr
-    whole = content(tmp_path / "whole")
-    for moment in MOMENTS:
-        code, stderr = run_to_its_end(command(recipe, out), moment)
-        assert code == -signal.SIGKILL, f"it did not die {moment}: {stderr}"
-        assert_nothing_half(out, whole)
-    assert (out / ".score").exists()
-    code, stderr = run_to_its_end(command(recipe, out), r"after unlink \.npy$ 3")
-    assert code == -signal.SIGKILL, stderr
-    assert_nothing_half(out, whole)
-    code, stderr = run_to_its_end(command(recipe, out))
-    assert code == 0, stderr
-    assert content(out) == whole
 
 
 # A real model

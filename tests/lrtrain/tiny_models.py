@@ -47,6 +47,20 @@ def tiny_config(family: str, **changes: Any) -> Any:
     return FAMILIES[family](**{**values, **special[family], **changes})
 
 
+def llama3_8b_config() -> Any:
+    """The shape of Llama-3-8B, for what needs no weights."""
+    return tiny_config(
+        "llama",
+        hidden_size=4096,
+        head_dim=128,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        num_hidden_layers=32,
+        intermediate_size=14336,
+        vocab_size=128_256,
+    )
+
+
 def save_tiny(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> str:
     """A model in plain Hugging Face format; returns its path.
 
