@@ -102,7 +102,12 @@ def test_kills_at_random_moments_change_no_byte(
             kills += process.poll() is None
             kill(process)
             assert process.returncode in (0, -signal.SIGKILL)
-            midway += any(out.glob(".build/unit-*.json"))
+            done_some = any(out.glob(".build/unit-*.json"))
+            midway += done_some
+            if (out / MANIFEST).exists():  # the machine is not as busy, or busier, than it was
+                duration *= 0.95
+            elif not done_some:
+                duration *= 1.05
             assert_nothing_half(out, whole)
         done = run(build(f"{folders}", workers))  # the staging folder may still be there
         assert done.returncode == 0, done.stderr
