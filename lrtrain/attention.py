@@ -10,72 +10,52 @@ documents with every call:
 Shape legend: B = 1 (rows are flat), Hq / Hkv query and key-value heads, S tokens, D head width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from lrdata.errors import LongRecipeError
+from lrtrain.attention_backends import (
+    BACKENDS,
+    ON_CPU,
+    Backend,
+    Heads,
+    fastest,
+    load_backend,
+    sdpa,
+)
+from lrtrain.rope import head_dim_of
 
 IMPLEMENTATION = "longrecipe"
+_CPU = torch.device("cpu")
 
-Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], float], torch.Tensor]
+_chosen: Backend = sdpa
 
 
-def sdpa(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seq_lengths: Sequence[int],
-    scale: float,
-) -> torch.Tensor:
-    """torch's scaled_dot_product_attention, once for each run of equally long documents.
+def choose_backend(
+    name: str,
+    heads: Heads | None = None,
+    device: torch.device = _CPU,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Choose the backend of all later calls; returns its name.
 
-    No S x S mask is ever made: each document is causal on its own, and neighbours of one length
-    go as a batch.
+    `auto` is the fastest that is right on this device for such `heads`: on a GPU they are tried.
+    Raises LongRecipeError for one that is unknown or not installed.
     """
-    outputs, start = [], 0
-    for length, count in _runs(seq_lengths):
-        stop = start + length * count
-        parts = [_documents(x[:, :, start:stop], count) for x in (query, key, value)]
-        # One head a group: enable_gqa has no efficient CPU backward in all supported versions.
-        q, k, v = parts[0], *(_repeat_heads(x, query.shape[1]) for x in parts[1:])
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-        outputs.append(out.transpose(1, 2).reshape(1, length * count, *out.shape[1::2]))
-        start = stop
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def dense(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seq_lengths: Sequence[int],
-    scale: float,
-) -> torch.Tensor:
-    """The definition, with an explicit S x S mask: for checking the others on short rows."""
-    lengths = torch.tensor(list(seq_lengths), device=query.device)
-    document = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
-    index = torch.arange(len(document), device=query.device)
-    seen = (document[:, None] == document[None, :]) & (index[:, None] >= index[None, :])
-    k, v = (_repeat_heads(x, query.shape[1]) for x in (key, value))
-    scores = (query @ k.transpose(-1, -2)).float() * scale
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return (weights.to(v.dtype) @ v).transpose(1, 2)
-
-
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "dense": dense}
-_chosen = "sdpa"
-
-
-def choose_backend(name: str = "auto") -> str:
-    """Choose the backend of all later calls; returns its name. `auto` is the fastest there is."""
     global _chosen
-    if name != "auto" and name not in BACKENDS:
-        raise LongRecipeError(f"--attention {name} is unknown; choose auto, {', '.join(BACKENDS)}")
-    _chosen = "sdpa" if name == "auto" else name
-    return _chosen
+    if name == "auto":
+        name = "sdpa" if heads is None else fastest(heads, device, dtype)
+    elif device.type == "cpu" and name in BACKENDS and name not in ON_CPU:
+        raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
+    _chosen = load_backend(name)
+    return name
+
+
+def heads_of(config: Any) -> Heads:
+    """The heads of a model by its config."""
+    return Heads(config.num_attention_heads, config.num_key_value_heads, head_dim_of(config))
 
 
 def packed_causal_attention(
@@ -84,7 +64,7 @@ def packed_causal_attention(
     value: torch.Tensor,
     seq_lengths: Sequence[int],
     scale: float,
-    backend: str,
+    backend: Backend,
 ) -> torch.Tensor:
     """Causal attention inside each document of a flat row.
 
@@ -102,7 +82,7 @@ def packed_causal_attention(
             f"seq_lengths sum to {sum(seq_lengths)}, the row has {query.shape[2]} tokens and "
             f"{key.shape[2]} keys: documents must cover the row, without a cache"
         )
-    return BACKENDS[backend](query, key, value, seq_lengths, scale)
+    return backend(query, key, value, seq_lengths, scale)
 
 
 def _attention(
@@ -137,25 +117,3 @@ def register() -> None:
 
 def _no_mask(*_: Any, **__: Any) -> None:
     return None
-
-
-def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(length, how many in a row): [5, 5, 3] -> [(5, 2), (3, 1)]."""
-    runs: list[tuple[int, int]] = []
-    for length in lengths:
-        if runs and runs[-1][0] == length:
-            runs[-1] = (length, runs[-1][1] + 1)
-        else:
-            runs.append((length, 1))
-    return runs
-
-
-def _documents(x: torch.Tensor, count: int) -> torch.Tensor:
-    """[1, H, count * n, D] -> [count, H, n, D]."""
-    _, heads, tokens, width = x.shape
-    return x.view(heads, count, tokens // count, width).transpose(0, 1) if count > 1 else x
-
-
-def _repeat_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[B, Hkv, S, D] -> [B, heads, S, D], each head for its group of queries."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)

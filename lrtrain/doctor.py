@@ -18,7 +18,7 @@ import torch
 from lrdata.errors import LongRecipeError, describe
 from lrdata.shards import Shards, open_shards
 from lrdata.verify import verify
-from lrtrain.attention import choose_backend
+from lrtrain.attention import choose_backend, heads_of
 from lrtrain.checks import (
     attention_crosses_gaps,
     attention_stops_at_documents,
@@ -123,11 +123,12 @@ def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:
 
 def _load(shards: Shards, model: str, recipe: TrainRecipe, loaded: list[Any]) -> str:
     device = choose_device(recipe.device)
-    backend = choose_backend(recipe.attention)
+    dtype = TORCH_DTYPES[recipe.dtype]
+    backend = choose_backend(recipe.attention, heads_of(load_config(model)), device, dtype)
     loaded.append(
         load_model(
             model,
-            dtype=TORCH_DTYPES[recipe.dtype],
+            dtype=dtype,
             rope=parse_rope(recipe.rope),
             target_len=shards.target_len,
             device=device,

@@ -22,7 +22,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
 from lrdata.shards import Shards, file_sha256, open_shards
 from lrdata.tokenizer import Tokenizer
-from lrtrain.attention import choose_backend
+from lrtrain.attention import choose_backend, heads_of
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.interrupt import stop_asked
@@ -101,9 +101,11 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     shards = open_shards(folder)
     parse_rope(recipe.rope)
     device = choose_device(recipe.device)
-    say(f"attention: {choose_backend(recipe.attention)}, on {device}")
     config = load_config(model)
     check_architecture(config, model)
+    dtype = TORCH_DTYPES[recipe.dtype]
+    backend = choose_backend(recipe.attention, heads_of(config), device, dtype)
+    say(f"attention: {backend}, on {device}")
     check_extensible(config, model, shards.target_len)
     check_tokenizer(shards, model)
     if "extend" in recipe.stages and not shards.rows("extend"):

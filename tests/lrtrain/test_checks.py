@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lrdata.errors import LongRecipeError
-from lrtrain import checks
-from lrtrain.attention import BACKENDS, dense
+from lrtrain import attention, checks
+from lrtrain.attention_backends import dense
 from lrtrain.model import load_model
 from tests.lrtrain.tiny_models import FAMILIES, save_tiny
 
@@ -41,7 +41,7 @@ def test_attention_that_knows_no_documents_is_found(
     def blind(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
         return dense(q, k, v, [sum(seq_lengths)], scale)
 
-    monkeypatch.setitem(BACKENDS, "sdpa", blind)
+    monkeypatch.setattr(attention, "_chosen", blind)
     model = load_model(save_tiny("llama", tmp_path / "m"), dtype=torch.float32)
     checks.attention_crosses_gaps(model)
     with pytest.raises(LongRecipeError, match="documents of a row"):

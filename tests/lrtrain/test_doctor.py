@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from lrtrain.attention import BACKENDS
+from lrtrain import attention
+from lrtrain.attention_backends import sdpa
 from lrtrain.cli import main
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
@@ -109,7 +111,9 @@ def test_a_config_that_transformers_would_change_is_found(
 def test_attention_that_is_wrong_fails_alone(
     shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = BACKENDS["sdpa"]
-    monkeypatch.setitem(BACKENDS, "sdpa", lambda q, k, v, n, s: real(q, k, v, [sum(n)], s))
+    def blind(q: Any, k: Any, v: Any, seq_lengths: Any, scale: float) -> Any:
+        return sdpa(q, k, v, [sum(seq_lengths)], scale)
+
+    monkeypatch.setattr(attention, "load_backend", lambda name: blind)
     found = findings(doctor(shards, model))
     assert [check for check, (ok, _) in found.items() if not ok] == ["attention stops at documents"]

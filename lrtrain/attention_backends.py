@@ -1,0 +1,325 @@
+"""Kernels for causal attention inside each document of a flat row, and the choice among them.
+
+Shape legend: Hq / Hkv query and key-value heads (Hq a multiple of Hkv), S tokens, D head width.
+Every backend takes query [1, Hq, S, D], key and value [1, Hkv, S, D], the documents' lengths, which
+sum to S, and the factor on the logits, and returns [1, S, Hq, D].
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import import_module
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lrdata.errors import LongRecipeError, one_line
+
+Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], float], torch.Tensor]
+
+_TOLERANCE = 0.02
+"""Largest error of bf16 that is taken, as a share of the largest value."""
+_TIMED_TOKENS = 16_384
+
+
+def sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """torch's scaled_dot_product_attention, once for each run of equally long documents.
+
+    No S x S mask is ever made: each document is causal on its own, and neighbours of one length
+    go as a batch.
+    """
+    outputs, start = [], 0
+    for length, count in _runs(seq_lengths):
+        stop = start + length * count
+        q, k, v = (_documents(x[:, :, start:stop], count) for x in (query, key, value))
+        if not query.is_cuda:  # enable_gqa has no efficient CPU backward in all supported versions
+            k, v = (_repeat_heads(x, query.shape[1]) for x in (k, v))
+        grouped = k.shape[1] != q.shape[1]
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+        )
+        outputs.append(out.transpose(1, 2).reshape(1, length * count, *out.shape[1::2]))
+        start = stop
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def cudnn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """The same with cuDNN's kernels, and no others."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(query, key, value, seq_lengths, scale)
+
+
+def dense(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """The definition, with an explicit S x S mask: for checking the others on short rows."""
+    lengths = torch.tensor(list(seq_lengths), device=query.device)
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
+    index = torch.arange(len(document), device=query.device)
+    seen = (document[:, None] == document[None, :]) & (index[:, None] >= index[None, :])
+    k, v = (_repeat_heads(x, query.shape[1]) for x in (key, value))
+    scores = query @ k.transpose(-1, -2)
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    weights = (scores * scale).masked_fill(~seen, float("-inf")).softmax(-1)
+    return (weights.to(v.dtype) @ v).transpose(1, 2)
+
+
+def _load_varlen() -> Backend:
+    """torch's own variable-length flash attention; older ones know no grouped heads."""
+    varlen_attn: Any = import_module("torch.nn.attention.varlen").varlen_attn
+    missing = {"scale", "window_size", "enable_gqa"} - set(
+        inspect.signature(varlen_attn).parameters
+    )
+    if missing:
+        raise ImportError(f"that of torch {torch.__version__} has no {', '.join(sorted(missing))}")
+
+    def varlen(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        seq_lengths: Sequence[int],
+        scale: float,
+    ) -> torch.Tensor:
+        ends = cumulative(tuple(seq_lengths), query.device)
+        longest = max(seq_lengths)
+        out: torch.Tensor = varlen_attn(
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            ends,
+            ends,
+            longest,
+            longest,
+            scale=scale,
+            window_size=(-1, 0),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return out[None]
+
+    return varlen
+
+
+def _load_flash(module: str) -> Callable[[], Backend]:
+    """`flash_attn_varlen_func` of a release of flash-attn, which has other modules in each."""
+
+    def load() -> Backend:
+        function: Any = import_module(module).flash_attn_varlen_func
+
+        def flash(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            seq_lengths: Sequence[int],
+            scale: float,
+        ) -> torch.Tensor:
+            ends = cumulative(tuple(seq_lengths), query.device)
+            longest = max(seq_lengths)
+            out = function(
+                *(x[0].transpose(0, 1) for x in (query, key, value)),
+                cu_seqlens_q=ends,
+                cu_seqlens_k=ends,
+                max_seqlen_q=longest,
+                max_seqlen_k=longest,
+                softmax_scale=scale,
+                causal=True,
+            )
+            # Some also return the logsumexp.
+            flat: torch.Tensor = out[0] if isinstance(out, tuple) else out
+            return flat[None]
+
+        return flash
+
+    return load
+
+
+_LOADERS: dict[str, Callable[[], Backend]] = {
+    "sdpa": lambda: sdpa,
+    "dense": lambda: dense,
+    "cudnn": lambda: cudnn,
+    "varlen": _load_varlen,
+    "flash2": _load_flash("flash_attn"),
+    "flash3": _load_flash("flash_attn_interface"),
+    "flash4": _load_flash("flash_attn.cute"),
+}
+BACKENDS = tuple(_LOADERS)
+ON_CPU = ("sdpa", "dense")
+
+
+@cache
+def load_backend(name: str) -> Backend:
+    """A backend by name. Raises LongRecipeError, saying why, when it is not installed here."""
+    if name not in _LOADERS:
+        raise LongRecipeError(f"--attention {name} is unknown; choose auto, {', '.join(BACKENDS)}")
+    try:
+        return _LOADERS[name]()
+    except (ImportError, AttributeError, OSError, RuntimeError) as problem:
+        raise LongRecipeError(
+            f"--attention {name} is not here ({one_line(problem)}); choose auto or sdpa"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The shape of a model's attention."""
+
+    query: int
+    key_value: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a backend did: seconds of a forward and backward pass, or why it is not used."""
+
+    name: str
+    seconds: float | None = None
+    problem: str | None = None
+
+
+def try_backends(
+    heads: Heads, device: torch.device, dtype: torch.dtype, tokens: int = _TIMED_TOKENS
+) -> Iterator[Trial]:
+    """Try every backend but `dense` on a device: is it right, and how fast.
+
+    Output and gradients on packed documents must be those of `dense` in float64; the time is that
+    of one document of `tokens` tokens.
+    """
+    for name in BACKENDS:
+        if name == "dense" or (device.type == "cpu" and name not in ON_CPU):
+            continue
+        try:
+            backend = load_backend(name)
+            error = max(largest_errors(backend, heads, device, dtype))
+            if not error < _TOLERANCE:
+                yield Trial(name, problem=f"its values are off by {error:.3g}")
+                continue
+            yield Trial(name, seconds=_seconds(backend, heads, device, dtype, tokens))
+        except LongRecipeError as problem:
+            yield Trial(name, problem=str(problem))
+        except Exception as problem:  # a kernel may refuse a card or a shape in any way it likes
+            yield Trial(name, problem=one_line(problem))
+
+
+def fastest(heads: Heads, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the fastest backend that is right on this device; on a CPU it is sdpa."""
+    if device.type == "cpu":
+        return "sdpa"
+    timed = [
+        (trial.seconds, trial.name)
+        for trial in try_backends(heads, device, dtype)
+        if trial.seconds is not None
+    ]
+    return min(timed)[1] if timed else "sdpa"
+
+
+def largest_errors(
+    backend: Backend,
+    heads: Heads,
+    device: torch.device,
+    dtype: torch.dtype,
+    seq_lengths: Sequence[int] = (130, 1, 300, 81),
+) -> tuple[float, float, float, float]:
+    """Largest error of a backend against `dense` in float64, as a share of the largest value: of
+    the output and of the gradients of query, key and value."""
+    inputs = _inputs(heads, sum(seq_lengths), device, dtype)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    found = _values(backend, inputs, seq_lengths)
+    wanted = _values(dense, exact, seq_lengths)
+    out, query, key, value = (
+        float((x.double() - y).abs().max() / y.abs().max())
+        for x, y in zip(found, wanted, strict=True)
+    )
+    return out, query, key, value
+
+
+def _values(
+    backend: Backend, inputs: Sequence[torch.Tensor], seq_lengths: Sequence[int]
+) -> list[torch.Tensor]:
+    """The output and the gradients of the inputs for an output gradient of fixed random values."""
+    out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, inputs[0].shape[-1] ** -0.5)
+    generator = torch.Generator().manual_seed(1)
+    outer = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(out, inputs, outer.to(out.device, out.dtype))
+    return [out.detach(), *gradients]
+
+
+def _inputs(
+    heads: Heads, tokens: int, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, count, tokens, heads.width, generator=generator)
+        .to(device, dtype)
+        .requires_grad_()
+        for count in (heads.query, heads.key_value, heads.key_value)
+    ]
+
+
+def _seconds(
+    backend: Backend, heads: Heads, device: torch.device, dtype: torch.dtype, tokens: int
+) -> float:
+    """Of a forward and backward pass; the best of three after one that loads kernels."""
+    inputs = _inputs(heads, tokens, device, dtype)
+    times = []
+    for _ in range(4):
+        _wait(device)
+        started = time.perf_counter()
+        out = backend(inputs[0], inputs[1], inputs[2], [tokens], heads.width**-0.5)
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@lru_cache(maxsize=64)
+def cumulative(seq_lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Ends of the documents after a 0: int32 [documents + 1]. Made once for all layers of a row."""
+    return torch.tensor([0, *accumulate(seq_lengths)], dtype=torch.int32, device=device)
+
+
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(length, how many in a row): [5, 5, 3] -> [(5, 2), (3, 1)]."""
+    runs: list[tuple[int, int]] = []
+    for length in lengths:
+        if runs and runs[-1][0] == length:
+            runs[-1] = (length, runs[-1][1] + 1)
+        else:
+            runs.append((length, 1))
+    return runs
+
+
+def _documents(x: torch.Tensor, count: int) -> torch.Tensor:
+    """[1, H, count * n, D] -> [count, H, n, D]."""
+    _, heads, tokens, width = x.shape
+    return x.view(heads, count, tokens // count, width).transpose(0, 1) if count > 1 else x
+
+
+def _repeat_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, Hkv, S, D] -> [B, heads, S, D], each head for its group of queries."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
