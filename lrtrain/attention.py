@@ -10,7 +10,8 @@ documents with every call:
 Shape legend: B = 1 (rows are flat), Hq / Hkv query and key-value heads, S tokens, D head width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,17 @@ def choose_backend(
         raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
     _chosen = load_backend(name)
     return name
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Compute attention with a backend of one's own inside."""
+    global _chosen
+    before, _chosen = _chosen, backend
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def heads_of(config: Any) -> Heads:

@@ -95,24 +95,10 @@ def chunked_weighted_cross_entropy(
 
     Args:
         hidden: [N, D]. weight: [V, D], the output embedding, in the same dtype.
-        targets: int64 [N]. weights: float32 [N]; targets of weight 0 cost nothing.
+        targets: int64 [N]. weights: float32 [N]; targets of weight 0 cost as much as the others.
         chunk_tokens: at most so many rows of logits, [chunk_tokens, V] in float32, are alive.
     The gradient flows to `hidden` and `weight`, never to `weights`.
     """
-    counted = torch.nonzero(weights)[:, 0]
-    if len(counted) < len(weights):
-        hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
-    return cross_entropy_of_all(hidden, weight, targets, weights, chunk_tokens)
-
-
-def cross_entropy_of_all(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    chunk_tokens: int,
-) -> torch.Tensor:
-    """The same, where targets of weight 0 cost as much as the others."""
     loss = _ChunkedCrossEntropy.apply(
         hidden, weight, targets, weights, chunk_tokens, torch.is_grad_enabled()
     )
@@ -163,12 +149,14 @@ def training_loss(
     weights: torch.Tensor,
     attention_scale: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """sum(w * CE) of a flat row: `weights[i]` belongs to token i as the target.
 
     Args:
         input_ids, position_ids: int64 [1, S]. weights: float32 [S], 0 at each document's first
             token. seq_lengths: the documents' lengths, summing to S.
+        counted: int64 [N], where weights[1:] are not 0, for a caller who knows; else looked for.
     """
     causal: Any = model
     hidden = causal.model(
@@ -178,6 +166,11 @@ def training_loss(
         attention_scale=attention_scale,
         use_cache=False,
     ).last_hidden_state[0]
+    hidden, targets, weights = hidden[:-1], input_ids[0, 1:], weights[1:]
+    if counted is None:
+        counted = torch.nonzero(weights)[:, 0]
+    if len(counted) < len(weights):
+        hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
     return chunked_weighted_cross_entropy(
-        hidden[:-1], causal.lm_head.weight, input_ids[0, 1:], weights[1:], chunk_tokens
+        hidden, causal.lm_head.weight, targets, weights, chunk_tokens
     )

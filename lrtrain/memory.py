@@ -7,7 +7,8 @@ Not seen are the scratch memory of kernels and what an allocator loses between b
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,60 +17,108 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrtrain.attention import IMPLEMENTATION, register
-from lrtrain.loss import cross_entropy_of_all
-from lrtrain.model import enable_checkpointing
-from lrtrain.optim import MasterAdamW
+from lrtrain.activations import Activations, prepare
+from lrtrain.attention import IMPLEMENTATION, register, using
+from lrtrain.host_memory import is_being_made
+from lrtrain.loss import CHUNK_TOKENS, training_loss
+from lrtrain.optim import EXACT, AdamW, Storage, stored_bytes
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on the device in a step that is not the first."""
+    """Bytes in a step that is not the first.
+
+    masters, moments: on the device, unless they are offloaded. working: the most that is alive at
+    once on the device of activations, logits and temporaries. host: what is kept in host memory,
+    beside a process that has loaded torch.
+    """
 
     parameters: int
     masters: int
-    """fp32 copies of parameters below fp32."""
     moments: int
+    gradients: int
     working: int
-    """Most that is alive at once of gradients, activations, logits and temporaries."""
+    host: int = 0
 
     @property
     def total(self) -> int:
-        return self.parameters + self.masters + self.moments + self.working
+        """On the device."""
+        return self.parameters + self.masters + self.moments + self.gradients + self.working
 
 
 class LiveBytes(TorchDispatchMode):
     """Follows the bytes of all tensors that are made inside it and are still alive.
 
-    `but`: tensors that were there before, whose views are nothing new.
+    Those that were there before are seen first as an input, and not counted. now, peak: of the
+    device; host_peak: of what `lrtrain.host_memory` makes.
     """
 
-    def __init__(self, but: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in but}
+        self.host_now = self.host_peak = 0
+        self._known = set[int]()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        for storage in self._unknown((args, kwargs)):
+            weakref.finalize(storage, self._remove, storage._cdata, 0, 0)
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._add(leaf.untyped_storage())
+        for storage in self._unknown(out):
+            size = storage.nbytes()
+            on_device, on_host = (0, size) if is_being_made() else (size, 0)
+            self.now += on_device
+            self.host_now += on_host
+            self.peak = max(self.peak, self.now)
+            self.host_peak = max(self.host_peak, self.host_now)
+            weakref.finalize(storage, self._remove, storage._cdata, on_device, on_host)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, key, size)
+    def _unknown(self, tree: Any) -> Iterator[torch.UntypedStorage]:
+        """Storages that were not seen before."""
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    yield storage
 
-    def _remove(self, key: int, size: int) -> None:
+    def _remove(self, key: int, size: int, host_size: int) -> None:
         self._known.discard(key)
         self.now -= size
+        self.host_now -= host_size
+
+
+class _Flash(torch.autograd.Function):
+    """What flash attention keeps and makes, without its arithmetic: FlashAttention-2 adds up the
+    gradient of queries in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+        out = torch.empty_like(query)
+        logsumexp = torch.empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> Any:
+        query, key, value, _, _ = ctx.saved_tensors
+        in_fp32 = torch.empty_like(query, dtype=torch.float32)
+        grads = tuple(torch.empty_like(x) for x in (query, key, value))
+        del in_fp32
+        return grads
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    out: torch.Tensor = _Flash.apply(query, key, value)
+    return out.transpose(1, 2)
 
 
 def step_memory(
@@ -77,55 +126,62 @@ def step_memory(
     seq_lengths: Sequence[int],
     *,
     dtype: torch.dtype,
-    checkpointing: bool,
-    chunk_tokens: int,
+    chunk_tokens: int = CHUNK_TOKENS,
+    storage: Storage = EXACT,
+    activations: Activations | None = None,
+    on_gpu: bool = False,
 ) -> StepMemory:
     """The memory of a step with two micro-batches or more, of documents of these lengths each.
 
     Args:
         config: of a model as `lrtrain.model.load_model` takes it.
+        on_gpu: attention as flash kernels do it, and host memory apart from the device's; else as
+            on a CPU, where `working` holds what is offloaded too.
     """
     from transformers import AutoModelForCausalLM
 
     register()
-    with FakeTensorMode():
+    how = activations or Activations()
+    planned = Activations(how.checkpointing, how.offload and on_gpu, how.mlp_tokens)
+    # A step reads 8 bits into new fp32 as it does what is offloaded; so nobody needs bitsandbytes.
+    copied = storage.offload or storage.moments == "8bit"
+    alike = Storage(storage.masters, storage.gradients, offload=copied)
+    with FakeTensorMode(), using(_flash) if on_gpu else nullcontext():
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=IMPLEMENTATION, dtype=dtype
         )
         model.train()
-        if checkpointing:
-            enable_checkpointing(model)
-        optimizer = MasterAdamW(model, 1e-5, (0.9, 0.95), 0.0)
-        count = sum(parameter.numel() for parameter in optimizer.parameters)
-        with LiveBytes(but=[*model.parameters(), *model.buffers()]) as live:
+        prepare(model, planned)
+        optimizer = AdamW(model, 1e-5, (0.9, 0.95), 0.0, alike)
+        with LiveBytes() as live:
             for _ in range(2):  # the second adds to the gradients of the first
                 _micro_batch(model, seq_lengths, chunk_tokens)
+            optimizer.step(1.0, optimizer.gradient_norm(), clip=1.0)
         optimizer.close()
-    own = sum(parameter.nbytes for parameter in optimizer.parameters)
+    parameters = optimizer.parameters
+    kept = stored_bytes(parameters, storage)
+    apart = storage.offload and on_gpu
     return StepMemory(
-        parameters=own,
-        masters=0 if dtype == torch.float32 else 4 * count,
-        moments=8 * count,
-        working=live.peak,
+        parameters=sum(parameter.nbytes for parameter in parameters),
+        masters=0 if apart else kept.masters,
+        moments=0 if apart else kept.moments,
+        gradients=kept.gradients,
+        working=live.peak - kept.gradients,
+        host=live.host_peak + (kept.masters + kept.moments if apart else 0),
     )
 
 
 def _micro_batch(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> None:
-    """Forward and backward, as `lrtrain.loop` does them."""
-    (_loss(model, seq_lengths, chunk_tokens) / sum(seq_lengths)).backward()
-
-
-def _loss(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> torch.Tensor:
-    """As `lrtrain.loss.training_loss`, which looks at the values of weights."""
+    """Forward and backward, as `lrtrain.step` does them."""
     tokens = sum(seq_lengths)
     ids = torch.zeros((1, tokens), dtype=torch.int64)
-    hidden = model.model(
-        input_ids=ids,
-        position_ids=torch.zeros_like(ids),
-        seq_lengths=list(seq_lengths),
-        attention_scale=1.0,
-        use_cache=False,
-    ).last_hidden_state[0]
-    weights = torch.ones(tokens - 1)
-    weight: torch.Tensor = model.lm_head.weight
-    return cross_entropy_of_all(hidden[:-1], weight, ids[0, 1:], weights, chunk_tokens)
+    loss = training_loss(
+        model,
+        ids,
+        torch.zeros_like(ids),
+        seq_lengths,
+        torch.ones(tokens),
+        chunk_tokens=chunk_tokens,
+        counted=torch.zeros(tokens - 1, dtype=torch.int64),
+    )
+    (loss / tokens).backward()

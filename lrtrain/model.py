@@ -162,13 +162,6 @@ def model_fingerprint(path_or_id: str) -> str:
     return digest.hexdigest()
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Recompute every layer's activations in the backward pass."""
-    # transformers 5.23 renamed it; machines in the field carry older ones.
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-
-
 def save_model(
     model: Any, tokenizer_from: str, out: Path, *, target_len: int | None, card: str
 ) -> None:

@@ -1,126 +1,159 @@
-"""AdamW over fp32 master weights, gradients accumulated in fp32, and learning-rate schedules."""
+"""AdamW for parameters of 2 or 4 bytes, with what it keeps as exact and as near as there is room.
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+| kept, bytes a parameter   | exact              | smaller                                   |
+|---------------------------|--------------------|-------------------------------------------|
+| parameter in bf16         | 2                  | 2                                         |
+| its lower half, `masters` | 2: fp32 in all     | 0: updates are rounded stochastically     |
+| gradient, accumulated     | 4: fp32            | 2: bf16, added with stochastic rounding   |
+| both `moments`            | 8: fp32            | 2: 8 bits a number                        |
+
+`offload` keeps lower halves and moments in host memory; a step brings them to the device a part at
+a time. fp32 parameters are their own masters and have fp32 gradients.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from lrdata.errors import LongRecipeError
+from lrtrain.host_memory import to_device, zeros
+from lrtrain.moments import BLOCK, is_eight_bit, make_moment
+from lrtrain.rounding import join, round_stochastically, split
 
-FLOOR = 0.1
-"""Cosine and linear schedules end at this share of the peak."""
+PART = 1 << 24
+"""Numbers that are updated at once: bounds what a step needs beside what is kept."""
 
-
-def warmup_then(schedule: str, steps: int, warmup: float) -> Callable[[int], float]:
-    """Step -> factor on the peak learning rate, for steps 0 .. steps - 1.
-
-    The factor rises linearly over the first `warmup` share of the steps, then follows `schedule`:
-    cosine or linear down to a tenth at the last step, or constant.
-    """
-    rising = math.ceil(warmup * steps)
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        done = (step - rising) / max(1, steps - 1 - rising)
-        if schedule == "constant":
-            return 1.0
-        fall = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
-        return FLOOR + (1 - FLOOR) * fall
-
-    return factor
+EPSILON = 1e-8
 
 
-def linear_to_zero(steps: int) -> Callable[[int], float]:
-    """Step -> factor: 1 at step 0, exactly 0 at the last of `steps` (1 when there is only one)."""
-    return lambda step: (steps - 1 - step) / (steps - 1) if steps > 1 else 1.0
+@dataclass(frozen=True)
+class Storage:
+    """How exactly the optimizer keeps what it needs, and where; see the table above."""
+
+    masters: str = "fp32"
+    """fp32 or none."""
+    gradients: str = "fp32"
+    """fp32 or bf16."""
+    moments: str = "fp32"
+    """fp32 or 8bit."""
+    offload: bool = False
 
 
-class MasterAdamW:
-    """AdamW for parameters of any float dtype.
+EXACT = Storage()
 
-    Parameters below fp32 get an fp32 master copy and an fp32 gradient buffer: a hook adds each
-    backward's gradient to it and frees it, so that hundreds of small contributions are not lost to
-    bf16's eight bits. fp32 parameters are their own master. Vectors (norms, biases) do not decay.
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Bytes that AdamW keeps for the parameters of a model."""
+
+    masters: int
+    moments: int
+    gradients: int
+
+
+def stored_bytes(parameters: Iterable[torch.Tensor], storage: Storage) -> StoredBytes:
+    """What is kept of parameters, whatever their device."""
+    masters = moments = gradients = 0
+    for parameter in parameters:
+        n, exact = parameter.numel(), parameter.dtype == torch.float32
+        masters += 0 if exact or storage.masters == "none" else 2 * n
+        moments += 2 * (n + 4 * (n // BLOCK) if is_eight_bit(n, storage.moments) else 4 * n)
+        gradients += 4 * n if exact or storage.gradients == "fp32" else 2 * n
+    return StoredBytes(masters, moments, gradients)
+
+
+class AdamW:
+    """AdamW over the parameters of a model that want gradients. Vectors (norms, biases) do not
+    decay.
+
+    bf16 parameters get a gradient buffer each: a hook adds each backward's gradient to it and frees
+    it, so that hundreds of small contributions are not lost to bf16's eight bits.
     """
 
     def __init__(
-        self, model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
+        self,
+        model: nn.Module,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        storage: Storage = EXACT,
     ) -> None:
-        self.peak = lr
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
-        self.parameters = [p for _, p in named]
-        self.masters = [
-            p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
-            for p in self.parameters
+        self.peak, self.betas = lr, betas
+        self.steps = 0
+        self._kept = [
+            _Kept(name, parameter, weight_decay if parameter.dim() > 1 else 0.0, storage)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ]
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(_into(master))
-            for parameter, master in zip(self.parameters, self.masters, strict=True)
-            if parameter is not master
+            kept.parameter.register_post_accumulate_grad_hook(kept.add_gradient)
+            for kept in self._kept
+            if kept.parameter.dtype != torch.float32
         ]
-        groups = [
-            {"params": [m for m in self.masters if m.dim() > 1], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters if m.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=lr, betas=betas, eps=1e-8
-        )
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [kept.parameter for kept in self._kept]
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Those accumulated since the last step, in the shapes of their parameters."""
+        found = (kept.gradient for kept in self._kept)
+        return [gradient for gradient in found if gradient is not None]
+
+    def masters(self) -> list[torch.Tensor]:
+        """The parameters as exactly as they are known, in fp32."""
+        return [kept.master() for kept in self._kept]
 
     def gradient_norm(self) -> torch.Tensor:
-        """The 2-norm over all gradients."""
-        grads = [m.grad for m in self.masters if m.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+        """The 2-norm over all gradients, fp32."""
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients()]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
+    @torch.no_grad()
     def step(self, factor: float, norm: torch.Tensor, clip: float) -> None:
         """Update with `factor` times the peak rate; gradients above `clip` are scaled down."""
-        if clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(self.masters, clip, norm)
-        for group in self._adam.param_groups:
-            group["lr"] = self.peak * factor
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-        self._copy_masters()
+        self.steps += 1
+        share = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else None
+        for kept in self._kept:
+            if kept.gradient is not None:
+                for part in _parts(kept.parameter.numel()):
+                    kept.update(part, self.peak * factor, self.betas, self.steps, share)
+                kept.gradient = None
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """All that the next step depends on, by name: masters, moments, steps done."""
-        for name, master in zip(self.names, self.masters, strict=True):
-            yield f"master.{name}", master
-            for moment, value in self._adam.state[master].items():
-                yield f"{moment}.{name}", value
+        """All that the next step depends on, by name."""
+        for kept in self._kept:
+            if kept.parameter.is_cuda:
+                torch.cuda.synchronize(kept.parameter.device)  # host memory may be written to still
+            yield f"{kept.kind}.{kept.name}", kept.known()
+            for kind, tensor in kept.moments():
+                yield f"{kind}.{kept.name}", tensor
+        yield "steps", torch.tensor(self.steps)
 
+    @torch.no_grad()
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take over what `state` gave, parameters included. Raises LongRecipeError unless it is
-        of this very model."""
-        masters = dict(zip(self.names, self.masters, strict=True))
-        missing = set(masters)
+        of this very model and storage."""
+        known = {kept.name: kept for kept in self._kept}
+        missing = set(known)
         for key, value in tensors:
             kind, _, name = key.partition(".")
-            master = masters.get(name)
-            if master is None or (kind != "step" and value.shape != master.shape):
+            if key == "steps":
+                self.steps = int(value)
+            elif name not in known or not known[name].load(kind, value):
                 raise LongRecipeError(
                     f"the checkpoint is of another model: it has {key} of shape "
                     f"{tuple(value.shape)}; remove the run's folder checkpoints"
                 )
-            if kind == "master":
-                master.data.copy_(value)
+            elif kind == known[name].kind:
                 missing.discard(name)
-            else:
-                place = "cpu" if kind == "step" else master.device  # as torch's AdamW has it
-                self._adam.state[master][kind] = value.to(place)
         if missing:
             raise LongRecipeError(
                 f"the checkpoint lacks {min(missing)}; remove the run's folder checkpoints"
             )
-        self._copy_masters()
-
-    @torch.no_grad()
-    def _copy_masters(self) -> None:
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -128,15 +161,139 @@ class MasterAdamW:
             hook.remove()
 
 
-def _into(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """A hook that moves a parameter's gradient into its master's fp32 buffer."""
+class _Kept:
+    """One parameter and all that is kept of it."""
 
-    def accumulate(parameter: torch.Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad += parameter.grad
+    def __init__(self, name: str, parameter: nn.Parameter, decay: float, storage: Storage) -> None:
+        self.name, self.parameter, self._decay, self._storage = name, parameter, decay, storage
+        n, device = parameter.numel(), parameter.device
+        self._flat = parameter.data.view(-1)
+        self._buffer: torch.Tensor | None = None
+        self._lower: torch.Tensor | None = None
+        if parameter.dtype != torch.float32 and storage.masters == "fp32":
+            self._lower = zeros(n, torch.int16, device, storage.offload)
+        self._moments = {
+            kind: make_moment(n, device, storage.moments, storage.offload, signed)
+            for kind, signed in (("exp_avg", True), ("exp_avg_sq", False))
+        }
+
+    @property
+    def kind(self) -> str:
+        """The name under which a checkpoint has the parameter."""
+        exact = self._lower is not None or self.parameter.dtype == torch.float32
+        return "master" if exact else "parameter"
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        return self.parameter.grad if self.parameter.dtype == torch.float32 else self._buffer
+
+    @gradient.setter
+    def gradient(self, value: None) -> None:
+        self.parameter.grad = self._buffer = value
+
+    @torch.no_grad()
+    def add_gradient(self, parameter: torch.Tensor) -> None:
+        """The hook after each backward."""
+        new = parameter.grad
+        assert new is not None
         parameter.grad = None
+        if self._storage.gradients == "fp32":
+            if self._buffer is None:
+                self._buffer = new.float()
+            else:
+                self._buffer += new
+        elif self._buffer is None:
+            self._buffer = new.contiguous()
+        else:
+            into, new = self._buffer.view(-1), new.reshape(-1)
+            for part in _parts(len(new)):
+                into[part] = round_stochastically(into[part].float() + new[part])
 
-    return accumulate
+    def update(
+        self,
+        part: slice,
+        rate: float,
+        betas: tuple[float, float],
+        steps: int,
+        share: torch.Tensor | None,
+    ) -> None:
+        """A step of AdamW for a part of the parameter, `share` of whose gradient counts."""
+        assert self.gradient is not None
+        gradient = self.gradient.view(-1)[part].float()
+        if share is not None:
+            gradient.mul_(share)
+        master = self._master(part)
+        first, second = (moment.read(part) for moment in self._moments.values())
+        adamw(
+            [master],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [torch.full((), steps - 1.0, device=master.device)],  # is counted up in there
+            fused=True,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=rate,
+            weight_decay=self._decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+        for moment, values in zip(self._moments.values(), (first, second), strict=True):
+            moment.write(part, values)
+        self._set_master(part, master)
+
+    def _master(self, part: slice) -> torch.Tensor:
+        upper = self._flat[part]
+        if upper.dtype == torch.float32:
+            return upper
+        if self._lower is None:
+            return upper.float()
+        return join(upper, to_device(self._lower[part], upper.device, self._storage.offload))
+
+    def _set_master(self, part: slice, master: torch.Tensor) -> None:
+        if self._flat.dtype == torch.float32:
+            return
+        if self._lower is None:
+            self._flat[part] = round_stochastically(master)
+            return
+        self._flat[part], lower = split(master)
+        self._lower[part].copy_(lower, non_blocking=True)
+
+    def master(self) -> torch.Tensor:
+        """In fp32, in the parameter's shape."""
+        return self._master(slice(0, len(self._flat))).view(self.parameter.shape)
+
+    def known(self) -> torch.Tensor:
+        """As a checkpoint has it."""
+        return self.master() if self.kind == "master" else self.parameter.data
+
+    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As a checkpoint has them: each with its kind."""
+        for kind, moment in self._moments.items():
+            for suffix, tensor in moment.tensors():
+                same = tensor.numel() == self.parameter.numel()
+                yield kind + suffix, tensor.view(self.parameter.shape) if same else tensor
+
+    def load(self, kind: str, value: torch.Tensor) -> bool:
+        """Take over what a checkpoint has; False when nothing like it is kept."""
+        if kind == self.kind:
+            if value.shape != self.parameter.shape:
+                return False
+            flat = value.to(self.parameter.device).view(-1)
+            if kind == "parameter" or flat.dtype == self._flat.dtype:
+                self._flat.copy_(flat)
+            else:
+                self._set_master(slice(0, len(flat)), flat)
+            return True
+        place = dict(self.moments()).get(kind)
+        if place is None or place.shape != value.shape or place.dtype != value.dtype:
+            return False
+        place.copy_(value)
+        return True
+
+
+def _parts(n: int) -> Iterator[slice]:
+    for start in range(0, n, PART):
+        yield slice(start, min(start + PART, n))

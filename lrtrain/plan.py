@@ -6,6 +6,7 @@ Memory is found with `lrtrain.memory`, time from the operations of `lrtrain.flop
 of the device's peak.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lrdata.errors import LongRecipeError
-from lrdata.progress import duration
+from lrdata.progress import duration, progress
 from lrdata.shards import open_shards
 from lrdata.sizes import format_bytes
 from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ASSUMED_MFU = 0.4
+_PROCESS_BYTES = 3 * 10**9
+"""Of host memory, for a process with torch and CUDA."""
 _RESERVE = 0.05
 """Share of a device's memory that kernels and the allocator are left."""
+_MLP_TOKENS = 8192
 _SMALL_CHUNK = 256
 
 
@@ -48,7 +52,7 @@ class Plan:
 
     flops: of a step, causal attention counted once; full_flops: of as many windows at full length;
     and the same with all pairs of attention counted. peak: operations a second of the device, or
-    None. available: bytes of the device, or None.
+    None. available, host_available: bytes of the device and of the host, or None.
     """
 
     model: str
@@ -65,12 +69,11 @@ class Plan:
     device: str
     peak: float | None
     available: int | None
+    host_available: int | None
 
     def fits(self, way: Way) -> bool | None:
-        """Whether a way fits the device; None where its memory is not known."""
-        if self.available is None:
-            return None
-        return way.memory.total <= self.available * (1 - _RESERVE)
+        """Whether a way fits the machine; None where its memory is not known."""
+        return _fits(way.memory, self.available, self.host_available)
 
     @property
     def seconds(self) -> float | None:
@@ -84,10 +87,14 @@ def make_plan(
     recipe: TrainRecipe,
     *,
     memory: int | None = None,
+    host_memory: int | None = None,
     device_name: str | None = None,
 ) -> Plan:
-    """Plan the extend stage of a run. memory, device_name: of the device, else those of the one
-    that is here. Raises LongRecipeError."""
+    """Plan the extend stage of a run on a GPU, or on a CPU where the recipe says so.
+
+    memory, device_name: of the device, host_memory: beside it; else those of the GPU that is here.
+    Ways end with the first that fits. Raises LongRecipeError.
+    """
     shards = open_shards(folder)
     rows = shards.rows("extend")
     if not rows:
@@ -101,20 +108,31 @@ def make_plan(
     if device_name is None and torch.cuda.is_available():
         device_name = torch.cuda.get_device_name()
         memory = memory or torch.cuda.get_device_properties(0).total_memory
+        host_memory = host_memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     per_step = min(recipe.rows_per_step, rows)
     joined = max(1, recipe.micro_tokens // shards.train_len)
-    ways = [_way(name, config, one, [shards.train_len] * joined) for name, one in _ways(recipe)]
-    whole = replace(recipe, checkpointing=True)
+    ways = list[Way]()
+    options = list(_ways(recipe))
+    with progress("planning", len(options) + 1) as task:
+        for name, one in options:
+            ways.append(_way(name, config, one, [shards.train_len] * joined))
+            task.advance(note=name)
+            if _fits(ways[-1].memory, memory, host_memory):
+                break
+        last = ways[-1]
+        whole = replace(last.recipe, checkpointing=True)
+        name = last.name if last.recipe == whole else "--checkpointing"
+        full_length = _way(f"full length, {name}", config, whole, [shards.target_len])
     lengths = ([shards.train_len] * per_step, [shards.target_len] * per_step)
     return Plan(
         model=model,
-        parameters=ways[0].memory.moments // 8,
+        parameters=ways[0].memory.parameters // TORCH_DTYPES[recipe.dtype].itemsize,
         rows_per_step=per_step,
         train_len=shards.train_len,
         target_len=shards.target_len,
         steps=recipe.steps or -(-rows // per_step),
         ways=ways,
-        full_length=_way("full length, --checkpointing", config, whole, [shards.target_len]),
+        full_length=full_length,
         flops=training_flops(config, lengths[0]),
         full_flops=training_flops(config, lengths[1]),
         all_pairs=(
@@ -124,23 +142,52 @@ def make_plan(
         device=device_name or "no GPU here",
         peak=peak_flops(device_name) if device_name else None,
         available=memory,
+        host_available=host_memory,
     )
 
 
 def _ways(recipe: TrainRecipe) -> Iterator[tuple[str, TrainRecipe]]:
     """The recipe as it is, and with one more option each that saves memory."""
     yield "as asked for", recipe
-    options = []
+    options = list[str]()
     for option, changes in (
         ("--checkpointing", {"checkpointing": True}),
         ("--dtype bf16", {"dtype": "bf16"}),
+        ("--moments 8bit", {"moments": "8bit"}),
+        ("--offload optimizer", {"offload": ("optimizer",)}),
+        ("--offload optimizer,activations", {"offload": ("optimizer", "activations")}),
+        (f"--mlp-tokens {_MLP_TOKENS}", {"mlp_tokens": _MLP_TOKENS}),
+        ("--gradients bf16", {"gradients": "bf16"}),
+        ("--masters none", {"masters": "none"}),
         (f"--chunk-tokens {_SMALL_CHUNK}", {"chunk_tokens": _SMALL_CHUNK}),
     ):
         changed: TrainRecipe = replace(recipe, **changes)
-        if changed != recipe and changed.chunk_tokens <= recipe.chunk_tokens:
-            options.append(option)
-            recipe = changed
-            yield " ".join(options), recipe
+        if changed == recipe or not _saves(changed, recipe):
+            continue
+        if option.startswith("--offload") and options and options[-1].startswith("--offload"):
+            options.pop()  # one list of what is offloaded
+        options.append(option)
+        recipe = changed
+        yield " ".join(options), recipe
+
+
+def _saves(changed: TrainRecipe, recipe: TrainRecipe) -> bool:
+    """Whether a changed recipe asks for less memory than the one that the user gave."""
+    if recipe.device == "cpu" and changed.offload != recipe.offload:
+        return False  # host memory is all there is
+    whole = 10**9
+    return (
+        changed.chunk_tokens <= recipe.chunk_tokens
+        and (changed.mlp_tokens or whole) <= (recipe.mlp_tokens or whole)
+        and set(changed.offload) >= set(recipe.offload)
+    )
+
+
+def _fits(memory: StepMemory, available: int | None, host: int | None) -> bool | None:
+    if available is None:
+        return None
+    on_host = host is None or memory.host + _PROCESS_BYTES <= host
+    return on_host and memory.total <= available * (1 - _RESERVE)
 
 
 def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> Way:
@@ -148,8 +195,10 @@ def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int]) ->
         config,
         seq_lengths,
         dtype=TORCH_DTYPES[recipe.dtype],
-        checkpointing=recipe.checkpointing,
         chunk_tokens=recipe.chunk_tokens,
+        storage=recipe.storage,
+        activations=recipe.activations,
+        on_gpu=recipe.device != "cpu",
     )
     return Way(name, recipe, sum(seq_lengths), memory)
 
@@ -183,11 +232,18 @@ def _memory_table(plan: Plan) -> "Table":
         title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters, bytes on the device"
     )
     table.add_column("", overflow="fold")
-    for name in ("tokens", "parameters", "masters", "moments", "working", "together", "fits"):
+    columns = (
+        *("tokens", "parameters", "masters", "moments", "gradients", "working"),
+        *("together", "host", "fits"),
+    )
+    for name in columns:
         table.add_column(name, justify="right")
     for way in (*plan.ways, plan.full_length):
         memory, fits = way.memory, plan.fits(way)
-        sizes = (memory.parameters, memory.masters, memory.moments, memory.working, memory.total)
+        sizes = (
+            *(memory.parameters, memory.masters, memory.moments, memory.gradients),
+            *(memory.working, memory.total, memory.host),
+        )
         table.add_row(
             way.name,
             f"{way.tokens:,}",
@@ -200,7 +256,9 @@ def _memory_table(plan: Plan) -> "Table":
 def _advice(plan: Plan) -> str:
     if plan.available is None:
         return "whether it fits: name the device's memory with --gpu-memory 80GB"
-    room = f"{plan.available / 2**30:,.0f} GiB, {_RESERVE:.0%} of it left free"
+    room = f"{plan.available / 1e9:,.0f} GB, {_RESERVE:.0%} of it left free"
+    if plan.host_available is not None:
+        room += f", and {plan.host_available / 1e9:,.0f} GB of host memory"
     for way in plan.ways:
         if plan.fits(way):
             change = "" if way is plan.ways[0] else f" with {way.name}"

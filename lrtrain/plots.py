@@ -1,59 +1,73 @@
-"""The loss of a run as a picture."""
+"""The loss and the memory of a run as pictures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from lrtrain.metrics import read_metrics
+
 COLOURS = {"extend": "#1f6fb4", "anneal": "#d1762a"}
+_GB = 1e9
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return [
-        json.loads(line)
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if line.endswith("\n")  # a kill may have cut the last one
-    ]
-
-
-def plot_loss(metrics: Path, picture: Path) -> bool:
-    """Draw train and holdout loss by step; False when matplotlib is not installed."""
+def plot_run(metrics: Path, loss: Path, memory: Path) -> bool:
+    """Draw a run's loss and its memory by step; False when matplotlib is not installed."""
     try:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
     except ImportError:
         return False
     lines = read_metrics(metrics)
+    _draw(lines, "loss (nats per token)", loss, _loss_curves)
+    _draw(lines, "peak memory (GB)", memory, _memory_curves)
+    return True
+
+
+def _draw(lines: list[dict[str, Any]], what: str, picture: Path, curves: Any) -> None:
+    """One figure: `curves` draws a stage's lines over its steps, which go on from the last's."""
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     first = 0
     for stage in dict.fromkeys(line["stage"] for line in lines):
         part = [line for line in lines if line["stage"] == stage]
         steps = [first + line["step"] for line in part]
-        colour = COLOURS.get(stage, "grey")
-        axes.plot(steps, [line["loss"] for line in part], color=colour, lw=1.4, label=stage)
-        measured = [
-            (x, line["holdout_loss"])
-            for x, line in zip(steps, part, strict=True)
-            if "holdout_loss" in line
-        ]
-        if measured:
-            axes.plot(
-                *zip(*measured, strict=True),
-                "o--",
-                color=colour,
-                ms=4,
-                lw=1,
-                alpha=0.7,
-                label=f"{stage}, on holdout windows",
-            )
+        curves(axes, stage, steps, part)
         first = steps[-1]
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(what)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(picture)
     pyplot.close(figure)
-    return True
+
+
+def _loss_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, Any]]) -> None:
+    colour = COLOURS.get(stage, "grey")
+    axes.plot(steps, [line["loss"] for line in lines], color=colour, lw=1.4, label=stage)
+    measured = [
+        (step, line["holdout_loss"])
+        for step, line in zip(steps, lines, strict=True)
+        if "holdout_loss" in line
+    ]
+    if measured:
+        axes.plot(
+            *zip(*measured, strict=True),
+            "o--",
+            color=colour,
+            ms=4,
+            lw=1,
+            alpha=0.7,
+            label=f"{stage}, on holdout windows",
+        )
+
+
+def _memory_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, Any]]) -> None:
+    colour = COLOURS.get(stage, "grey")
+    on_device = [line["peak_memory_bytes"] / _GB for line in lines]
+    on_host = [line["peak_host_bytes"] / _GB for line in lines]
+    if on_device != on_host:
+        axes.plot(steps, on_device, color=colour, lw=1.4, label=f"{stage}, device")
+    axes.plot(steps, on_host, "--", color=colour, lw=1.4, label=f"{stage}, host")
+    axes.set_ylim(bottom=0)

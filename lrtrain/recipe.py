@@ -4,11 +4,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrdata.errors import LongRecipeError
+from lrtrain.activations import Activations
+from lrtrain.optim import Storage
 from lrtrain.weights import WEIGHTS
 
 STAGES = ("extend", "anneal", "merge")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("bf16", "fp32")
+MASTERS = ("fp32", "none")
+GRADIENTS = ("fp32", "bf16")
+MOMENTS = ("fp32", "8bit")
+OFFLOAD = ("optimizer", "activations")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,17 @@ class TrainRecipe:
     clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     dtype: str = "bf16"
-    """bf16: parameters in bf16, master weights, accumulated gradients and moments in fp32."""
+    """Of the parameters."""
+    masters: str = "fp32"
+    """fp32: what bf16 parameters lack is kept beside them; none: updates are rounded to bf16 by
+    chance, right on average."""
+    gradients: str = "fp32"
+    """Of accumulated gradients of bf16 parameters; bf16: added up with stochastic rounding."""
+    moments: str = "fp32"
+    """Of AdamW's running averages; 8bit needs bitsandbytes."""
+    offload: tuple[str, ...] = ()
+    """What waits in host memory: optimizer (moments and what masters add), activations (the inputs
+    of layers, with checkpointing)."""
     rope: str = "auto"
     attention_scale: float = 1.0
     """Factor on the softmax scale, for extend rows only; inference is unchanged."""
@@ -47,6 +63,11 @@ class TrainRecipe:
     merge_weight: float = 0.5
     """Share of the trained model in the merge."""
     checkpointing: bool = False
+    """Recompute the layers in the backward pass."""
+    mlp_tokens: int = 0
+    """Tokens of an MLP at once; 0: all. With long rows MLPs take most of a layer's memory."""
+    compile: bool = False
+    """Fuse the kernels of MLPs and norms with torch.compile."""
     chunk_tokens: int = 1024
     holdout_every: int = 0
     """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
@@ -55,6 +76,7 @@ class TrainRecipe:
     """Steps between checkpoints; 0: only when a signal stops the run."""
     keep_checkpoints: int = 1
     """How many of the last ones stay."""
+    tensorboard: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -69,6 +91,10 @@ class TrainRecipe:
             ("--schedule", self.schedule, SCHEDULES),
             ("--dtype", self.dtype, DTYPES),
             ("--token-weights", self.token_weights, tuple(WEIGHTS)),
+            ("--masters", self.masters, MASTERS),
+            ("--gradients", self.gradients, GRADIENTS),
+            ("--moments", self.moments, MOMENTS),
+            *(("--offload", what, OFFLOAD) for what in self.offload),
         ):
             if value not in known:
                 raise LongRecipeError(
@@ -93,6 +119,7 @@ class TrainRecipe:
                 raise LongRecipeError(f"{name} {positive} must be above 0")
         for name, least in (
             ("--micro-tokens", self.micro_tokens),
+            ("--mlp-tokens", self.mlp_tokens),
             ("--holdout-every", self.holdout_every),
             ("--checkpoint-every", self.checkpoint_every),
             ("--weight-decay", self.weight_decay),
@@ -100,6 +127,8 @@ class TrainRecipe:
         ):
             if not least >= 0:
                 raise LongRecipeError(f"{name} {least} must be at least 0")
+        if "activations" in self.offload and not self.checkpointing:
+            raise LongRecipeError("--offload activations needs --checkpointing")
         for name, beta in (("--beta1", self.beta1), ("--beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise LongRecipeError(f"{name} {beta} must be at least 0 and below 1")
@@ -107,8 +136,20 @@ class TrainRecipe:
             if not 0 <= share <= 1:
                 raise LongRecipeError(f"{name} {share} must be between 0 and 1")
 
+    @property
+    def storage(self) -> Storage:
+        """How the optimizer keeps what it needs."""
+        offload = "optimizer" in self.offload
+        return Storage(self.masters, self.gradients, self.moments, offload)
+
+    @property
+    def activations(self) -> Activations:
+        """What is done about activations."""
+        offload = "activations" in self.offload
+        return Activations(self.checkpointing, offload, self.mlp_tokens, self.compile)
+
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
         values = asdict(self)
-        values["stages"] = list(self.stages)
+        values["stages"], values["offload"] = list(self.stages), list(self.offload)
         return values

@@ -3,6 +3,7 @@
     RUN/recipe.json      what was asked for      RUN/extend/   the extended model
     RUN/metrics.jsonl    a line a step           RUN/anneal/   the same after replay
     RUN/loss.png         the same as a picture   RUN/merged/   averaged with the original model
+    RUN/memory.png       the peak by step        RUN/tensorboard/   with --tensorboard
 
 Each model is a plain Hugging Face folder that appears when it is complete: a stage whose folder is
 there is done, and the same command goes on with the next one. A stage that was stopped goes on from
@@ -22,30 +23,33 @@ from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
 from lrdata.shards import Shards, file_sha256, open_shards
 from lrdata.tokenizer import Tokenizer
+from lrtrain.activations import prepare
 from lrtrain.attention import choose_backend, heads_of
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import StepLoader
-from lrtrain.loop import MetricsLog, Settings, Stage, train_stage
+from lrtrain.loop import Settings, Stage, train_stage
 from lrtrain.merge import merge_models
+from lrtrain.metrics import METRICS, MetricsLog, summary_writer
 from lrtrain.model import (
     TORCH_DTYPES,
     check_architecture,
     check_extensible,
     choose_device,
-    enable_checkpointing,
     load_config,
     load_model,
     save_model,
 )
-from lrtrain.optim import linear_to_zero, warmup_then
-from lrtrain.plots import plot_loss
+from lrtrain.plots import plot_run
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
+from lrtrain.schedules import linear_to_zero, warmup_then
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
-_OF_NO_MATTER = dict.fromkeys(("stages", "checkpoint_every", "keep_checkpoints"))
+_OF_NO_MATTER = dict.fromkeys(
+    ("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard")
+)
 """Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
 Say = Callable[[str], None]
@@ -100,6 +104,8 @@ def _stages(opened: Run) -> Iterator[Path]:
 def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
     shards = open_shards(folder)
     parse_rope(recipe.rope)
+    if recipe.tensorboard:
+        summary_writer()
     device = choose_device(recipe.device)
     config = load_config(model)
     check_architecture(config, model)
@@ -202,8 +208,7 @@ def _train(opened: Run, name: str) -> None:
     )
     attention_crosses_gaps(model)
     attention_stops_at_documents(model)
-    if recipe.checkpointing:
-        enable_checkpointing(model)
+    prepare(model, recipe.activations)
     kind = "extend" if extend else "replay"
     loader = StepLoader(
         shards,
@@ -228,6 +233,7 @@ def _train(opened: Run, name: str) -> None:
     settings = Settings(
         betas=(recipe.beta1, recipe.beta2),
         weight_decay=recipe.weight_decay,
+        storage=recipe.storage,
         clip=recipe.clip,
         chunk_tokens=recipe.chunk_tokens,
         holdout_every=recipe.holdout_every,
@@ -235,9 +241,9 @@ def _train(opened: Run, name: str) -> None:
         checkpoint_every=recipe.checkpoint_every,
         device=device,
     )
-    metrics = opened.out / "metrics.jsonl"
+    log = MetricsLog(opened.out, name, recipe.tensorboard)
     checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints)
-    train_stage(model, shards, loader, stage, settings, MetricsLog(metrics), checkpoints)
+    train_stage(model, shards, loader, stage, settings, log, checkpoints)
     card = _card(opened, name, steps)
     with stop_asked() as stop:  # without a checkpoint of the last step all of it hangs on this
         save_model(
@@ -253,7 +259,8 @@ def _clean(opened: Run, name: str) -> None:
     if name == "merge":
         return
     Checkpoints(opened.out, name, 1).remove()
-    if not plot_loss(opened.out / "metrics.jsonl", opened.out / "loss.png"):
+    out = opened.out
+    if not plot_run(out / METRICS, out / "loss.png", out / "memory.png"):
         opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
 
 

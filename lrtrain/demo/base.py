@@ -23,7 +23,8 @@ from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.demo.corpus import ANSWER, CODE_PREFIX, CUE, SYMBOLS
 from lrtrain.loss import training_loss
 from lrtrain.model import save_model
-from lrtrain.optim import MasterAdamW, warmup_then
+from lrtrain.optim import AdamW
+from lrtrain.schedules import warmup_then
 
 WINDOW = 256
 _STEP_TOKENS = 4096
@@ -225,7 +226,7 @@ def _train(
     task: Task,
 ) -> int | None:
     """Train through all phases; returns the steps, or None where an aim was missed."""
-    optimizer = MasterAdamW(model, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = AdamW(model, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01)
     steps = 0
     for phase in phases:
         factor = warmup_then("cosine" if phase is phases[-1] else "constant", phase.steps, 0.0)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lrdata.manifest import read_manifest
 from lrtrain.evaluate.report import size_text
-from lrtrain.plots import read_metrics
+from lrtrain.metrics import read_metrics
 
 
 def print_summary(

@@ -13,9 +13,10 @@ from transformers import Gemma2Config, GPT2Config, GptOssConfig
 
 from lrdata.errors import LongRecipeError
 from lrtrain import attention
+from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
-from lrtrain.model import choose_device, enable_checkpointing, load_model
+from lrtrain.model import choose_device, load_model
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -115,7 +116,7 @@ def test_a_whole_training_step_equals_the_float64_reference(
             folders[name], dtype=torch.float32, rope=Rope("theta", NEW_THETA), target_len=TARGET
         ).train()
         if checkpointing:
-            enable_checkpointing(model)
+            prepare(model, Activations(checkpointing=True))
         calls.clear()
         loss = training_loss(
             model,
@@ -166,7 +167,7 @@ def test_gradients_cross_gaps_and_stop_at_documents(
     """Through the training step: the loss behind a gap depends on the tokens before it."""
     model = load_model(folders[name], dtype=torch.float32).train()
     if checkpointing:
-        enable_checkpointing(model)
+        prepare(model, Activations(checkpointing=True))
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(0, VOCABULARY, (1, 24), generator=generator)
     ids[0, 3] = VOCABULARY - 1

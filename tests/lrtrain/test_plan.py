@@ -1,5 +1,6 @@
 """`lrtrain plan`: what a person reads before paying."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,23 @@ def test_each_way_takes_less_than_the_one_before(shards: Path, model: Path) -> N
 
 
 def test_an_option_that_is_asked_for_is_not_advised(shards: Path, model: Path) -> None:
-    recipe = TrainRecipe(checkpointing=True, dtype="bf16", chunk_tokens=128)
+    recipe = TrainRecipe(
+        checkpointing=True,
+        masters="none",
+        gradients="bf16",
+        moments="8bit",
+        offload=("optimizer", "activations"),
+        mlp_tokens=64,
+        chunk_tokens=128,
+    )
     assert len(make_plan(shards, str(model), recipe).ways) == 1
+    without = replace(recipe, offload=("activations",), moments="fp32")
+    names = [way.name for way in make_plan(shards, str(model), without).ways]
+    assert names == [
+        "as asked for",
+        "--moments 8bit",
+        "--moments 8bit --offload optimizer,activations",
+    ]
 
 
 def test_operations_and_time_are_those_of_a_step(shards: Path, model: Path) -> None:

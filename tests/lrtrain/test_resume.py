@@ -27,9 +27,8 @@ import torch
 import lrtrain.loop
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
-from lrtrain.loop import MetricsLog
 from lrtrain.loss import training_loss
-from lrtrain.plots import read_metrics
+from lrtrain.metrics import MetricsLog, read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.stages import run
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
@@ -55,6 +54,16 @@ RECIPES = {
     "fp32, weighted, rows joined": WEIGHTED,
     "bf16, a row at a time": replace(RECIPE, dtype="bf16", checkpoint_every=3, keep_checkpoints=2),
     "bf16, weighted, rows joined": replace(WEIGHTED, dtype="bf16"),
+    "as little memory as can be": replace(
+        RECIPE,
+        dtype="bf16",
+        masters="none",
+        gradients="bf16",
+        moments="8bit",
+        offload=("optimizer", "activations"),
+        checkpointing=True,
+        mlp_tokens=48,
+    ),
 }
 ONE_QUICKLY = [
     pytest.param(name, marks=[pytest.mark.slow] * bool(place)) for place, name in enumerate(RECIPES)
@@ -131,7 +140,7 @@ def assert_the_same(out: Path, whole: Path) -> None:
         for file in expected:
             assert found[file] == expected[file], f"{name}/{file} has other bytes"
     seen = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert seen == {"recipe.json", "metrics.jsonl", "loss.png", *STAGES.values()}
+    assert seen == {"recipe.json", "metrics.jsonl", "loss.png", "memory.png", *STAGES.values()}
 
 
 def assert_nothing_half(out: Path, whole: Path) -> None:
@@ -269,13 +278,14 @@ class AtStep:
     def __call__(self) -> None:
         real = MetricsLog.write
 
-        def write(log: MetricsLog, **values: Any) -> None:
-            due = (values["stage"], values["step"]) == (self.stage, self.step)
+        def write(log: MetricsLog, step: int, **values: Any) -> None:
+            due = (log._stage, step) == (self.stage, self.step)
             if due and self.half:
                 with open(log._path, "a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(values)[: 1 + 7 * self.step])
+                    line = json.dumps({"stage": log._stage, "step": step, **values})
+                    stream.write(line[: 1 + 7 * self.step])
             else:
-                real(log, **values)
+                real(log, step, **values)
             if due:
                 os.kill(os.getpid(), self.number)
 

@@ -16,7 +16,7 @@ from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_shards
 from lrtrain.cli import main
-from lrtrain.plots import read_metrics
+from lrtrain.metrics import read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
 from lrtrain.stages import run

@@ -1,0 +1,186 @@
+"""What is kept between forward and backward: recomputed, moved to host memory, or made in chunks.
+
+With checkpointing only the input of each layer is kept, and with offloading that waits in host
+memory: it is copied there while the layer computes, and back while the layer above it is
+differentiated. Of a layer the MLP takes the most; in chunks of tokens it never exists as a whole.
+
+Shape legend: S tokens, D hidden width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from lrtrain.host_memory import host_zeros
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What to do about the activations of a model's layers."""
+
+    checkpointing: bool = False
+    """Recompute a layer's activations from its input in the backward pass."""
+    offload: bool = False
+    """Keep the inputs in host memory; needs checkpointing."""
+    mlp_tokens: int = 0
+    """Tokens of an MLP at once, each of them computed once more; 0: all."""
+    compile: bool = False
+    """Fuse the kernels of MLPs and norms with torch.compile."""
+
+
+def prepare(model: Any, how: Activations) -> None:
+    """Change how a causal model computes its layers, never what. Once for a model."""
+    for layer in model.model.layers:
+        mlp = layer.mlp
+        if how.compile:
+            for module in (mlp, layer.input_layernorm, layer.post_attention_layernorm):
+                module.forward = torch.compile(module.forward)
+        if how.mlp_tokens:
+            mlp.forward = partial(_in_chunks, mlp.forward, tuple(mlp.parameters()), how.mlp_tokens)
+    if how.checkpointing:
+        # transformers 5.23 renamed it; machines in the field carry older ones.
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+    if how.offload:
+        weight = model.model.embed_tokens.weight
+        inputs = LayerInputs(weight.device, weight.dtype, weight.shape[1])
+        model.model.forward = partial(_offloading, model.model.forward, inputs)
+
+
+def _offloading(forward: Callable[..., Any], inputs: "LayerInputs", *args: Any, **kw: Any) -> Any:
+    with saved_tensors_hooks(inputs.pack, inputs.unpack):
+        return forward(*args, **kw)
+
+
+class _Waiting:
+    """A layer's input in host memory, or on its way. Its buffer is used again when it goes."""
+
+    def __init__(self, host: torch.Tensor, free: list[torch.Tensor]) -> None:
+        self.host, self._free = host, free
+        self.fetched: torch.Tensor | None = None
+        self.arrived: Any = None
+
+    def __del__(self) -> None:
+        self._free.append(self.host)
+
+
+class LayerInputs:
+    """Saved-tensor hooks that keep layer inputs [1, S, D] in host memory, for one model.
+
+    Around a model with checkpointing torch saves little else at this level; all that has another
+    shape or dtype stays where it is. Copies go through a stream of their own.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, width: int) -> None:
+        self._device, self._dtype, self._width = device, dtype, width
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._waiting: list[_Waiting] = []
+        self._free: list[torch.Tensor] = []
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """What autograd keeps instead of a tensor."""
+        is_input = tensor.dim() == 3 and tensor.shape[-1] == self._width
+        if not is_input or tensor.dtype != self._dtype or tensor.is_leaf:
+            return tensor
+        waiting = _Waiting(self._buffer(tensor.shape), self._free)
+        if self._stream is None:
+            waiting.host.copy_(tensor)
+        else:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                waiting.host.copy_(tensor, non_blocking=True)
+            tensor.record_stream(self._stream)  # its memory is not given away before
+        self._waiting.append(waiting)
+        return waiting
+
+    def unpack(self, packed: Any) -> torch.Tensor:
+        """The tensor, on the device again; the one that is needed next is sent for."""
+        if not isinstance(packed, _Waiting):
+            tensor: torch.Tensor = packed
+            return tensor
+        self._fetch(packed)
+        assert packed.fetched is not None
+        if packed in self._waiting:
+            place = self._waiting.index(packed)
+            del self._waiting[place:]
+            if place:
+                self._fetch(self._waiting[-1])
+        if packed.arrived is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(packed.arrived)
+            packed.fetched.record_stream(current)
+        return packed.fetched
+
+    def _fetch(self, waiting: _Waiting) -> None:
+        if waiting.fetched is not None:
+            return
+        if self._stream is None:
+            waiting.fetched = waiting.host.to(self._device, copy=True)
+            return
+        with torch.cuda.stream(self._stream):
+            waiting.fetched = waiting.host.to(self._device, non_blocking=True)
+            waiting.arrived = self._stream.record_event()
+
+    def _buffer(self, shape: torch.Size) -> torch.Tensor:
+        for place, buffer in enumerate(self._free):
+            if buffer.shape == shape:
+                return self._free.pop(place)
+        self._free.clear()  # rows of another length: a stage has one, as a rule
+        return host_zeros(shape, self._dtype, self._device)
+
+
+class _Chunks(torch.autograd.Function):
+    """A function of single tokens, a chunk at a time, and once more in the backward pass.
+
+    The gradients of its parameters are added up in fp32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        forward: Callable[[torch.Tensor], torch.Tensor],
+        chunk_tokens: int,
+        x: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.forward, ctx.chunk_tokens, ctx.parameters = forward, chunk_tokens, parameters
+        ctx.save_for_backward(x)
+        return torch.cat([forward(part) for part in x.split(chunk_tokens, 1)], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        into = torch.empty_like(x)
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in ctx.parameters]
+        chunks = (tensor.split(ctx.chunk_tokens, 1) for tensor in (x, into, outer[0]))
+        for part, place, grad in zip(*chunks, strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                out = ctx.forward(part)
+            grads = torch.autograd.grad(out, (part, *ctx.parameters), grad)
+            place.copy_(grads[0])
+            for total, one in zip(sums, grads[1:], strict=True):
+                total += one
+            del out, grads  # before the next chunk is made
+        total_grads = [s.to(p.dtype) for s, p in zip(sums, ctx.parameters, strict=True)]
+        return None, None, into, *total_grads
+
+
+def _in_chunks(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    parameters: tuple[nn.Parameter, ...],
+    chunk_tokens: int,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    if x.shape[1] <= chunk_tokens:
+        return forward(x)
+    out = _Chunks.apply(forward, chunk_tokens, x, *parameters)
+    assert isinstance(out, torch.Tensor)
+    return out

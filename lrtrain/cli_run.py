@@ -1,0 +1,277 @@
+"""`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrdata.errors import LongRecipeError
+from lrdata.sizes import Count
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Words with commas between them, as a tuple."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+_MEMORY_OPTIONS = (
+    click.option(
+        "--masters",
+        type=click.Choice(["fp32", "none"]),
+        default="fp32",
+        show_default=True,
+        help="Of bf16 parameters: what bf16 lacks is kept; none: updates are rounded by chance.",
+    ),
+    click.option(
+        "--gradients",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="What they are added up in; bf16 with stochastic rounding.",
+    ),
+    click.option(
+        "--moments",
+        type=click.Choice(["fp32", "8bit"]),
+        default="fp32",
+        show_default=True,
+        help="AdamW's running averages; 8bit needs the extra gpu.",
+    ),
+    click.option(
+        "--offload",
+        type=Names(),
+        default="",
+        help="To host memory: optimizer, activations (with --checkpointing), or both with a comma.",
+    ),
+    click.option("--checkpointing", is_flag=True, help="Recompute layers: less memory, more time."),
+    click.option(
+        "--mlp-tokens",
+        type=Count(),
+        default=0,
+        help="MLPs so many tokens at once, for very long rows.  [default: all]",
+    ),
+)
+
+
+def memory_options(command: Any) -> Any:
+    """The options that save memory, which `run` takes and `plan` weighs."""
+    for option in reversed(_MEMORY_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option(
+    "--stages", default="extend,anneal,merge", show_default=True, help="Which stages, in order."
+)
+@click.option("--steps", type=Count(), help="Steps of the extend stage.  [default: one epoch]")
+@click.option("--anneal-steps", type=Count(), help="Steps on replay.  [default: one epoch]")
+@click.option(
+    "--rows-per-step",
+    type=Count(),
+    default=96,
+    show_default=True,
+    help="Rows of one optimizer step.",
+)
+@click.option(
+    "--micro-tokens",
+    type=Count(),
+    default=0,
+    show_default=True,
+    help="Join rows to batches of so many tokens; 0: a row at a time.",
+)
+@click.option("--lr", type=float, default=5e-5, show_default=True, help="Peak of the extend stage.")
+@click.option(
+    "--anneal-lr",
+    type=float,
+    default=5e-6,
+    show_default=True,
+    help="Start of the anneal stage, which ends at exactly 0.",
+)
+@click.option(
+    "--warmup", type=float, default=0.05, show_default=True, help="Share of the extend steps."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "linear", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="Of the extend stage; ends at a tenth of the peak, or stays.",
+)
+@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option("--beta1", type=float, default=0.9, show_default=True)
+@click.option("--beta2", type=float, default=0.95, show_default=True)
+@click.option(
+    "--clip", type=float, default=1.0, show_default=True, help="Largest gradient norm; 0: any."
+)
+@click.option(
+    "--rope",
+    default="auto",
+    show_default=True,
+    help="auto: the paper's theta for the new window; theta=8e6; yarn; none: keep the model's.",
+)
+@click.option(
+    "--attention-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Factor on the softmax scale, for extend rows only. Below 1 teaches sharper attention.",
+)
+@click.option(
+    "--token-weights",
+    type=click.Choice(["none", "impact", "longce", "ukp"]),
+    default="none",
+    show_default=True,
+    help="In the loss of extend rows. impact: impactful tokens count twice; longce, ukp: by what "
+    "long context gains, in shards built with --impact scores:DIR.",
+)
+@click.option(
+    "--attention",
+    default="auto",
+    show_default=True,
+    help="Backend: auto (the fastest here that is right), sdpa, cudnn, varlen, flash2, flash3, "
+    "flash4, or dense (the definition, for checks on short rows).",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bf16", "fp32"]),
+    default="bf16",
+    show_default=True,
+    help="Of the parameters.",
+)
+@click.option(
+    "--merge-weight",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the trained model in the merged one.",
+)
+@memory_options
+@click.option(
+    "--chunk-tokens",
+    type=Count(),
+    default=1024,
+    show_default=True,
+    help="Rows of logits in memory at once.",
+)
+@click.option(
+    "--holdout-every",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Steps between losses on holdout windows; 0: after the last.",
+)
+@click.option("--holdout-rows", type=Count(), default=4, show_default=True)
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Steps between checkpoints; 0: only when a signal stops the run.",
+)
+@click.option(
+    "--keep-checkpoints",
+    type=Count(),
+    default=1,
+    show_default=True,
+    help="How many of the last ones stay: three times the fp32 model each.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
+@click.option("--compile", is_flag=True, help="Fuse kernels of MLPs and norms: torch.compile.")
+@click.option("--tensorboard", is_flag=True, help="Write to OUT/tensorboard too.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> None:
+    """Extend MODEL on SHARDS, anneal on their replay rows, merge with the original.
+
+    \b
+    OUT/extend, OUT/anneal, OUT/merged   plain Hugging Face models
+    OUT/metrics.jsonl, OUT/loss.png      loss by step, on training rows and holdout windows
+    OUT/recipe.json                      what was asked for
+    A stage whose folder is there is not done again, and one that was stopped goes on from its last
+    checkpoint: run the same command.
+
+    \b
+    Examples:
+      lrtrain plan shards/ --model ./llama3-8b --gpu-memory 80GB --host-memory 64GB
+      lrtrain run shards/ --model ./llama3-8b --out runs/128k --checkpointing --moments 8bit \\
+          --offload optimizer,activations
+      lrtrain run shards/ --model ./llama3-8b --out runs/128k --stages anneal,merge
+    """
+    from lrtrain.recipe import TrainRecipe
+    from lrtrain.stages import run as run_stages
+
+    recipe = TrainRecipe(stages=tuple(name.strip() for name in stages.split(",")), **options)
+    made = run_stages(shards, model, out, recipe, click.echo)
+    click.echo(f"made {', '.join(map(str, made))}")
+    click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
+
+
+@click.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--gpu-memory", type=Count(), help="Of the card: 80GB.  [default: the one here]")
+@click.option("--host-memory", type=Count(), help="Beside it: 64GB.  [default: what is here]")
+@click.option("--gpu", help="Its name, for the time: H100, A100, ...  [default: the one here]")
+@click.option("--steps", type=Count(), help="As for `lrtrain run`.")
+@click.option("--rows-per-step", type=Count(), default=96, show_default=True)
+@click.option("--micro-tokens", type=Count(), default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@memory_options
+@click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="cpu: plan for no GPU.")
+def plan(
+    shards: Path,
+    model: str,
+    gpu_memory: int | None,
+    host_memory: int | None,
+    gpu: str | None,
+    **options: Any,
+) -> None:
+    """Say what `lrtrain run` would take, before paying: memory on the card, time a step.
+
+    A step of the real code runs on tensors without data, in seconds and on any machine. The table
+    shows what each option saves, and what rows of full length would take.
+
+    \b
+    Example:
+      lrtrain plan shards/ --model ./llama3-8b --gpu-memory 80GB --host-memory 64GB --gpu H100
+    """
+    from lrtrain.plan import make_plan, print_plan
+    from lrtrain.recipe import TrainRecipe
+
+    recipe = TrainRecipe(**options)
+    found = make_plan(
+        shards, model, recipe, memory=gpu_memory, host_memory=host_memory, device_name=gpu
+    )
+    print_plan(found)
+
+
+@click.command()
+@click.argument("shards", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
+@click.option("--rope", default="auto", show_default=True, help="As for `lrtrain run`.")
+@click.option("--attention", default="auto", show_default=True, help="As for `lrtrain run`.")
+@click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
+def doctor(shards: Path, model: str, **options: Any) -> None:
+    """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
+
+    Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
+    tokenizer; shards; the loss in chunks. A line each, with what to do where one fails.
+    """
+    from lrtrain.doctor import examine
+    from lrtrain.recipe import TrainRecipe
+
+    failed = 0
+    for finding in examine(shards, model, TrainRecipe(**options)):
+        click.echo(str(finding))
+        failed += not finding.ok
+    if failed:
+        raise LongRecipeError(f"{failed} of the checks failed; each line says what to do")
+    click.echo(f"train with: lrtrain run {shards} --model {model} --out RUN")

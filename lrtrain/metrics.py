@@ -1,0 +1,91 @@
+"""What a run says of each step: JSON lines, TensorBoard where it is asked for, peak memory."""
+
+import json
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrdata.atomic import write_text
+from lrdata.errors import LongRecipeError
+from lrdata.sizes import format_bytes
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """The lines of one stage, in RUN/metrics.jsonl, a line a step, flushed as they are written.
+
+    With `tensorboard` they also go to RUN/tensorboard/STAGE.
+    """
+
+    def __init__(self, run: Path, stage: str, tensorboard: bool = False) -> None:
+        self._path, self._stage = run / METRICS, stage
+        self._board_folder = run / "tensorboard" / stage if tensorboard else None
+        self._board: Any = None
+
+    def begin(self, after: int) -> None:
+        """Drop the lines of an earlier try beyond step `after`, and what a kill cut."""
+        if self._path.exists():
+            kept = []
+            for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+                with suppress(ValueError):
+                    values = json.loads(line)
+                    other = values["stage"] != self._stage
+                    if line.endswith("\n") and (other or values["step"] <= after):
+                        kept.append(line)
+            write_text(self._path, "".join(kept))
+        if self._board_folder is not None:
+            self._board = summary_writer()(str(self._board_folder), purge_step=after + 1)
+
+    def write(self, step: int, **values: Any) -> None:
+        """One line; `step` counts from 1."""
+        with open(self._path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer. Raises LongRecipeError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LongRecipeError(
+            "--tensorboard needs it installed: pip install 'longrecipe[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [
+        json.loads(line)
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")  # a kill may have cut the last one
+    ]
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes that were taken at most so far: of the device by tensors, of the host by the process
+    (with what is page-locked); on a CPU they are the same."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host
+    return {"peak_memory_bytes": on_device, "peak_host_bytes": host}
+
+
+def note(values: dict[str, Any]) -> str:
+    """What the progress line says of a step."""
+    parts = [f"loss {values['loss']:.3f}", f"{values['tokens_per_s']:,.0f} tok/s"]
+    if values["mfu"] is not None:
+        parts.append(f"MFU {values['mfu']:.0%}")
+    return "  ".join([*parts, f"peak {format_bytes(values['peak_memory_bytes'])}"])

@@ -1,0 +1,113 @@
+"""Running averages of Adam, flat, in fp32 or 8 bits, on the device or in host memory.
+
+A part of them is read to the device in fp32, changed there, and written back.
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from lrdata.errors import LongRecipeError
+from lrtrain.host_memory import to_device, zeros
+
+BLOCK = 256
+"""Numbers of 8 bits that share a scale."""
+_LEAST = 4096
+"""Smaller averages stay in fp32: norms, biases."""
+
+
+class Moment(Protocol):
+    """A running average of n numbers. Parts begin at multiples of BLOCK."""
+
+    def read(self, part: slice) -> torch.Tensor:
+        """fp32 on the device, to be changed in place and given to `write`."""
+
+    def write(self, part: slice, values: torch.Tensor) -> None: ...
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What it is kept as, each with what its name ends with."""
+
+
+class Exact:
+    """In fp32."""
+
+    def __init__(self, n: int, device: torch.device, offload: bool) -> None:
+        self._values = zeros(n, torch.float32, device, offload)
+        self._device, self._offload = device, offload
+
+    def read(self, part: slice) -> torch.Tensor:
+        return to_device(self._values[part], self._device, self._offload)
+
+    def write(self, part: slice, values: torch.Tensor) -> None:
+        if self._offload:
+            self._values[part].copy_(values, non_blocking=True)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "", self._values
+
+
+class EightBit:
+    """In 8 bits a number, by block: bitsandbytes' dynamic map (arXiv 2110.02861)."""
+
+    def __init__(self, n: int, device: torch.device, offload: bool, signed: bool) -> None:
+        self._map = _map(signed).to(device)
+        zero = int(self._map.abs().argmin())
+        self._codes = zeros(n, torch.uint8, device, offload).fill_(zero)
+        self._scales = zeros(n // BLOCK, torch.float32, device, offload)
+        self._device, self._offload = device, offload
+
+    def read(self, part: slice) -> torch.Tensor:
+        values: torch.Tensor = _functional().dequantize_blockwise(
+            to_device(self._codes[part], self._device, self._offload),
+            absmax=to_device(self._scales[_blocks(part)], self._device, self._offload),
+            code=self._map,
+            blocksize=BLOCK,
+        )
+        return values
+
+    def write(self, part: slice, values: torch.Tensor) -> None:
+        codes, state = _functional().quantize_blockwise(values, code=self._map, blocksize=BLOCK)
+        self._codes[part].copy_(codes, non_blocking=True)
+        self._scales[_blocks(part)].copy_(state.absmax, non_blocking=True)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "_codes", self._codes
+        yield "_scales", self._scales
+
+
+def is_eight_bit(n: int, kind: str) -> bool:
+    """Whether a running average of n numbers is kept in 8 bits: short ones and those of odd length
+    are not."""
+    return kind == "8bit" and n >= _LEAST and n % BLOCK == 0
+
+
+def make_moment(n: int, device: torch.device, kind: str, offload: bool, signed: bool) -> Moment:
+    """Zeros. kind: fp32 or 8bit."""
+    if is_eight_bit(n, kind):
+        return EightBit(n, device, offload, signed)
+    return Exact(n, device, offload)
+
+
+def _blocks(part: slice) -> slice:
+    return slice(part.start // BLOCK, -(-part.stop // BLOCK))
+
+
+@cache
+def _functional() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that are not used here
+    try:
+        import bitsandbytes.functional
+    except ImportError:
+        raise LongRecipeError(
+            "--moments 8bit needs bitsandbytes: pip install 'longrecipe[gpu]'"
+        ) from None
+    return bitsandbytes.functional
+
+
+@cache
+def _map(signed: bool) -> torch.Tensor:
+    table: torch.Tensor = _functional().create_dynamic_map(signed)
+    return table
