@@ -7,6 +7,7 @@ differentiated. Of a layer the MLP takes the most; in chunks of tokens it never 
 Shape legend: S tokens, D hidden width.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -60,10 +61,19 @@ def _offloading(forward: Callable[..., Any], inputs: "LayerInputs", *args: Any, 
 
 
 class _Waiting:
-    """A layer's input in host memory, or on its way. Its buffer is used again when it goes."""
+    """A layer's input in host memory, or on its way. Its buffer is used again when it goes.
 
-    def __init__(self, host: torch.Tensor, free: list[torch.Tensor]) -> None:
-        self.host, self._free = host, free
+    Autograd alone owns it, so that it goes with a graph that nobody differentiates. before: gives
+    the one that was kept before it, if that is still there.
+    """
+
+    def __init__(
+        self,
+        host: torch.Tensor,
+        free: list[torch.Tensor],
+        before: "Callable[[], _Waiting | None]",
+    ) -> None:
+        self.host, self._free, self.before = host, free, before
         self.fetched: torch.Tensor | None = None
         self.arrived: Any = None
 
@@ -81,15 +91,15 @@ class LayerInputs:
     def __init__(self, device: torch.device, dtype: torch.dtype, width: int) -> None:
         self._device, self._dtype, self._width = device, dtype, width
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._waiting: list[_Waiting] = []
+        self._last: Callable[[], _Waiting | None] = lambda: None
         self._free: list[torch.Tensor] = []
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """What autograd keeps instead of a tensor."""
         is_input = tensor.dim() == 3 and tensor.shape[-1] == self._width
         if not is_input or tensor.dtype != self._dtype or tensor.is_leaf:
-            return tensor
-        waiting = _Waiting(self._buffer(tensor.shape), self._free)
+            return tensor.detach()  # an output that knew its graph would keep it alive for good
+        waiting = _Waiting(self._buffer(tensor.shape), self._free, self._last)
         if self._stream is None:
             waiting.host.copy_(tensor)
         else:
@@ -97,7 +107,7 @@ class LayerInputs:
             with torch.cuda.stream(self._stream):
                 waiting.host.copy_(tensor, non_blocking=True)
             tensor.record_stream(self._stream)  # its memory is not given away before
-        self._waiting.append(waiting)
+        self._last = weakref.ref(waiting)
         return waiting
 
     def unpack(self, packed: Any) -> torch.Tensor:
@@ -107,11 +117,9 @@ class LayerInputs:
             return tensor
         self._fetch(packed)
         assert packed.fetched is not None
-        if packed in self._waiting:
-            place = self._waiting.index(packed)
-            del self._waiting[place:]
-            if place:
-                self._fetch(self._waiting[-1])
+        before = packed.before()
+        if before is not None:
+            self._fetch(before)
         if packed.arrived is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_event(packed.arrived)

@@ -54,6 +54,7 @@ class EightBit:
 
     def __init__(self, n: int, device: torch.device, offload: bool, signed: bool) -> None:
         self._map = _map(signed).to(device)
+        self._least = 0 if signed else 1  # a square lost to zero would make the next step huge
         zero = int(self._map.abs().argmin())
         self._codes = zeros(n, torch.uint8, device, offload).fill_(zero)
         self._scales = zeros(n // BLOCK, torch.float32, device, offload)
@@ -70,7 +71,7 @@ class EightBit:
 
     def write(self, part: slice, values: torch.Tensor) -> None:
         codes, state = _functional().quantize_blockwise(values, code=self._map, blocksize=BLOCK)
-        self._codes[part].copy_(codes, non_blocking=True)
+        self._codes[part].copy_(codes.clamp_(min=self._least), non_blocking=True)
         self._scales[_blocks(part)].copy_(state.absmax, non_blocking=True)
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,5 +1,6 @@
 """What is predicted without data is what tensors with data take."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,23 +10,29 @@ from transformers import AutoModelForCausalLM
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.loss import training_loss
-from lrtrain.memory import LiveBytes, step_memory
-from lrtrain.optim import AdamW, Storage
+from lrtrain.memory import LiveBytes, StepMemory, step_memory
+from lrtrain.optim import EXACT, AdamW, Storage, stored_bytes
+from lrtrain.recipe import GRADIENTS, MASTERS, MOMENTS
 from tests.lrtrain.tiny_models import FAMILIES, llama3_8b_config, tiny_config
 
 TOKENS = 96
 
 
-def measured(config: Any, dtype: torch.dtype, checkpointing: bool, chunk: int) -> int:
-    """The most bytes that are alive in two real micro-batches, followed by the same ledger."""
+def measured(
+    config: Any,
+    dtype: torch.dtype,
+    how: Activations,
+    storage: Storage = EXACT,
+    chunk: int = 32,
+) -> LiveBytes:
+    """Two real micro-batches and an optimizer step on a CPU, followed by the same ledger."""
     register()
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation=IMPLEMENTATION, dtype=dtype
     )
     model.train()
-    if checkpointing:
-        prepare(model, Activations(checkpointing=True))
-    optimizer = AdamW(model, 1e-5, (0.9, 0.95), 0.0)
+    prepare(model, how)
+    optimizer = AdamW(model, 1e-5, (0.9, 0.95), 0.0, storage)
     ids = torch.randint(config.vocab_size, (1, TOKENS))
     with LiveBytes() as live:
         for _ in range(2):
@@ -35,7 +42,7 @@ def measured(config: Any, dtype: torch.dtype, checkpointing: bool, chunk: int) -
             (loss / TOKENS).backward()
         optimizer.step(1.0, optimizer.gradient_norm(), clip=1.0)
     optimizer.close()
-    return live.peak
+    return live
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -45,10 +52,94 @@ def test_working_memory_is_that_of_a_real_step(
     family: str, dtype: torch.dtype, checkpointing: bool
 ) -> None:
     config = tiny_config(family, num_hidden_layers=3, vocab_size=500)
-    real = measured(config, dtype, checkpointing, chunk=32)
     how = Activations(checkpointing=checkpointing)
+    real = measured(config, dtype, how)
     found = step_memory(config, [TOKENS], dtype=dtype, activations=how, chunk_tokens=32)
-    assert found.working + found.gradients == pytest.approx(real, rel=0.02)
+    assert found.working + found.gradients == pytest.approx(real.peak, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "storage"),
+    [
+        (Activations(mlp_tokens=40), EXACT),
+        (Activations(checkpointing=True, mlp_tokens=40), EXACT),
+        (Activations(checkpointing=True), Storage(gradients="bf16")),
+        (Activations(checkpointing=True), Storage(masters="none")),
+        (Activations(checkpointing=True), Storage(moments="8bit")),
+        (Activations(mlp_tokens=32), Storage("none", "bf16", "8bit")),
+        (Activations(checkpointing=True, mlp_tokens=32), Storage("none", "bf16", "8bit")),
+    ],
+    ids=str,
+)
+def test_it_is_with_every_option_that_saves(how: Activations, storage: Storage) -> None:
+    """The MLP is wide here, and the vocabulary small: activations are most of it."""
+    config = tiny_config("llama", num_hidden_layers=3, intermediate_size=256, vocab_size=128)
+    real = measured(config, torch.bfloat16, how, storage)
+    found = step_memory(
+        config,
+        [TOKENS],
+        dtype=torch.bfloat16,
+        activations=how,
+        storage=storage,
+        chunk_tokens=32,
+    )
+    assert found.working + found.gradients == pytest.approx(real.peak, rel=0.02)
+    assert real.host_peak == found.host == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloading_moves_a_row_of_every_layer_to_the_host(dtype: torch.dtype) -> None:
+    """All but two of the inputs leave the card: the one in use and the one on its way."""
+    layers, tokens, width = 8, 512, 96
+    config = tiny_config("llama", num_hidden_layers=layers, hidden_size=width, head_dim=16)
+
+    def found(offload: bool, on_gpu: bool) -> StepMemory:
+        return step_memory(
+            config,
+            [tokens],
+            dtype=dtype,
+            activations=Activations(checkpointing=True, offload=offload),
+            chunk_tokens=64,
+            on_gpu=on_gpu,
+        )
+
+    here, away = found(False, True), found(True, True)
+    one = tokens * width * dtype.itemsize
+    assert here.working - away.working == pytest.approx((layers - 2) * one, abs=one / 10)
+    assert here.host == 0
+    assert layers * one <= away.host <= (layers + 3) * one, "and what the last norm keeps"
+    assert away.parameters == here.parameters
+    assert found(True, False) == found(False, False), "a CPU has no other memory"
+
+
+def test_the_host_of_a_real_step_is_the_one_that_is_planned() -> None:
+    config = tiny_config("llama", num_hidden_layers=4)
+    how = Activations(checkpointing=True, offload=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        real = measured(config, dtype, how)
+        found = step_memory(
+            config, [TOKENS], dtype=dtype, activations=how, chunk_tokens=32, on_gpu=True
+        )
+        assert found.host == real.host_peak > 4 * TOKENS * 48 * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_is_what_the_optimizer_says(dtype: torch.dtype) -> None:
+    config = tiny_config("qwen2", num_hidden_layers=1)
+    parameters = list(AutoModelForCausalLM.from_config(config, dtype=dtype).parameters())
+    for masters, gradients, moments in product(MASTERS, GRADIENTS, MOMENTS):
+        storage = Storage(masters, gradients, moments)
+        kept = stored_bytes(parameters, storage)
+        found = step_memory(config, [8], dtype=dtype, storage=storage, on_gpu=True)
+        numbers = found.masters, found.moments, found.gradients
+        assert numbers == (kept.masters, kept.moments, kept.gradients), storage
+        assert found.host == 0
+        assert found.total == sum(numbers) + found.parameters + found.working
+    offloaded = step_memory(config, [8], dtype=dtype, storage=Storage(offload=True), on_gpu=True)
+    kept = stored_bytes(parameters, EXACT)
+    assert offloaded.masters == offloaded.moments == 0
+    assert offloaded.host == kept.masters + kept.moments
+    assert offloaded.gradients == kept.gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,10 +1,12 @@
 """AdamW over master weights is torch's and goes on from its state; schedules end as they say."""
 
 import math
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from hypothesis import given
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lrdata.errors import LongRecipeError
-from lrtrain import optim
-from lrtrain.optim import AdamW
+from lrtrain import moments, optim
+from lrtrain.checkpoint import Checkpoints
+from lrtrain.optim import EXACT, AdamW, Storage, StoredBytes, stored_bytes
 from lrtrain.schedules import FLOOR, linear_to_zero, warmup_then
 
 
@@ -183,8 +186,8 @@ def trained(model: nn.Module, optimizer: AdamW, steps: Iterable[int]) -> list[to
     return seen
 
 
-def an_optimizer(model: nn.Module) -> AdamW:
-    return AdamW(model, 1e-2, (0.9, 0.95), weight_decay=0.1)
+def an_optimizer(model: nn.Module, storage: Storage = EXACT) -> AdamW:
+    return AdamW(model, 1e-2, (0.9, 0.95), weight_decay=0.1, storage=storage)
 
 
 def kept(optimizer: AdamW) -> dict[str, torch.Tensor]:
@@ -192,9 +195,9 @@ def kept(optimizer: AdamW) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in optimizer.state()}
 
 
-def another_model(dtype: torch.dtype) -> nn.Module:
+def another_model(dtype: torch.dtype, made: Callable[[], nn.Module] = a_model) -> nn.Module:
     """Of the same shape, with other numbers."""
-    model = a_model()
+    model = made()
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model.to(dtype)
@@ -289,6 +292,320 @@ def test_the_state_of_another_model_is_refused(
     assert named in message
     assert "remove the run's folder checkpoints" in message
     assert "\n" not in message
+
+
+# What is kept smaller
+
+STORAGES = [
+    Storage(*options)
+    for options in product(("fp32", "none"), ("fp32", "bf16"), ("fp32", "8bit"), (False, True))
+]
+
+
+def named(storage: Storage) -> str:
+    place = "host" if storage.offload else "device"
+    return f"{storage.masters}-{storage.gradients}-{storage.moments}-{place}"
+
+
+storages = pytest.mark.parametrize("storage", STORAGES, ids=named)
+in_host_memory = pytest.mark.parametrize("offload", [False, True])
+
+
+def a_wide_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Matrices of 4,096 and 4,608 numbers, which may go to 8 bits, and one of odd length."""
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 512), nn.LayerNorm(512), nn.Linear(512, 9), nn.Linear(9, 457)
+    return nn.Sequential(*layers).to(dtype)
+
+
+def same(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@in_host_memory
+@pytest.mark.parametrize("part", [256, 1024, optim.PART])
+def test_masters_in_two_halves_are_torchs_over_fp32_copies(
+    offload: bool, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "PART", part)
+    ours, theirs = a_wide_model(torch.bfloat16), a_wide_model(torch.bfloat16).float()
+    optimizer = AdamW(ours, 1e-3, (0.9, 0.95), 0.1, Storage(offload=offload))
+    copies = list(theirs.parameters())
+    groups = [
+        {"params": [p for p in copies if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in copies if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+    for step in range(8):
+        backward(ours, step)
+        for copy, gradient in zip(copies, optimizer.gradients(), strict=True):
+            copy.grad = gradient.clone()
+        norm = nn.utils.clip_grad_norm_(copies, 1.0)
+        optimizer.step(1.0, norm, clip=1.0)
+        adam.step()
+        assert same(optimizer.masters(), copies)
+        for p, copy in zip(ours.parameters(), copies, strict=True):
+            tie = copy.view(torch.int32) & 0xFFFF == 0x8000
+            assert torch.equal(p[~tie], copy.bfloat16()[~tie])
+
+
+def give(parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+    """By a backward, so that hooks see it."""
+    (parameter * gradient.to(parameter.dtype)).sum().backward()
+
+
+def test_without_masters_a_model_goes_on_average_where_fp32_goes() -> None:
+    """200 steps, each a fortieth of what bf16 tells from 1.5. Rounded to nearest, none is taken."""
+    ours, exact, nearest = (nn.Linear(128, 128, bias=False) for _ in range(3))
+    ours.to(torch.bfloat16)
+    nearest.to(torch.bfloat16)
+    for model in (ours, exact, nearest):
+        nn.init.constant_(model.weight, 1.5)
+    optimizer = AdamW(ours, 2e-4, (0.9, 0.95), 0.0, Storage(masters="none"))
+    adams = [
+        torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
+        for model in (exact, nearest)
+    ]
+    torch.manual_seed(0)
+    for _ in range(200):
+        gradient = (1 + 0.2 * torch.randn(128, 128)).bfloat16()
+        for model in (ours, exact, nearest):
+            give(model.weight, gradient)
+        optimizer.step(1.0, optimizer.gradient_norm(), clip=0.0)
+        for adam in adams:
+            adam.step()
+            adam.zero_grad()
+    assert torch.equal(nearest.weight, torch.full_like(nearest.weight, 1.5))
+    way = 1.5 - exact.weight.detach().double().mean()
+    assert way > 0.035
+    error = (ours.weight.double() - exact.weight.double()).mean().abs()
+    # Of 200 steps of p digits of 2^-7, each a coin: a number is off by 2^-7 sqrt(200 p (1 - p)).
+    assert error < 5 * 0.018 / ours.weight.numel() ** 0.5
+    assert error < way / 40
+
+
+@pytest.mark.parametrize("micro_batches", [96, 256])
+def test_gradients_in_bf16_add_up_to_the_fp32_sum_on_average(micro_batches: int) -> None:
+    """Eight gradients, for 1,024 numbers each. Adding in bf16 loses as much for all of them."""
+    model = nn.Linear(8, 1024, bias=False).to(torch.bfloat16)
+    optimizer = AdamW(model, 1e-3, (0.9, 0.95), 0.0, Storage(gradients="bf16"))
+    one = torch.tensor([0.1, -0.11, 0.13, 1.0, -1.1, 1.3, 1e-6, 7.7]).bfloat16()
+    batch = one[None]
+    plain = torch.zeros(8, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    for _ in range(micro_batches):
+        model(batch).sum().backward()
+        plain += one
+    assert model.weight.grad is None  # freed as it comes
+    (gradient,) = optimizer.gradients()
+    assert gradient.dtype == torch.bfloat16
+    exact = one.double() * micro_batches
+    error = (gradient.double().mean(0) - exact).abs() / exact.abs()
+    # An addition is off by half of 2^-7 of the sum so far, at most: a number by less than 0.037.
+    assert error.max() < 5 * 0.037 / 1024**0.5
+    lost = (plain.double() - exact).abs() / exact.abs()
+    assert lost.max() > 4 * error.max()
+    assert lost.max() > 0.02  # what would have happened
+
+
+def test_moments_in_8_bits_step_as_bitsandbytes_does() -> None:
+    """Its AdamW, over a matrix whose columns have gradients of quite different sizes."""
+    ours, theirs = (nn.Linear(128, 64, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = AdamW(ours, 1e-3, (0.9, 0.95), 0.1, Storage(moments="8bit"))
+    adam = bitsandbytes.optim.AdamW8bit(
+        theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1
+    )
+    torch.manual_seed(0)
+    for _ in range(20):
+        gradient = torch.randn(64, 128) * torch.logspace(-3, 0, 128)
+        for model in (ours, theirs):
+            model.weight.grad = gradient.clone()
+        optimizer.step(1.0, optimizer.gradient_norm(), clip=0.0)
+        adam.step()
+        off = (ours.weight - theirs.weight).abs()
+        # A number between two codes may fall to either side: a few then step otherwise.
+        assert off.median() < 1e-6
+        assert off.max() < 1e-4
+
+
+@in_host_memory
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_moments_in_8_bits_a_loss_falls_as_with_torchs_adamw(
+    dtype: torch.dtype, offload: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 16, generator=generator)
+    targets = inputs[:, :1] * inputs[:, 1:2] + torch.sin(2 * inputs[:, 2:3])
+
+    def a_regression() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Linear(256, 16), nn.Linear(16, 1))
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        outputs = model(inputs.to(next(model.parameters()).dtype))
+        return nn.functional.mse_loss(outputs.float(), targets)
+
+    ours, theirs = a_regression().to(dtype), a_regression()
+    first = loss(theirs).item()
+    storage = Storage(moments="8bit", offload=offload)
+    optimizer = AdamW(ours, 3e-3, (0.9, 0.95), 0.0, storage)
+    adam = torch.optim.AdamW(theirs.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    assert sum(name.startswith("exp_avg_codes.") for name, _ in optimizer.state()) == 2
+    for _ in range(60):
+        loss(ours).backward()
+        optimizer.step(1.0, optimizer.gradient_norm(), clip=0.0)
+        adam.zero_grad()
+        loss(theirs).backward()
+        adam.step()
+    reached = loss(theirs).item()
+    assert reached < first / 4
+    assert loss(ours).item() - reached < 0.05 * (first - reached)
+
+
+def results(
+    storage: Storage, dtype: torch.dtype, steps: int = 4
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """What training two micro-batches a step gives, and the state after it."""
+    model = a_wide_model(dtype)
+    optimizer = an_optimizer(model, storage)
+    seen = []
+    for step in range(steps):
+        backward(model, 100 + step)
+        seen += trained(model, optimizer, [step])
+    return seen, kept(optimizer)
+
+
+@storages
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_host_memory_and_small_parts_change_no_bit(
+    storage: Storage, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chance aside: for that, numbers are rounded to nearest, whatever the order of draws."""
+    monkeypatch.setattr(optim, "round_stochastically", lambda x: x.bfloat16())
+    here = Storage(storage.masters, storage.gradients, storage.moments)
+    expected, state = results(here, dtype)
+    monkeypatch.setattr(optim, "PART", 512)
+    found, other = results(storage, dtype)
+    assert same(found, expected)
+    assert state.keys() == other.keys()
+    assert same(other.values(), state.values())
+
+
+@pytest.mark.parametrize("storage", [s for s in STORAGES if s.offload], ids=named)
+def test_host_memory_takes_the_same_chances(storage: Storage) -> None:
+    here = Storage(storage.masters, storage.gradients, storage.moments)
+    (one, state), (two, other) = results(here, torch.bfloat16), results(storage, torch.bfloat16)
+    assert same(one, two)
+    assert same(state.values(), other.values())
+
+
+@storages
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_from_the_file_of_a_checkpoint_it_goes_on_bit_for_bit(
+    storage: Storage, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = a_wide_model(dtype)
+    optimizer = an_optimizer(model, storage)
+    trained(model, optimizer, range(3))
+    checkpoint = Checkpoints(tmp_path, "extend", keep=1).save(3, optimizer.state())
+    other = another_model(dtype, a_wide_model)
+    loaded = an_optimizer(other, storage)
+    loaded.load(checkpoint.tensors())
+    assert same(model.parameters(), other.parameters())
+    whole = trained(model, optimizer, range(3, 6))
+    assert same(whole, trained(other, loaded, range(3, 6)))
+    ends = kept(optimizer), kept(loaded)
+    assert ends[0].keys() == ends[1].keys()
+    assert same(ends[0].values(), ends[1].values())
+
+
+def test_a_checkpoint_can_be_gone_on_from_elsewhere() -> None:
+    """Where things are kept, and in what gradients are added up, is not in it."""
+    model = a_wide_model(torch.bfloat16)
+    optimizer = an_optimizer(model, Storage(moments="8bit"))
+    trained(model, optimizer, range(2))
+    moved = Storage(moments="8bit", gradients="bf16", offload=True)
+    other = an_optimizer(another_model(torch.bfloat16, a_wide_model), moved)
+    other.load(kept(optimizer).items())
+    assert same(other.masters(), optimizer.masters())
+    assert same(kept(other).values(), kept(optimizer).values())
+
+
+KINDS = list(product(("fp32", "none"), ("fp32", "8bit")))
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [(one, other) for one, other in product(KINDS, KINDS) if one != other]
+)
+def test_the_state_of_another_storage_is_refused(
+    saved: tuple[str, str], wanted: tuple[str, str]
+) -> None:
+    storage, another = (
+        Storage(masters=masters, moments=moments) for masters, moments in (saved, wanted)
+    )
+    model = a_wide_model(torch.bfloat16)
+    optimizer = an_optimizer(model, storage)
+    trained(model, optimizer, range(2))
+    with pytest.raises(LongRecipeError) as problem:
+        an_optimizer(a_wide_model(torch.bfloat16), another).load(kept(optimizer).items())
+    message = str(problem.value)
+    assert "the checkpoint" in message
+    assert "remove the run's folder checkpoints" in message
+    assert "\n" not in message
+
+
+def tensors_in(thing: Any) -> Iterator[torch.Tensor]:
+    """All that are reached from an object through attributes and containers."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, dict):
+        for value in thing.values():
+            yield from tensors_in(value)
+    elif isinstance(thing, list | tuple):
+        for value in thing:
+            yield from tensors_in(value)
+    elif type(thing).__module__.startswith("lrtrain."):
+        yield from tensors_in(vars(thing))
+
+
+def bytes_of(tensors: Iterable[torch.Tensor], apart_from: Iterable[torch.Tensor]) -> int:
+    """Of their memory, each piece counted once, whatever views there are."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for address, size in found.items() if address not in known)
+
+
+@storages
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_takes_the_bytes_that_are_said(storage: Storage, dtype: torch.dtype) -> None:
+    model = a_wide_model(dtype)
+    optimizer = an_optimizer(model, storage)
+    trained(model, optimizer, range(2))
+    said = stored_bytes(model.parameters(), storage)
+    maps = [moments._map(signed) for signed in (True, False)]  # a kilobyte each, for all
+    beside = [*model.parameters(), *maps]
+    assert bytes_of(tensors_in(optimizer), beside) == said.masters + said.moments
+    backward(model, 0)
+    backward(model, 1)
+    kept_now = [*tensors_in(optimizer), *optimizer.gradients()]
+    assert bytes_of(kept_now, beside) == said.masters + said.moments + said.gradients
+    with torch.device("meta"):
+        without_data = a_wide_model(dtype)
+    assert stored_bytes(without_data.parameters(), storage) == said
+
+
+def test_what_a_parameter_costs() -> None:
+    """By hand, for the table in lrtrain.optim: a matrix of 4,096 numbers in bf16, one in fp32."""
+
+    def bytes_for(dtype: torch.dtype, storage: Storage) -> StoredBytes:
+        return stored_bytes([torch.zeros(64, 64, dtype=dtype)], storage)
+
+    n = 4096
+    least = Storage("none", "bf16", "8bit")
+    assert bytes_for(torch.bfloat16, EXACT) == StoredBytes(2 * n, 8 * n, 4 * n)
+    assert bytes_for(torch.bfloat16, least) == StoredBytes(0, 2 * n + 128, 2 * n)
+    assert bytes_for(torch.float32, least) == StoredBytes(0, 2 * n + 128, 4 * n)
 
 
 # Schedules
