@@ -42,7 +42,8 @@ def prepare(model: Any, how: Activations) -> None:
             for module in (mlp, layer.input_layernorm, layer.post_attention_layernorm):
                 module.forward = torch.compile(module.forward)
         if how.mlp_tokens:
-            mlp.forward = partial(_in_chunks, mlp.forward, tuple(mlp.parameters()), how.mlp_tokens)
+            parameters = tuple(p for p in mlp.parameters() if p.requires_grad)
+            mlp.forward = partial(_in_chunks, mlp.forward, parameters, how.mlp_tokens)
     if how.checkpointing:
         # transformers 5.23 renamed it; machines in the field carry older ones.
         enable = getattr(

@@ -258,12 +258,16 @@ def plan(
 @click.option("--rope", default="auto", show_default=True, help="As for `lrtrain run`.")
 @click.option("--attention", default="auto", show_default=True, help="As for `lrtrain run`.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
+@click.option("--micro-tokens", type=Count(), default=0, show_default=True)
+@memory_options
+@click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 def doctor(shards: Path, model: str, **options: Any) -> None:
     """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
 
     Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
-    tokenizer; shards; the loss in chunks. A line each, with what to do where one fails.
+    tokenizer; shards; the loss in chunks; memory, with the options of your run. A line each, with
+    what to do where one fails.
     """
     from lrtrain.doctor import examine
     from lrtrain.recipe import TrainRecipe

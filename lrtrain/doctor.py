@@ -33,6 +33,7 @@ from lrtrain.model import (
     load_config,
     load_model,
 )
+from lrtrain.plan import check_memory
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import head_dim_of, parse_rope, set_rope
 from lrtrain.stages import check_tokenizer
@@ -64,6 +65,7 @@ def examine(folder: Path, model: str, recipe: TrainRecipe) -> Iterator[Finding]:
     yield architecture
     if not architecture.ok:
         return
+    yield _finding("memory", lambda: _memory(shards[0], model, recipe))
     yield _finding("RoPE after saving", lambda: _saved_rope(shards[0], model, recipe))
     loaded: list[Any] = []
     yield _finding("RoPE after loading", lambda: _load(shards[0], model, recipe, loaded))
@@ -110,6 +112,10 @@ def _architecture(shards: Shards, model: str) -> str:
         f"{config.model_type}, {config.num_hidden_layers} layers, a window of "
         f"{config.max_position_embeddings:,} tokens"
     )
+
+
+def _memory(shards: Shards, model: str, recipe: TrainRecipe) -> str:
+    return check_memory(shards, load_config(model), recipe, choose_device(recipe.device))
 
 
 def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,20 @@ def load_model(
             attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             trust_remote_code=False,
+            **_straight_to(torch.device(device)),
         )
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
     check_inv_freq(model)
     return model.to(device)
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """transformers reads weights a tensor at a time; to a GPU without a copy of the model in host
+    memory where accelerate is installed."""
+    if device.type == "cpu" or find_spec("accelerate") is None:
+        return {}
+    return {"device_map": {"": device}}
 
 
 def model_fingerprint(path_or_id: str) -> str:

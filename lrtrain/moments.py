@@ -55,8 +55,7 @@ class EightBit:
     def __init__(self, n: int, device: torch.device, offload: bool, signed: bool) -> None:
         self._map = _map(signed).to(device)
         self._least = 0 if signed else 1  # a square lost to zero would make the next step huge
-        zero = int(self._map.abs().argmin())
-        self._codes = zeros(n, torch.uint8, device, offload).fill_(zero)
+        self._codes = zeros(n, torch.uint8, device, offload)  # of scales that are 0: zeros
         self._scales = zeros(n // BLOCK, torch.float32, device, offload)
         self._device, self._offload = device, offload
 

@@ -138,18 +138,20 @@ class AdamW:
         """Take over what `state` gave, parameters included. Raises LongRecipeError unless it is
         of this very model and storage."""
         known = {kept.name: kept for kept in self._kept}
-        missing = set(known)
+        missing = {
+            "steps",
+            *(f"{kind}.{kept.name}" for kept in self._kept for kind in kept.kinds()),
+        }
         for key, value in tensors:
             kind, _, name = key.partition(".")
+            missing.discard(key)
             if key == "steps":
                 self.steps = int(value)
             elif name not in known or not known[name].load(kind, value):
                 raise LongRecipeError(
-                    f"the checkpoint is of another model: it has {key} of shape "
-                    f"{tuple(value.shape)}; remove the run's folder checkpoints"
+                    f"the checkpoint is of another model, or of other --masters or --moments: it "
+                    f"has {key} of shape {tuple(value.shape)}; remove the run's folder checkpoints"
                 )
-            elif kind == known[name].kind:
-                missing.discard(name)
         if missing:
             raise LongRecipeError(
                 f"the checkpoint lacks {min(missing)}; remove the run's folder checkpoints"
@@ -275,6 +277,10 @@ class _Kept:
             for suffix, tensor in moment.tensors():
                 same = tensor.numel() == self.parameter.numel()
                 yield kind + suffix, tensor.view(self.parameter.shape) if same else tensor
+
+    def kinds(self) -> list[str]:
+        """What a checkpoint has of it."""
+        return [self.kind, *(kind for kind, _ in self.moments())]
 
     def load(self, kind: str, value: torch.Tensor) -> bool:
         """Take over what a checkpoint has; False when nothing like it is kept."""

@@ -7,8 +7,9 @@ of the device's peak.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import duration, progress
-from lrdata.shards import open_shards
+from lrdata.shards import Shards, open_shards
 from lrdata.sizes import format_bytes
 from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
 from lrtrain.memory import StepMemory, step_memory
@@ -34,6 +35,18 @@ _RESERVE = 0.05
 """Share of a device's memory that kernels and the allocator are left."""
 _MLP_TOKENS = 8192
 _SMALL_CHUNK = 256
+_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--checkpointing", {"checkpointing": True}),
+    ("--dtype bf16", {"dtype": "bf16"}),
+    ("--moments 8bit", {"moments": "8bit"}),
+    ("--offload optimizer", {"offload": ("optimizer",)}),
+    ("--offload optimizer,activations", {"offload": ("optimizer", "activations")}),
+    (f"--mlp-tokens {_MLP_TOKENS}", {"mlp_tokens": _MLP_TOKENS}),
+    ("--gradients bf16", {"gradients": "bf16"}),
+    ("--masters none", {"masters": "none"}),
+    (f"--chunk-tokens {_SMALL_CHUNK}", {"chunk_tokens": _SMALL_CHUNK}),
+)
+"""What may be added, first what costs least."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +118,25 @@ def make_plan(
         raise LongRecipeError(
             f"--gpu {device_name} is not known; known are {', '.join(PEAK_TFLOPS)}"
         )
-    if device_name is None and torch.cuda.is_available():
+    if device_name is None and recipe.device != "cpu" and torch.cuda.is_available():
         device_name = torch.cuda.get_device_name()
-        memory = memory or torch.cuda.get_device_properties(0).total_memory
-        host_memory = host_memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        on_device, on_host = _memory_here(torch.device("cuda"))
+        memory, host_memory = memory or on_device, host_memory or on_host
     per_step = min(recipe.rows_per_step, rows)
-    joined = max(1, recipe.micro_tokens // shards.train_len)
-    ways = list[Way]()
-    options = list(_ways(recipe))
-    with progress("planning", len(options) + 1) as task:
-        for name, one in options:
-            ways.append(_way(name, config, one, [shards.train_len] * joined))
+    with progress("planning", len(_OPTIONS) + 2) as task:
+
+        def measure(name: str, one: TrainRecipe) -> Way:
             task.advance(note=name)
-            if _fits(ways[-1].memory, memory, host_memory):
-                break
+            return _way(name, config, one, _micro_batch(shards, recipe))
+
+        ways = _until_it_fits(_ways(recipe, measure), memory, host_memory)
+        if _only_the_host_is_full(ways, memory, host_memory):
+            others = _until_it_fits(_ways(recipe, measure, offload=False), memory, host_memory)
+            ways += [way for way in others if way not in ways]
         last = ways[-1]
         whole = replace(last.recipe, checkpointing=True)
         name = last.name if last.recipe == whole else "--checkpointing"
-        full_length = _way(f"full length, {name}", config, whole, [shards.target_len])
+        full_length = _way(name, config, whole, [shards.target_len])
     lengths = ([shards.train_len] * per_step, [shards.target_len] * per_step)
     return Plan(
         model=model,
@@ -146,33 +160,45 @@ def make_plan(
     )
 
 
-def _ways(recipe: TrainRecipe) -> Iterator[tuple[str, TrainRecipe]]:
-    """The recipe as it is, and with one more option each that saves memory."""
-    yield "as asked for", recipe
+def _ways(
+    recipe: TrainRecipe, measure: Callable[[str, TrainRecipe], Way], offload: bool = True
+) -> Iterator[Way]:
+    """The recipe as it is, and with one more option each that saves memory on the device; with no
+    more of what is offloaded unless `offload`."""
+    way = measure("as asked for", recipe)
+    yield way
     options = list[str]()
-    for option, changes in (
-        ("--checkpointing", {"checkpointing": True}),
-        ("--dtype bf16", {"dtype": "bf16"}),
-        ("--moments 8bit", {"moments": "8bit"}),
-        ("--offload optimizer", {"offload": ("optimizer",)}),
-        ("--offload optimizer,activations", {"offload": ("optimizer", "activations")}),
-        (f"--mlp-tokens {_MLP_TOKENS}", {"mlp_tokens": _MLP_TOKENS}),
-        ("--gradients bf16", {"gradients": "bf16"}),
-        ("--masters none", {"masters": "none"}),
-        (f"--chunk-tokens {_SMALL_CHUNK}", {"chunk_tokens": _SMALL_CHUNK}),
-    ):
-        changed: TrainRecipe = replace(recipe, **changes)
-        if changed == recipe or not _saves(changed, recipe):
+    for option, changes in _OPTIONS:
+        changed: TrainRecipe = replace(way.recipe, **changes)
+        if changed == way.recipe or not _asks_less(changed, way.recipe):
             continue
-        if option.startswith("--offload") and options and options[-1].startswith("--offload"):
-            options.pop()  # one list of what is offloaded
-        options.append(option)
-        recipe = changed
-        yield " ".join(options), recipe
+        if not offload and changed.offload != way.recipe.offload:
+            continue
+        name = option.split()[0]  # --offload is one list
+        longer = [*(one for one in options if one.split()[0] != name), option]
+        tried = measure(" ".join(longer), changed)
+        if tried.memory.total < way.memory.total:
+            way, options = tried, longer
+            yield way
 
 
-def _saves(changed: TrainRecipe, recipe: TrainRecipe) -> bool:
-    """Whether a changed recipe asks for less memory than the one that the user gave."""
+def _until_it_fits(ways: Iterator[Way], memory: int | None, host: int | None) -> list[Way]:
+    tried = list[Way]()
+    for way in ways:
+        tried.append(way)
+        if _fits(way.memory, memory, host):
+            break
+    return tried
+
+
+def _only_the_host_is_full(ways: list[Way], memory: int | None, host: int | None) -> bool:
+    return not any(_fits(way.memory, memory, host) for way in ways) and any(
+        _fits(way.memory, memory, None) for way in ways
+    )
+
+
+def _asks_less(changed: TrainRecipe, recipe: TrainRecipe) -> bool:
+    """Whether a changed recipe may take less memory: what is asked for is never taken back."""
     if recipe.device == "cpu" and changed.offload != recipe.offload:
         return False  # host memory is all there is
     whole = 10**9
@@ -191,7 +217,12 @@ def _fits(memory: StepMemory, available: int | None, host: int | None) -> bool |
 
 
 def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> Way:
-    memory = step_memory(
+    return Way(name, recipe, sum(seq_lengths), memory_of(config, recipe, seq_lengths))
+
+
+def memory_of(config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> StepMemory:
+    """The memory of a step whose micro-batches have documents of these lengths."""
+    return step_memory(
         config,
         seq_lengths,
         dtype=TORCH_DTYPES[recipe.dtype],
@@ -200,7 +231,36 @@ def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int]) ->
         activations=recipe.activations,
         on_gpu=recipe.device != "cpu",
     )
-    return Way(name, recipe, sum(seq_lengths), memory)
+
+
+def check_memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch.device) -> str:
+    """What a step of the extend stage takes, in words. Raises LongRecipeError when that is more
+    than this device or host has."""
+    on_device = replace(recipe, device=device.type)
+    memory = memory_of(config, on_device, _micro_batch(shards, recipe))
+    has, host = _memory_here(device)
+    needs = f"a step takes about {format_bytes(memory.total)} on {device}"
+    needs += f" and {format_bytes(memory.host)} of host memory" if memory.host else ""
+    if not _fits(memory, has, host):
+        raise LongRecipeError(
+            f"{needs}; there are {format_bytes(has)}"
+            + (f" and {format_bytes(host)}" if host is not None else "")
+            + "; see which options help: lrtrain plan"
+        )
+    return f"{needs}, of {format_bytes(has)}"
+
+
+def _micro_batch(shards: Shards, recipe: TrainRecipe) -> list[int]:
+    """Document lengths of a micro-batch of extend rows."""
+    return [shards.train_len] * max(1, recipe.micro_tokens // shards.train_len)
+
+
+def _memory_here(device: torch.device) -> tuple[int, int | None]:
+    """Bytes of a device, and of the host beside it."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cpu":
+        return host, None
+    return torch.cuda.get_device_properties(device).total_memory, host
 
 
 def print_plan(plan: Plan, console: "Console | None" = None) -> None:
@@ -228,37 +288,49 @@ def print_plan(plan: Plan, console: "Console | None" = None) -> None:
 def _memory_table(plan: Plan) -> "Table":
     from rich.table import Table
 
+    ways = (*plan.ways, plan.full_length)
+    in_mb = max(way.memory.total for way in ways) < 10**9
+    unit, size_of_unit = ("MB", 10**6) if in_mb else ("GB", 10**9)
     table = Table(
-        title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters, bytes on the device"
+        title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters; {unit} on the device"
     )
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     columns = (
-        *("tokens", "parameters", "masters", "moments", "gradients", "working"),
-        *("together", "host", "fits"),
+        *("tokens", "weights", "masters", "moments", "grads", "working"),
+        *("device", "host", "fits"),
     )
     for name in columns:
         table.add_column(name, justify="right")
-    for way in (*plan.ways, plan.full_length):
+    labels = ["as asked for", *(_added(*two) for two in pairwise(plan.ways)), "full length"]
+    for label, way in zip(labels, ways, strict=True):
         memory, fits = way.memory, plan.fits(way)
         sizes = (
             *(memory.parameters, memory.masters, memory.moments, memory.gradients),
             *(memory.working, memory.total, memory.host),
         )
         table.add_row(
-            way.name,
+            label,
             f"{way.tokens:,}",
-            *(format_bytes(size) if size else "" for size in sizes),
+            *(f"{size / size_of_unit:,.1f}" if size else "" for size in sizes),
             "" if fits is None else "yes" if fits else "no",
         )
     return table
 
 
+def _added(before: Way, way: Way) -> str:
+    """The option by which a way differs from the one before, or all of them."""
+    known, options = (one.name.split(" --") for one in (before, way))
+    kept = [option for option in known if not option.startswith("offload")]
+    grows = before.name == "as asked for" or options[:-1] in (known, kept)
+    return "+ " + ("--" + options[-1].removeprefix("--")) if grows else way.name
+
+
 def _advice(plan: Plan) -> str:
     if plan.available is None:
         return "whether it fits: name the device's memory with --gpu-memory 80GB"
-    room = f"{plan.available / 1e9:,.0f} GB, {_RESERVE:.0%} of it left free"
+    room = f"{plan.available / 2**30:,.0f} GiB, {_RESERVE:.0%} of it left free"
     if plan.host_available is not None:
-        room += f", and {plan.host_available / 1e9:,.0f} GB of host memory"
+        room += f", and {plan.host_available / 2**30:,.0f} GiB of host memory"
     for way in plan.ways:
         if plan.fits(way):
             change = "" if way is plan.ways[0] else f" with {way.name}"

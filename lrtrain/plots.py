@@ -44,8 +44,10 @@ def _draw(lines: list[dict[str, Any]], what: str, picture: Path, curves: Any) ->
 
 
 def _loss_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, Any]]) -> None:
-    colour = COLOURS.get(stage, "grey")
-    axes.plot(steps, [line["loss"] for line in lines], color=colour, lw=1.4, label=stage)
+    colour, dot = COLOURS.get(stage, "grey"), _dot(steps)
+    axes.plot(
+        steps, [line["loss"] for line in lines], color=colour, lw=1.4, marker=dot, label=stage
+    )
     measured = [
         (step, line["holdout_loss"])
         for step, line in zip(steps, lines, strict=True)
@@ -63,11 +65,16 @@ def _loss_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, 
         )
 
 
+def _dot(steps: list[int]) -> str | None:
+    """A marker for what a line does not show."""
+    return "o" if len(steps) == 1 else None
+
+
 def _memory_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, Any]]) -> None:
-    colour = COLOURS.get(stage, "grey")
+    colour, dot = COLOURS.get(stage, "grey"), _dot(steps)
     on_device = [line["peak_memory_bytes"] / _GB for line in lines]
     on_host = [line["peak_host_bytes"] / _GB for line in lines]
     if on_device != on_host:
-        axes.plot(steps, on_device, color=colour, lw=1.4, label=f"{stage}, device")
-    axes.plot(steps, on_host, "--", color=colour, lw=1.4, label=f"{stage}, host")
+        axes.plot(steps, on_device, color=colour, lw=1.4, marker=dot, label=f"{stage}, device")
+    axes.plot(steps, on_host, "--", color=colour, lw=1.4, marker=dot, label=f"{stage}, host")
     axes.set_ylim(bottom=0)

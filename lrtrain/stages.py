@@ -41,6 +41,7 @@ from lrtrain.model import (
     load_model,
     save_model,
 )
+from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
@@ -118,6 +119,8 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     if recipe.stages == ("anneal",) and not shards.rows("replay"):
         raise LongRecipeError(f"{folder} holds no replay rows to anneal on; build with --replay")
+    if device.type == "cuda":  # elsewhere it is not what a run fails by
+        say(_memory(shards, config, recipe, device))
     opened = Run(out, model, shards, recipe, say)
     _check_order(opened)
     _check_files(shards)
@@ -125,6 +128,14 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
         _check_weights(shards, recipe.token_weights)
     _claim(opened)
     return opened
+
+
+def _memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch.device) -> str:
+    """A prediction, which refuses nothing."""
+    try:
+        return f"memory: {check_memory(shards, config, recipe, device)}"
+    except LongRecipeError as problem:
+        return f"memory: {problem}"
 
 
 def check_tokenizer(shards: Shards, model: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from lrtrain import attention
+from lrtrain import attention, plan
 from lrtrain.attention_backends import sdpa
 from lrtrain.cli import main
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
@@ -17,6 +17,7 @@ CHECKS = [
     "shards",
     "tokenizer",
     "architecture",
+    "memory",
     "RoPE after saving",
     "RoPE after loading",
     "attention crosses gaps",
@@ -58,6 +59,20 @@ def test_all_is_well(shards: Path, model: Path, dtype: str) -> None:
     assert list(found) == CHECKS
     assert all(ok for ok, _ in found.values())
     assert "lrtrain run" in result.stdout
+
+
+def test_memory_is_that_of_the_options_and_too_much_of_it_is_said(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = findings(doctor(shards, model, "--dtype", "fp32"))["memory"]
+    less = findings(doctor(shards, model, "--checkpointing", "--chunk-tokens", "64"))["memory"]
+    assert said[0]
+    assert less[0]
+    assert said[1] != less[1]
+    monkeypatch.setattr(plan, "_memory_here", lambda device: (1_000_000, None))
+    found = findings(doctor(shards, model))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["memory"]
+    assert "there are 1.0 MB; see which options help: lrtrain plan" in found["memory"][1]
 
 
 def test_a_damaged_shard_does_not_hide_the_rest(shards: Path, model: Path, tmp_path: Path) -> None:

@@ -66,32 +66,35 @@ def test_working_memory_is_that_of_a_real_step(
         (Activations(checkpointing=True), Storage(gradients="bf16")),
         (Activations(checkpointing=True), Storage(masters="none")),
         (Activations(checkpointing=True), Storage(moments="8bit")),
+        (Activations(checkpointing=True), Storage(offload=True)),
         (Activations(mlp_tokens=32), Storage("none", "bf16", "8bit")),
         (Activations(checkpointing=True, mlp_tokens=32), Storage("none", "bf16", "8bit")),
     ],
     ids=str,
 )
 def test_it_is_with_every_option_that_saves(how: Activations, storage: Storage) -> None:
-    """The MLP is wide here, and the vocabulary small: activations are most of it."""
-    config = tiny_config("llama", num_hidden_layers=3, intermediate_size=256, vocab_size=128)
-    real = measured(config, torch.bfloat16, how, storage)
-    found = step_memory(
-        config,
-        [TOKENS],
-        dtype=torch.bfloat16,
-        activations=how,
-        storage=storage,
-        chunk_tokens=32,
-    )
-    assert found.working + found.gradients == pytest.approx(real.peak, rel=0.02)
-    assert real.host_peak == found.host == 0
+    """With a small vocabulary activations are most of it, with a large one the optimizer's step."""
+    for vocabulary in (128, 6400):
+        config = tiny_config(
+            "llama", num_hidden_layers=2, intermediate_size=256, vocab_size=vocabulary
+        )
+        real = measured(config, torch.bfloat16, how, storage)
+        found = step_memory(
+            config,
+            [TOKENS],
+            dtype=torch.bfloat16,
+            activations=how,
+            storage=storage,
+            chunk_tokens=32,
+        )
+        assert found.working + found.gradients == pytest.approx(real.peak, rel=0.02)
+        assert real.host_peak == found.host == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_offloading_moves_a_row_of_every_layer_to_the_host(dtype: torch.dtype) -> None:
+def test_offloading_moves_a_row_of_every_layer_to_the_host() -> None:
     """All but two of the inputs leave the card: the one in use and the one on its way."""
-    layers, tokens, width = 8, 512, 96
-    config = tiny_config("llama", num_hidden_layers=layers, hidden_size=width, head_dim=16)
+    layers, tokens, width, dtype = 6, 256, 48, torch.bfloat16
+    config = tiny_config("llama", num_hidden_layers=layers)
 
     def found(offload: bool, on_gpu: bool) -> StepMemory:
         return step_memory(
@@ -99,7 +102,7 @@ def test_offloading_moves_a_row_of_every_layer_to_the_host(dtype: torch.dtype) -
             [tokens],
             dtype=dtype,
             activations=Activations(checkpointing=True, offload=offload),
-            chunk_tokens=64,
+            chunk_tokens=tokens,
             on_gpu=on_gpu,
         )
 
@@ -107,7 +110,7 @@ def test_offloading_moves_a_row_of_every_layer_to_the_host(dtype: torch.dtype) -
     one = tokens * width * dtype.itemsize
     assert here.working - away.working == pytest.approx((layers - 2) * one, abs=one / 10)
     assert here.host == 0
-    assert layers * one <= away.host <= (layers + 3) * one, "and what the last norm keeps"
+    assert layers * one <= away.host <= (layers + 1) * one, "and what the last norm keeps"
     assert away.parameters == here.parameters
     assert found(True, False) == found(False, False), "a CPU has no other memory"
 

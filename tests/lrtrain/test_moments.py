@@ -304,7 +304,7 @@ def test_host_memory_is_locked_as_long_as_it_is_there(monkeypatch: pytest.Monkey
     assert tensor.device == CPU
     assert torch.equal(tensor, torch.zeros(1000, dtype=torch.int16))
     assert driver.locked == {tensor.data_ptr(): 2000}
-    view = tensor[10:20]
+    view = tensor.data[10:20]
     del tensor
     gc.collect()
     assert driver.locked

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lrdata.errors import LongRecipeError
-from lrtrain import moments, optim
+from lrtrain import host_memory, moments, optim
 from lrtrain.checkpoint import Checkpoints
+from lrtrain.host_memory import host_zeros
 from lrtrain.optim import EXACT, AdamW, Storage, StoredBytes, stored_bytes
 from lrtrain.schedules import FLOOR, linear_to_zero, warmup_then
 
@@ -274,7 +275,7 @@ def test_frozen_parameters_are_not_in_the_state() -> None:
         ({"master.0.weight": torch.zeros(8, 16)}, "master.0.weight of shape (8, 16)"),
         ({"master.0.weight": torch.tensor(0.0)}, "master.0.weight of shape ()"),
         ({"exp_avg_sq.1.bias": torch.zeros(1)}, "exp_avg_sq.1.bias of shape (1,)"),
-        ({"master.2.bias": None}, "lacks 2.bias"),
+        ({"master.2.bias": None}, "lacks master.2.bias"),
     ],
 )
 def test_the_state_of_another_model_is_refused(
@@ -555,6 +556,16 @@ def test_the_state_of_another_storage_is_refused(
     assert "\n" not in message
 
 
+def test_moments_of_another_type_are_refused() -> None:
+    """torch would take them, rounded."""
+    model = a_model()
+    optimizer = an_optimizer(model)
+    trained(model, optimizer, range(2))
+    rounded = {**kept(optimizer), "exp_avg.0.weight": torch.zeros(16, 8, dtype=torch.bfloat16)}
+    with pytest.raises(LongRecipeError, match=r"exp_avg\.0\.weight of shape \(16, 8\)"):
+        an_optimizer(a_model()).load(rounded.items())
+
+
 def tensors_in(thing: Any) -> Iterator[torch.Tensor]:
     """All that are reached from an object through attributes and containers."""
     if isinstance(thing, torch.Tensor):
@@ -593,6 +604,26 @@ def test_what_is_kept_takes_the_bytes_that_are_said(storage: Storage, dtype: tor
     with torch.device("meta"):
         without_data = a_wide_model(dtype)
     assert stored_bytes(without_data.parameters(), storage) == said
+
+
+@storages
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_halves_and_moments_are_what_goes_to_host_memory(
+    storage: Storage, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, when told to; watched, as on a CPU it is one memory."""
+    made: list[int] = []
+
+    def watched(*shape_and_type: Any) -> torch.Tensor:
+        tensor = host_zeros(*shape_and_type)
+        made.append(tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(host_memory, "host_zeros", watched)
+    model = a_wide_model(dtype)
+    trained(model, an_optimizer(model, storage), range(2))
+    said = stored_bytes(model.parameters(), storage)
+    assert sum(made) == (said.masters + said.moments if storage.offload else 0)
 
 
 def test_what_a_parameter_costs() -> None:

@@ -1,16 +1,23 @@
 """`lrtrain plan`: what a person reads before paying."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 from lrdata.errors import LongRecipeError
+from lrtrain import plan as planning
 from lrtrain.cli import main
 from lrtrain.flops import training_flops
+from lrtrain.memory import StepMemory, step_memory
 from lrtrain.model import load_config
-from lrtrain.plan import ASSUMED_MFU, make_plan
+from lrtrain.plan import ASSUMED_MFU, Plan, Way, make_plan, print_plan
 from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.tiny_runs import ROW, TARGET, build_shards, save_tiny_model
 
@@ -25,15 +32,31 @@ def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _each_step_is_measured_once() -> Iterator[None]:
+    """The same ways come up in most tests; the model is always the same."""
+    known: dict[Any, StepMemory] = {}
+
+    def remembered(config: Any, seq_lengths: list[int], **how: Any) -> StepMemory:
+        key = tuple(seq_lengths), *sorted(how.items(), key=lambda item: item[0])
+        if key not in known:
+            known[key] = step_memory(config, seq_lengths, **how)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "step_memory", remembered)
+        yield
+
+
 def test_each_way_takes_less_than_the_one_before(shards: Path, model: Path) -> None:
     plan = make_plan(shards, str(model), TrainRecipe(dtype="fp32", rows_per_step=4))
     names = [way.name for way in plan.ways]
     assert names[0] == "as asked for"
     assert names[1] == "--checkpointing"
-    assert names[2].endswith("--dtype bf16")
-    working = [way.memory.working for way in plan.ways]
-    assert working[1] < working[0]
-    assert working[-1] < working[0]
+    assert "--mlp-tokens" not in names[-1], "rows are shorter than that"
+    totals = [way.memory.total for way in plan.ways]
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == len(totals)
     assert plan.full_length.memory.working > plan.ways[1].memory.working
     assert plan.full_length.tokens == TARGET
     assert plan.ways[0].tokens == ROW
@@ -99,3 +122,144 @@ def test_without_a_card_it_asks_for_one(shards: Path, model: Path) -> None:
 def test_what_cannot_be_planned_is_one_line(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(LongRecipeError, match="config"):
         make_plan(shards, str(tmp_path), TrainRecipe())
+
+
+# A card and the host beside it
+
+PROCESS = 3 * 10**9
+"""What the host needs for the process itself."""
+
+
+def card(way: Way) -> int:
+    """The memory of a card on which a way just fits, 5 % left free."""
+    return -(-way.memory.total * 100 // 95)
+
+
+def said(shards: Path, model: Path, *words: Any) -> str:
+    """What `lrtrain plan` prints in a wide window, as one line."""
+    command = ["plan", str(shards), "--model", str(model), *map(str, words)]
+    result = CliRunner().invoke(main, command, env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def test_the_first_way_that_fits_both_card_and_host_is_advised(shards: Path, model: Path) -> None:
+    """For every card that a way just fits on, and a host with its room, or one byte less."""
+    recipe = TrainRecipe()
+    ways = make_plan(shards, str(model), recipe).ways
+    assert any(way.memory.host for way in ways)
+    for target in ways:
+        for missing in (0, 1):
+            memory, host = card(target), PROCESS + target.memory.host - missing
+            plan = make_plan(shards, str(model), recipe, memory=memory, host_memory=host)
+            fitting = [
+                way.memory.host + PROCESS <= host and way.memory.total <= memory * 0.95
+                for way in plan.ways
+            ]
+            assert fitting == [bool(plan.fits(way)) for way in plan.ways]
+            assert not any(fitting[:-1]), "nothing is tried after the first that fits"
+            if not missing:
+                assert fitting[-1]
+
+
+@pytest.mark.parametrize("of_the_host", [True, False])
+def test_the_advice_says_what_to_add_and_what_room_there_is(
+    shards: Path, model: Path, of_the_host: bool
+) -> None:
+    ways = make_plan(shards, str(model), TrainRecipe()).ways
+    target = next(way for way in ways if way.name.endswith("--offload optimizer"))
+    words: list[Any] = ["--gpu-memory", card(target)]
+    room = "0 GiB, 5% of it left free"
+    if of_the_host:
+        words += ["--host-memory", PROCESS + target.memory.host]
+        room += ", and 3 GiB of host memory"
+    assert said(shards, model, *words).endswith(
+        f"it fits with --checkpointing --moments 8bit --offload optimizer ({room})"
+    )
+
+
+def test_a_host_without_room_is_not_offloaded_to(shards: Path, model: Path) -> None:
+    """What saves memory on the card alone is tried without it then."""
+    ways = make_plan(shards, str(model), TrainRecipe(device="cpu")).ways
+    memory = card(ways[-1])  # without offloading; nothing before it is as small
+    text = said(shards, model, "--gpu-memory", memory, "--host-memory", PROCESS)
+    advice = text[text.index("it fits") :]
+    assert "--gradients bf16 --masters none" in advice
+    assert "--offload" not in advice
+    asked = said(shards, model, "--gpu-memory", memory)
+    assert "--offload optimizer" in asked[asked.index("it fits") :], "a host of unknown size"
+
+
+def test_a_host_that_holds_nothing_is_said_not_to_fit(shards: Path, model: Path) -> None:
+    text = said(shards, model, "--gpu-memory", "80GB", "--host-memory", PROCESS - 1)
+    assert "nothing here fits 80 GiB, 5% of it left free, and 3 GiB of host memory" in text
+    assert "lrdata build --train-len" in text
+
+
+def _table(plan: Plan) -> list[list[str]]:
+    """The cells of the printed table, a row each."""
+    printed = StringIO()
+    print_plan(plan, Console(width=300, file=printed))
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith(("│", "┃"))]
+    return [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in lines]
+
+
+def test_the_table_has_a_row_for_each_way_and_for_full_length(shards: Path, model: Path) -> None:
+    ways = make_plan(shards, str(model), TrainRecipe()).ways
+    offloaded = next(way for way in ways if "--offload" in way.name)
+    host = PROCESS + offloaded.memory.host
+    plan = make_plan(shards, str(model), TrainRecipe(), memory=card(offloaded), host_memory=host)
+    header, *rows = _table(plan)
+    assert "host" in header[0]
+    assert [row[0] for row in rows] == [
+        "as asked for",
+        "+ --checkpointing",
+        "+ --moments 8bit",
+        "+ --offload optimizer",
+        "full length",
+    ]
+    assert [row[-1] for row in rows] == ["no"] * (len(plan.ways) - 1) + ["yes", "no"]
+    tokens, hosts = [row[1] for row in rows], [row[-2] for row in rows]
+    assert tokens == [f"{ROW}"] * len(plan.ways) + [f"{TARGET}"]
+    assert hosts[:-2] == [""] * (len(plan.ways) - 1), "nothing of them is on the host"
+    assert hosts[-2] == f"{offloaded.memory.host / 1e6:.1f}"
+    assert [bool(row[3]) for row in rows] == [True, True, True, False, False], "masters"
+
+
+# A CPU
+
+
+@pytest.mark.parametrize("words", [(), ("--gpu-memory", 1000), ("--checkpointing",)])
+def test_a_cpu_is_never_advised_to_offload(
+    shards: Path, model: Path, words: tuple[Any, ...]
+) -> None:
+    text = said(shards, model, "--device", "cpu", "--host-memory", PROCESS, *words)
+    assert "--offload" not in text
+    for option in ("--moments 8bit", "--gradients bf16", "--masters none"):
+        assert f"│ + {option}" in text
+
+
+def test_what_a_cpu_offloads_is_in_its_working_memory(shards: Path, model: Path) -> None:
+    asked = TrainRecipe(device="cpu", checkpointing=True, offload=("optimizer", "activations"))
+    plan = make_plan(shards, str(model), asked)
+    without = make_plan(shards, str(model), replace(asked, offload=()))
+    assert [way.memory for way in plan.ways] == [way.memory for way in without.ways]
+    assert all(way.memory.host == 0 for way in plan.ways)
+    assert all(way.recipe.offload == asked.offload for way in plan.ways)
+
+
+def test_a_plan_for_a_cpu_asks_nothing_of_the_card_that_is_here(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Card:
+        total_memory = 80 * 10**9
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    here = make_plan(shards, str(model), TrainRecipe())
+    assert here.available == Card.total_memory
+    assert here.host_available is not None
+    assert here.seconds is not None
+    cpu = make_plan(shards, str(model), TrainRecipe(device="cpu"))
+    assert cpu.available is cpu.host_available is cpu.seconds is None

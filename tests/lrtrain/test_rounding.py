@@ -128,6 +128,15 @@ def test_chance_is_right_on_average(x: float) -> None:
     assert below < mean < above, "it went one way only"
 
 
+@pytest.mark.parametrize("pattern", [0x3F800001, 0x3F80FFFF, 0x00000001, 0xBF80FFFF])
+def test_the_rarest_chance_is_one_of_65536(pattern: int) -> None:
+    """The last digit of fp32 counts: 16 are expected of 2^20 draws, and one is next to certain."""
+    torch.manual_seed(3)
+    x = numbers([pattern])
+    rounded = round_stochastically(x.expand(1 << 20).contiguous())
+    assert 1 <= int((rounded != x.bfloat16()).sum()) <= 40
+
+
 def test_equal_numbers_are_rounded_apart_from_each_other() -> None:
     """Also in one call: else a whole layer would move at once."""
     torch.manual_seed(2)
