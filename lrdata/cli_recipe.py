@@ -19,7 +19,7 @@ _RECIPE = (
         "--positions",
         default="longrecipe",
         show_default=True,
-        help="Position scheme: longrecipe, pose, randpos, full or source.",
+        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full or source.",
     ),
     click.option(
         "--segment-tokens",

@@ -9,11 +9,15 @@ and returns int32 [L], strictly increasing, within [0, T). To add one: write the
 SCHEMES, and test it against its definition.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from lrdata.draws import Stream
+
+_CREAM_DEVIATION = 3.0
+_END_PROMPT = 20
 
 Scheme = Callable[[np.ndarray, np.ndarray, int, Stream], np.ndarray]
 
@@ -78,13 +82,64 @@ def source(
     return kept.astype(np.int32)
 
 
+def cream(
+    kept: np.ndarray, segment_lengths: np.ndarray, target_len: int, stream: Stream
+) -> np.ndarray:
+    """CREAM (arXiv 2406.07138): a head and a tail at the two ends of the window, and between them a
+    block whose end is drawn nearer to the middle than to the ends.
+
+    With f = T / L, head and tail are L / 3 or 4 f tokens each, with equal chance. The block of m
+    tokens ends at U{head + (m - 1) a / 2, ..., a L / 2 - tail - 1}, where a is the floor of a
+    normal (mean f + 1, deviation 3) truncated to [2, 2 f]. Rows of one or two tokens have no parts.
+    """
+    length = len(kept)
+    if length < 3:
+        return full(kept, segment_lengths, target_len, stream)
+    factor = target_len / length
+    ends = (length // 3, min(int(4 * factor), length // 3))[stream.below(2, 1)[0]]
+    block = length - 2 * ends
+    reach = _truncated_normal(factor, stream)
+    least = ends + (block - 1) * reach // 2
+    last = least + int(stream.below(reach * length // 2 - ends - least, 1)[0])
+    places = (
+        np.arange(ends),
+        np.arange(last - block + 1, last + 1),
+        np.arange(target_len - ends, target_len),
+    )
+    return np.concatenate(places).astype(np.int32)
+
+
+def _truncated_normal(factor: float, stream: Stream) -> int:
+    """CREAM's a. Chances are those of a table of multiples of 2^-32, so that every machine draws
+    the same."""
+    edges = [*range(2, int(2 * factor) + 1), 2 * factor]
+    below = [math.erf((edge - factor - 1) / (_CREAM_DEVIATION * math.sqrt(2))) for edge in edges]
+    chances = np.round((np.array(below) - below[0]) * 2.0**31).astype(np.int64)
+    drawn = stream.below(max(int(chances[-1]), 1), 1)[0]
+    return int(np.searchsorted(chances[1:-1], drawn, side="right")) + 2
+
+
+def endprompt(
+    kept: np.ndarray, segment_lengths: np.ndarray, target_len: int, stream: Stream
+) -> np.ndarray:
+    """EndPrompt (arXiv 2605.14589): 0, 1, ..., and the last 20 tokens at the end of the window."""
+    tail = min(_END_PROMPT, len(kept) - 1)
+    skipped = np.array([0, target_len - len(kept)])
+    return _shifted(len(kept), np.array([len(kept) - tail, tail]), skipped)
+
+
 SCHEMES: dict[str, Scheme] = {
     "longrecipe": longrecipe,
     "pose": pose,
     "randpos": randpos,
     "full": full,
     "source": source,
+    "cream": cream,
+    "endprompt": endprompt,
 }
+OF_THE_WINDOW = ("cream", "endprompt")
+"""Schemes that say which tokens of the window a row takes, those that stand at its positions, where
+no sentences are selected (`--impact none`)."""
 
 
 def _shifted(count: int, lengths: np.ndarray, skipped: np.ndarray) -> np.ndarray:

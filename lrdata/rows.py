@@ -41,12 +41,17 @@ class Compressor:
         mask = select.impactful(scores, draws.stream("ties"))
         if recipe.positions == "full":
             chosen = _all_of(window)
+        elif recipe.impact == "none" and recipe.positions in positions.OF_THE_WINDOW:
+            first = np.arange(recipe.train_len, dtype=np.int32)
+            chosen = _at(self._positions(first, np.array([len(first)]), draws))
         else:
             chosen = self._select(window, scores, mask, draws)
-        scheme = positions.SCHEMES[recipe.positions]
-        stream = draws.stream("positions")
-        position_ids = scheme(chosen.tokens, chosen.segments, recipe.target_len, stream)
+        position_ids = self._positions(chosen.tokens, chosen.segments, draws)
         return self._row(window, "extend", chosen, position_ids, mask)
+
+    def _positions(self, kept: np.ndarray, segments: np.ndarray, draws: Draws) -> np.ndarray:
+        scheme = positions.SCHEMES[self.recipe.positions]
+        return scheme(kept, segments, self.recipe.target_len, draws.stream("positions"))
 
     def _select(
         self, window: Window, scores: np.ndarray, mask: np.ndarray, draws: Draws
@@ -134,6 +139,13 @@ class _Chosen(NamedTuple):
     segments: np.ndarray
     piece_starts: np.ndarray
     piece_lengths: np.ndarray
+
+
+def _at(places: np.ndarray) -> _Chosen:
+    """The tokens at places in the window, int32 [L], increasing."""
+    begins = np.flatnonzero(np.diff(places, prepend=places[0] - 2) > 1)
+    lengths = np.diff(begins, append=len(places))
+    return _Chosen(places, lengths, places[begins], lengths.astype(np.int32))
 
 
 def _all_of(window: Window) -> _Chosen:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lrdata.manifest import Manifest
+from lrdata.positions import OF_THE_WINDOW
 
 _TOKEN_COLUMNS = ("position_ids", "impact_mask", "loss_mask", "lsd")
 
@@ -112,6 +113,12 @@ class RowGroup:
     def scheme(self) -> Any:
         return self.manifest.recipe.get("positions")
 
+    @property
+    def takes_places(self) -> bool:
+        """Whether rows took the tokens that stand at their positions in the window."""
+        unselected = self.manifest.recipe.get("impact") == "none"
+        return self.scheme == "source" or (unselected and self.scheme in OF_THE_WINDOW)
+
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
@@ -197,7 +204,7 @@ def _scheme_findings(group: RowGroup, steps: np.ndarray) -> Iterator[Finding]:
         inside[before] = False
         wrong = positions.any(inside & (steps != 1))
         yield "positions jump inside a segment", wrong
-    elif group.scheme == "source":
+    elif group.takes_places:
         offsets = np.repeat(group["segment_starts"].values - before, lengths)
         wrong = positions.any(positions.values != offsets + np.arange(len(offsets)))
         yield "positions are not the tokens' offsets in the window", wrong

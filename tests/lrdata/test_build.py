@@ -18,6 +18,7 @@ from lrdata.build import build
 from lrdata.cli import main
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest, read_manifest
+from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
 from lrdata.shards import Row, open_shards
 from tests.conftest import generated_text
@@ -242,7 +243,7 @@ def test_max_rows_takes_the_first_rows(built: Path, recipe: BuildRecipe, tmp_pat
             assert np.array_equal(one.position_ids, other.position_ids)
 
 
-@pytest.mark.parametrize("scheme", ["pose", "randpos", "source", "full", "longrecipe"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("join", ["attend", "mask"])
 def test_every_scheme_builds(scheme: str, join: str, recipe: BuildRecipe, tmp_path: Path) -> None:
     out = tmp_path / "shards"

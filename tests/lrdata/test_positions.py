@@ -220,3 +220,68 @@ def test_spread_at_the_papers_size(scheme: str, distance: float, last: float) ->
 def test_schemes_spread_in_the_order_that_is_known() -> None:
     spread = {scheme: measure(scheme, rows=30)[0].mean() for scheme in SPREADING}
     assert spread["pose"] < 0.75 * spread["randpos"] < 0.76 * spread["longrecipe"]
+
+
+# CREAM and EndPrompt
+
+
+def cream_reaches(factor: int) -> dict[int, float]:
+    """The chance of each a, by integrating the truncated normal's density."""
+    x = np.linspace(2, 2 * factor, 200_001)
+    density = np.exp(-((x - factor - 1) ** 2) / (2 * 3.0**2))
+    found = {a: float(density[np.floor(x) == a].sum()) for a in range(2, int(2 * factor) + 1)}
+    del found[int(2 * factor)]  # a single point, for a whole factor
+    return {a: share / sum(found.values()) for a, share in found.items()}
+
+
+@pytest.mark.parametrize(("length", "target"), [(300, 1200), (300, 1000), (90, 300), (64, 640)])
+def test_cream_is_a_head_a_block_and_a_tail(length: int, target: int) -> None:
+    factor = target / length
+    seen = set()
+    for seed in range(300):
+        positions = SCHEMES["cream"](row(length), lengths(length), target, Draws(seed).stream("p"))
+        jumps = np.flatnonzero(np.diff(positions) > 1) + 1
+        assert len(jumps) <= 2
+        ends = int(target - positions[jumps[-1]])
+        assert positions[-1] == target - 1
+        assert ends in {length // 3, min(int(4 * factor), length // 3)}
+        seen.add(ends)
+        block = length - 2 * ends
+        last = int(positions[length - ends - 1])
+        assert positions[length - ends - block] == last - block + 1, "the block is contiguous"
+        possible = [
+            a
+            for a in range(2, int(2 * factor) + 1)
+            if ends + (block - 1) * a // 2 <= last <= a * length // 2 - ends - 1
+        ]
+        assert possible, "no a gives this end of the block"
+    assert len(seen) == len({length // 3, min(int(4 * factor), length // 3)})
+
+
+def test_creams_block_ends_as_often_as_its_formula_says() -> None:
+    """Every (head, a, end) is likely by the formula: so every (head, end) is by their sum."""
+    length, target = 12, 48
+    factor, expected = target // length, defaultdict[Hashable, float](float)
+    for ends in (length // 3, min(int(4 * factor), length // 3)):
+        block = length - 2 * ends
+        for a, share in cream_reaches(factor).items():
+            least, most = ends + (block - 1) * a // 2, a * length // 2 - ends - 1
+            for last in range(least, most + 1):
+                expected[last] += 0.5 * share / (most - least + 1)
+    drawn = [
+        int(
+            SCHEMES["cream"](row(length), lengths(length), target, Draws(seed).stream("p"))[
+                length - length // 3 - 1
+            ]
+        )
+        for seed in range(40_000)
+    ]
+    assert_follows(drawn, dict(expected))
+
+
+@pytest.mark.parametrize(("length", "target"), [(100, 1000), (20, 50), (21, 50), (2, 9)])
+def test_endprompt_is_contiguous_but_for_its_end(length: int, target: int) -> None:
+    positions = SCHEMES["endprompt"](row(length), lengths(length), target, Draws(0).stream("p"))
+    tail = min(20, length - 1)
+    expected = [*range(length - tail), *range(target - tail, target)]
+    assert positions.tolist() == expected

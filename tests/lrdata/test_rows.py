@@ -10,6 +10,8 @@ import pytest
 
 from lrdata.draws import Draws
 from lrdata.impact import Scorer
+from lrdata.impact.none import NoImpact
+from lrdata.positions import OF_THE_WINDOW
 from lrdata.recipe import BuildRecipe
 from lrdata.rows import Compressor
 from lrdata.shards import LSD_FIELD, SCHEMA, Row
@@ -30,6 +32,38 @@ def test_a_row_does_not_keep_the_memory_of_its_window(tiny_tokenizer: Path, posi
         arrays = [value for value in held if isinstance(value, np.ndarray)]
         assert len(arrays) == 9
         assert not any(np.shares_memory(array, batch) for array in arrays)
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+@pytest.mark.parametrize("scheme", OF_THE_WINDOW)
+def test_schemes_of_the_window_take_the_tokens_at_their_positions(scheme: str, lead: int) -> None:
+    window = window_of(np.arange(100, 1100 - lead), lead=lead)
+    recipe = BuildRecipe(("c",), "t", 1000, positions=scheme, impact="none")
+    compressor = Compressor(recipe, NoImpact())
+    rows = [
+        compressor.row(replace(window, spans=(Span(Document("d", "s", "f", n), 0, 1000 - lead),)))
+        for n in range(20)
+    ]
+    for row in rows:
+        assert len(row.input_ids) == recipe.train_len
+        np.testing.assert_array_equal(row.input_ids, window.ids[row.position_ids])
+        assert row.position_ids[0] == 0
+        assert row.position_ids[-1] == 999, "the real end of the window"
+        pieces = zip(row.segment_starts, row.segment_lengths, strict=True)
+        places = [np.arange(start, start + length) for start, length in pieces]
+        np.testing.assert_array_equal(np.concatenate(places), row.position_ids)
+        assert len(places) == 1 + np.count_nonzero(np.diff(row.position_ids) > 1)
+    drawn = {tuple(row.position_ids.tolist()) for row in rows}
+    assert len(drawn) == 1 if scheme == "endprompt" else len(drawn) > 10
+
+
+@pytest.mark.parametrize("scheme", OF_THE_WINDOW)
+def test_with_selected_sentences_they_are_positions_alone(scheme: str) -> None:
+    window = window_of(np.arange(100, 1100))
+    recipe = BuildRecipe(("c",), "t", 1000, positions=scheme, impact="random")
+    row = Compressor(recipe, Marks(range(0, 1000, 7))).row(window)
+    assert not np.array_equal(row.input_ids, window.ids[row.position_ids])
+    assert np.count_nonzero(np.diff(row.position_ids) > 1) <= 2
 
 
 # Evidence
