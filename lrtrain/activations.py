@@ -141,6 +141,8 @@ class LayerInputs:
         for place, buffer in enumerate(self._free):
             if buffer.shape == shape:
                 return self._free.pop(place)
+        if self._stream is not None:
+            self._stream.synchronize()  # a buffer may be on its way still
         self._free.clear()  # rows of another length: a stage has one, as a rule
         return host_zeros(shape, self._dtype, self._device)
 
