@@ -34,7 +34,8 @@ _RECIPE = (
         show_default=True,
         help="What makes a token impactful: digits; returns (its type came before, but not lately; "
         "returns:4k: 4k tokens ago or more); lexicon:FILE (see `lrdata lexicon`); "
-        "scores:DIR (see `lrtrain score`); random; or none (keep the start).",
+        "scores:DIR (see `lrtrain score`); random; or none (keep the start, or what cream and "
+        "endprompt place).",
     ),
     click.option(
         "--select",

@@ -86,7 +86,7 @@ class Positioner:
         scheme, segment_tokens = recipe.get("positions"), recipe.get("segment_tokens")
         if scheme not in RETARGETABLE:
             raise LongRecipeError(
-                f"{shards.folder} has positions of the scheme {scheme}, the tokens' own places; "
+                f"{shards.folder} has positions of the scheme {scheme}, not drawn anew; "
                 f"only {', '.join(RETARGETABLE)} can be retargeted: build it again"
             )
         if not isinstance(segment_tokens, int) or segment_tokens < 1:

@@ -44,6 +44,7 @@ class Compressor:
         elif recipe.impact == "none" and recipe.positions in positions.OF_THE_WINDOW:
             first = np.arange(recipe.train_len, dtype=np.int32)
             chosen = _at(self._positions(first, np.array([len(first)]), draws))
+            return self._row(window, "extend", chosen, chosen.tokens, mask)
         else:
             chosen = self._select(window, scores, mask, draws)
         position_ids = self._positions(chosen.tokens, chosen.segments, draws)

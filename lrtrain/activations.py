@@ -8,6 +8,7 @@ Shape legend: S tokens, D hidden width.
 """
 
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lrtrain.host_memory import host_zeros
 
+_LEAVING = 2
+"""Layer inputs that may be on their way to the host at once."""
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -29,7 +33,7 @@ class Activations:
     offload: bool = False
     """Keep the inputs in host memory; needs checkpointing."""
     mlp_tokens: int = 0
-    """Tokens of an MLP at once, each of them computed once more; 0: all."""
+    """Tokens of an MLP at once; 0: all. It is computed once more then, with checkpointing twice."""
     compile: bool = False
     """Fuse the kernels of MLPs and norms with torch.compile."""
 
@@ -46,10 +50,8 @@ def prepare(model: Any, how: Activations) -> None:
             mlp.forward = partial(_in_chunks, mlp.forward, parameters, how.mlp_tokens)
     if how.checkpointing:
         # transformers 5.23 renamed it; machines in the field carry older ones.
-        enable = getattr(
-            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-        )
-        enable({"use_reentrant": False})
+        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
     if how.offload:
         weight = model.model.embed_tokens.weight
         inputs = LayerInputs(weight.device, weight.dtype, weight.shape[1])
@@ -70,28 +72,33 @@ class _Waiting:
 
     def __init__(
         self,
-        host: torch.Tensor,
+        buffer: torch.Tensor,
+        shape: torch.Size,
         free: list[torch.Tensor],
         before: "Callable[[], _Waiting | None]",
     ) -> None:
-        self.host, self._free, self.before = host, free, before
+        self._buffer, self._free, self.before = buffer, free, before
+        self.host = buffer[: shape.numel()].view(shape)
         self.fetched: torch.Tensor | None = None
         self.arrived: Any = None
 
     def __del__(self) -> None:
-        self._free.append(self.host)
+        self._free.append(self._buffer)
 
 
 class LayerInputs:
     """Saved-tensor hooks that keep layer inputs [1, S, D] in host memory, for one model.
 
     Around a model with checkpointing torch saves little else at this level; all that has another
-    shape or dtype stays where it is. Copies go through a stream of their own.
+    shape or dtype stays where it is. Copies go through a stream of their own. What is copied stays
+    on the device until the layer after the next is begun, and the device waits for the copy then:
+    the allocator knows of one stream only, and gives nothing away too early.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, width: int) -> None:
         self._device, self._dtype, self._width = device, dtype, width
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._leaving: deque[tuple[torch.Tensor, Any]] = deque()
         self._last: Callable[[], _Waiting | None] = lambda: None
         self._free: list[torch.Tensor] = []
 
@@ -100,14 +107,16 @@ class LayerInputs:
         is_input = tensor.dim() == 3 and tensor.shape[-1] == self._width
         if not is_input or tensor.dtype != self._dtype or tensor.is_leaf:
             return tensor.detach()  # an output that knew its graph would keep it alive for good
-        waiting = _Waiting(self._buffer(tensor.shape), self._free, self._last)
+        buffer = self._buffer(tensor.numel())
+        waiting = _Waiting(buffer, tensor.shape, self._free, self._last)
         if self._stream is None:
             waiting.host.copy_(tensor)
         else:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 waiting.host.copy_(tensor, non_blocking=True)
-            tensor.record_stream(self._stream)  # its memory is not given away before
+                self._leaving.append((tensor.detach(), self._stream.record_event()))
+            self._let_go(but=_LEAVING)
         self._last = weakref.ref(waiting)
         return waiting
 
@@ -116,35 +125,44 @@ class LayerInputs:
         if not isinstance(packed, _Waiting):
             tensor: torch.Tensor = packed
             return tensor
+        self._let_go(but=0)
         self._fetch(packed)
         assert packed.fetched is not None
         before = packed.before()
         if before is not None:
             self._fetch(before)
         if packed.arrived is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_event(packed.arrived)
-            packed.fetched.record_stream(current)
+            torch.cuda.current_stream(self._device).wait_event(packed.arrived)
         return packed.fetched
+
+    def _let_go(self, but: int) -> None:
+        """Of tensors that were copied, all but the last ones."""
+        while len(self._leaving) > but:
+            _, copied = self._leaving.popleft()
+            torch.cuda.current_stream(self._device).wait_event(copied)
 
     def _fetch(self, waiting: _Waiting) -> None:
         if waiting.fetched is not None:
             return
+        waiting.fetched = torch.empty_like(waiting.host, device=self._device)
         if self._stream is None:
-            waiting.fetched = waiting.host.to(self._device, copy=True)
+            waiting.fetched.copy_(waiting.host)
             return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            waiting.fetched = waiting.host.to(self._device, non_blocking=True)
+            waiting.fetched.copy_(waiting.host, non_blocking=True)
             waiting.arrived = self._stream.record_event()
 
-    def _buffer(self, shape: torch.Size) -> torch.Tensor:
-        for place, buffer in enumerate(self._free):
-            if buffer.shape == shape:
-                return self._free.pop(place)
-        if self._stream is not None:
-            self._stream.synchronize()  # a buffer may be on its way still
-        self._free.clear()  # rows of another length: a stage has one, as a rule
-        return host_zeros(shape, self._dtype, self._device)
+    def _buffer(self, size: int) -> torch.Tensor:
+        """Room for `size` numbers: the smallest that is free, or a new one."""
+        fitting = [place for place, free in enumerate(self._free) if len(free) >= size]
+        if fitting:
+            return self._free.pop(min(fitting, key=lambda place: len(self._free[place])))
+        if self._free:  # too small for rows of now: one goes for each that comes
+            if self._stream is not None:
+                self._stream.synchronize()  # it may be on its way still
+            self._free.pop()
+        return host_zeros(size, self._dtype, self._device)
 
 
 class _Chunks(torch.autograd.Function):

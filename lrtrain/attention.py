@@ -2,7 +2,7 @@
 
 transformers reads every jump in `position_ids` as the start of a new packed document and silently
 cuts attention there: a row with gaps would teach nothing across them. So the trainer registers its
-own attention function and a mask function that makes no mask, and passes the lengths of the row's
+own attention function, for which transformers makes no mask, and passes the lengths of the row's
 documents with every call:
 
     model(input_ids, position_ids=..., seq_lengths=[9824], attention_scale=1.0, use_cache=False)
@@ -40,18 +40,19 @@ def choose_backend(
     device: torch.device = _CPU,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Choose the backend of all later calls; returns its name.
+    """Choose the backend of all later calls; returns its name, with what there is to say of others.
 
     `auto` is the fastest that is right on this device for such `heads`: on a GPU they are tried.
     Raises LongRecipeError for one that is unknown or not installed.
     """
     global _chosen
+    problems = list[str]()
     if name == "auto":
-        name = "sdpa" if heads is None else fastest(heads, device, dtype)
+        name, problems = ("sdpa", []) if heads is None else fastest(heads, device, dtype)
     elif device.type == "cpu" and name in BACKENDS and name not in ON_CPU:
         raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
     _chosen = load_backend(name)
-    return name
+    return f"{name} ({'; '.join(problems)})" if problems else name
 
 
 @contextmanager
@@ -119,13 +120,11 @@ def _attention(
 
 
 def register() -> None:
-    """Make `attn_implementation="longrecipe"` known to transformers. Idempotent."""
+    """Make `attn_implementation="longrecipe"` known to transformers. Idempotent.
+
+    No mask function is registered: transformers makes no mask then, and does not look through the
+    position ids for where one would begin, for which it would wait for the device.
+    """
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, _attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None

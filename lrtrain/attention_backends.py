@@ -42,12 +42,17 @@ def sdpa(
     for length, count in _runs(seq_lengths):
         stop = start + length * count
         q, k, v = (_documents(x[:, :, start:stop], count) for x in (query, key, value))
-        if not query.is_cuda:  # enable_gqa has no efficient CPU backward in all supported versions
+        # Grouped heads have no efficient backward on CPUs in all supported versions, and no kernel
+        # but the one that makes the S x S matrix for fp32 on GPUs.
+        if length == 1 or not query.is_cuda or query.dtype == torch.float32:
             k, v = (_repeat_heads(x, query.shape[1]) for x in (k, v))
-        grouped = k.shape[1] != q.shape[1]
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
-        )
+        if length == 1:  # a token sees itself alone; cuDNN has no kernel for that
+            out = v + 0 * (q + k)
+        else:
+            grouped = k.shape[1] != q.shape[1]
+            out = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
+            )
         outputs.append(out.transpose(1, 2).reshape(1, length * count, *out.shape[1::2]))
         start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
@@ -190,11 +195,14 @@ class Heads:
 
 @dataclass(frozen=True)
 class Trial:
-    """How a backend did: seconds of a forward and backward pass, or why it is not used."""
+    """How a backend did: seconds of a forward and backward pass over one document, and over as
+    many tokens of many, or why it is not used."""
 
     name: str
     seconds: float | None = None
+    packed_seconds: float | None = None
     problem: str | None = None
+    installed: bool = True
 
 
 def try_backends(
@@ -202,35 +210,45 @@ def try_backends(
 ) -> Iterator[Trial]:
     """Try every backend but `dense` on a device: is it right, and how fast.
 
-    Output and gradients on packed documents must be those of `dense` in float64; the time is that
-    of one document of `tokens` tokens.
+    Output and gradients on packed documents must be those of `dense` in float64; the times are
+    those of `tokens` tokens.
     """
     for name in BACKENDS:
         if name == "dense" or (device.type == "cpu" and name not in ON_CPU):
             continue
         try:
             backend = load_backend(name)
+        except LongRecipeError as problem:
+            yield Trial(name, problem=str(problem), installed=False)
+            continue
+        try:
             error = max(largest_errors(backend, heads, device, dtype))
             if not error < _TOLERANCE:
                 yield Trial(name, problem=f"its values are off by {error:.3g}")
                 continue
-            yield Trial(name, seconds=_seconds(backend, heads, device, dtype, tokens))
-        except LongRecipeError as problem:
-            yield Trial(name, problem=str(problem))
+            one = _seconds(backend, heads, device, dtype, [tokens])
+            packed = _seconds(backend, heads, device, dtype, _many_documents(tokens))
+            yield Trial(name, one, packed)
         except Exception as problem:  # a kernel may refuse a card or a shape in any way it likes
             yield Trial(name, problem=one_line(problem))
 
 
-def fastest(heads: Heads, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the fastest backend that is right on this device; on a CPU it is sdpa."""
+def fastest(heads: Heads, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+    """The name of the fastest backend that is right on this device, and why others that are
+    installed were left out; on a CPU it is sdpa. Raises LongRecipeError when none is right."""
     if device.type == "cpu":
-        return "sdpa"
-    timed = [
-        (trial.seconds, trial.name)
-        for trial in try_backends(heads, device, dtype)
-        if trial.seconds is not None
-    ]
-    return min(timed)[1] if timed else "sdpa"
+        return "sdpa", []
+    timed, problems = [], []
+    for trial in try_backends(heads, device, dtype):
+        if trial.seconds is not None and trial.packed_seconds is not None:
+            timed.append((trial.seconds + trial.packed_seconds, trial.name))
+        elif trial.installed:
+            problems.append(f"{trial.name} left out: {trial.problem}")
+    if not timed:
+        raise LongRecipeError(
+            f"no attention backend is right on {device}: {'; '.join(problems)}; use --device cpu"
+        )
+    return min(timed)[1], problems
 
 
 def largest_errors(
@@ -277,19 +295,32 @@ def _inputs(
 
 
 def _seconds(
-    backend: Backend, heads: Heads, device: torch.device, dtype: torch.dtype, tokens: int
+    backend: Backend,
+    heads: Heads,
+    device: torch.device,
+    dtype: torch.dtype,
+    seq_lengths: Sequence[int],
 ) -> float:
     """Of a forward and backward pass; the best of three after one that loads kernels."""
-    inputs = _inputs(heads, tokens, device, dtype)
+    inputs = _inputs(heads, sum(seq_lengths), device, dtype)
     times = []
     for _ in range(4):
         _wait(device)
         started = time.perf_counter()
-        out = backend(inputs[0], inputs[1], inputs[2], [tokens], heads.width**-0.5)
+        out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, heads.width**-0.5)
         torch.autograd.grad(out, inputs, torch.ones_like(out))
         _wait(device)
         times.append(time.perf_counter() - started)
     return min(times[1:])
+
+
+def _many_documents(tokens: int) -> list[int]:
+    """Lengths of documents as replay rows have them, each another, summing to `tokens`."""
+    lengths, left = list[int](), tokens
+    while left > 2 * (len(lengths) + 1):
+        lengths.append(min(left // 2, 100 + 7 * len(lengths)))
+        left -= lengths[-1]
+    return [*lengths, left] if left else lengths
 
 
 def _wait(device: torch.device) -> None:

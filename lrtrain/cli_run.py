@@ -180,7 +180,7 @@ def memory_options(command: Any) -> Any:
     type=Count(),
     default=1,
     show_default=True,
-    help="How many of the last ones stay: three times the fp32 model each.",
+    help="How many of the last ones stay; each has 4 to 12 bytes a parameter.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--compile", is_flag=True, help="Fuse kernels of MLPs and norms: torch.compile.")

@@ -33,6 +33,7 @@ from lrtrain.model import (
     load_config,
     load_model,
 )
+from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import head_dim_of, parse_rope, set_rope
@@ -115,6 +116,8 @@ def _architecture(shards: Shards, model: str) -> str:
 
 
 def _memory(shards: Shards, model: str, recipe: TrainRecipe) -> str:
+    if recipe.moments == "8bit":
+        need_bitsandbytes()
     return check_memory(shards, load_config(model), recipe, choose_device(recipe.device))
 
 

@@ -38,7 +38,7 @@ def host_zeros(
     """A CPU tensor of zeros, page-locked where `device` is a GPU. Raises LongRecipeError when the
     system refuses to lock so much."""
     with _made():
-        tensor = torch.zeros(shape, dtype=dtype)
+        tensor = torch.zeros(shape, dtype=dtype, device="cpu")
     if isinstance(tensor, FakeTensor):
         return tensor
     if device.type == "cuda" and tensor.nbytes:
@@ -48,7 +48,7 @@ def host_zeros(
         if problem:
             raise LongRecipeError(
                 f"cannot lock {format_bytes(tensor.nbytes)} of host memory (CUDA error {problem}); "
-                "leave --offload out, or raise the limit: ulimit -l"
+                "`lrtrain plan` says how much is needed: free some, or offload less"
             )
         weakref.finalize(tensor.untyped_storage(), library.cudaHostUnregister, address)
     return tensor

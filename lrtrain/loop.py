@@ -70,6 +70,8 @@ def train_stage(
     done = saved = _restore(checkpoints, optimizer)
     log.begin(after=done)
     model.train()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         with stop_asked() as stop, progress(stage.name, stage.steps, done) as task:
             started = time.monotonic()
@@ -103,6 +105,10 @@ def train_stage(
                 if stop():
                     raise Stopped
                 started = time.monotonic()  # a checkpoint is no part of the next step
+    except torch.OutOfMemoryError:
+        raise LongRecipeError(
+            f"{stage.name}: {device} ran out of memory; `lrtrain plan` says which options save it"
+        ) from None
     except Stopped:
         if saved < done:
             _save(checkpoints, optimizer, done)

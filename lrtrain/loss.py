@@ -156,7 +156,7 @@ def training_loss(
     Args:
         input_ids, position_ids: int64 [1, S]. weights: float32 [S], 0 at each document's first
             token. seq_lengths: the documents' lengths, summing to S.
-        counted: int64 [N], where weights[1:] are not 0, for a caller who knows; else looked for.
+        counted: int64 [N], where weights[1:] are not 0: the others cost nothing then.
     """
     causal: Any = model
     hidden = causal.model(
@@ -167,9 +167,7 @@ def training_loss(
         use_cache=False,
     ).last_hidden_state[0]
     hidden, targets, weights = hidden[:-1], input_ids[0, 1:], weights[1:]
-    if counted is None:
-        counted = torch.nonzero(weights)[:, 0]
-    if len(counted) < len(weights):
+    if counted is not None:
         hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
     return chunked_weighted_cross_entropy(
         hidden, causal.lm_head.weight, targets, weights, chunk_tokens

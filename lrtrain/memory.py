@@ -182,6 +182,5 @@ def _micro_batch(model: Any, seq_lengths: Sequence[int], chunk_tokens: int) -> N
         seq_lengths,
         torch.ones(tokens),
         chunk_tokens=chunk_tokens,
-        counted=torch.zeros(tokens - 1, dtype=torch.int64),
     )
     (loss / tokens).backward()

@@ -76,11 +76,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes that were taken at most so far: of the device by tensors, of the host by the process
-    (with what is page-locked); on a CPU they are the same."""
+    """Bytes that were taken at most so far: of the device by tensors, since its statistics were
+    reset, of the host by the process, with what is page-locked; on a CPU they are the same."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host
-    return {"peak_memory_bytes": on_device, "peak_host_bytes": host}
+    peaks = {"peak_memory_bytes": on_device, "peak_host_bytes": host}
+    if device.type == "cuda":  # with what it holds and nobody uses
+        peaks["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+    return peaks
 
 
 def note(values: dict[str, Any]) -> str:

@@ -95,6 +95,11 @@ def _blocks(part: slice) -> slice:
     return slice(part.start // BLOCK, -(-part.stop // BLOCK))
 
 
+def need_bitsandbytes() -> None:
+    """Raise LongRecipeError unless 8 bits can be had here."""
+    _functional()
+
+
 @cache
 def _functional() -> Any:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that are not used here

@@ -8,6 +8,7 @@ of the device's peak.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 ASSUMED_MFU = 0.4
 _PROCESS_BYTES = 3 * 10**9
 """Of host memory, for a process with torch and CUDA."""
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _RESERVE = 0.05
 """Share of a device's memory that kernels and the allocator are left."""
 _MLP_TOKENS = 8192
@@ -258,6 +263,9 @@ def _micro_batch(shards: Shards, recipe: TrainRecipe) -> list[int]:
 def _memory_here(device: torch.device) -> tuple[int, int | None]:
     """Bytes of a device, and of the host beside it."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            host = min(host, int(limit.read_text()))
     if device.type == "cpu":
         return host, None
     return torch.cuda.get_device_properties(device).total_memory, host
@@ -286,31 +294,35 @@ def print_plan(plan: Plan, console: "Console | None" = None) -> None:
 
 
 def _memory_table(plan: Plan) -> "Table":
+    from rich import box
     from rich.table import Table
 
     ways = (*plan.ways, plan.full_length)
     in_mb = max(way.memory.total for way in ways) < 10**9
     unit, size_of_unit = ("MB", 10**6) if in_mb else ("GB", 10**9)
     table = Table(
-        title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters; {unit} on the device"
+        title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters, {unit}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("", no_wrap=True)
-    columns = (
-        *("tokens", "weights", "masters", "moments", "grads", "working"),
-        *("device", "host", "fits"),
-    )
+    table.add_column(f"rows of {plan.ways[0].tokens:,}", overflow="fold")
+    columns = ("weights", "optim", "grads", "working", "device", "host", "fits")
     for name in columns:
-        table.add_column(name, justify="right")
-    labels = ["as asked for", *(_added(*two) for two in pairwise(plan.ways)), "full length"]
+        table.add_column(name, justify="right", no_wrap=True)
+    labels = [
+        "as asked for",
+        *(_added(*two) for two in pairwise(plan.ways)),
+        f"full length, {plan.full_length.tokens:,}",
+    ]
     for label, way in zip(labels, ways, strict=True):
         memory, fits = way.memory, plan.fits(way)
         sizes = (
-            *(memory.parameters, memory.masters, memory.moments, memory.gradients),
+            *(memory.parameters, memory.masters + memory.moments, memory.gradients),
             *(memory.working, memory.total, memory.host),
         )
         table.add_row(
             label,
-            f"{way.tokens:,}",
             *(f"{size / size_of_unit:,.1f}" if size else "" for size in sizes),
             "" if fits is None else "yes" if fits else "no",
         )
@@ -322,7 +334,7 @@ def _added(before: Way, way: Way) -> str:
     known, options = (one.name.split(" --") for one in (before, way))
     kept = [option for option in known if not option.startswith("offload")]
     grows = before.name == "as asked for" or options[:-1] in (known, kept)
-    return "+ " + ("--" + options[-1].removeprefix("--")) if grows else way.name
+    return "--" + options[-1].removeprefix("--") if grows else way.name
 
 
 def _advice(plan: Plan) -> str:

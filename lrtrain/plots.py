@@ -19,7 +19,7 @@ def plot_run(metrics: Path, loss: Path, memory: Path) -> bool:
         return False
     lines = read_metrics(metrics)
     _draw(lines, "loss (nats per token)", loss, _loss_curves)
-    _draw(lines, "peak memory (GB)", memory, _memory_curves)
+    _draw(lines, "peak memory of the stage so far (GB)", memory, _memory_curves)
     return True
 
 
@@ -73,7 +73,7 @@ def _dot(steps: list[int]) -> str | None:
 def _memory_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, Any]]) -> None:
     colour, dot = COLOURS.get(stage, "grey"), _dot(steps)
     on_device = [line["peak_memory_bytes"] / _GB for line in lines]
-    on_host = [line["peak_host_bytes"] / _GB for line in lines]
+    on_host = [line.get("peak_host_bytes", 0) / _GB for line in lines]  # older runs lack it
     if on_device != on_host:
         axes.plot(steps, on_device, color=colour, lw=1.4, marker=dot, label=f"{stage}, device")
     axes.plot(steps, on_host, "--", color=colour, lw=1.4, marker=dot, label=f"{stage}, host")

@@ -3,13 +3,14 @@
     RUN/recipe.json      what was asked for      RUN/extend/   the extended model
     RUN/metrics.jsonl    a line a step           RUN/anneal/   the same after replay
     RUN/loss.png         the same as a picture   RUN/merged/   averaged with the original model
-    RUN/memory.png       the peak by step        RUN/tensorboard/   with --tensorboard
+    RUN/memory.png       the peak so far         RUN/tensorboard/   with --tensorboard
 
 Each model is a plain Hugging Face folder that appears when it is complete: a stage whose folder is
 there is done, and the same command goes on with the next one. A stage that was stopped goes on from
 its last checkpoint in RUN/checkpoints, which go when it is done.
 """
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from lrtrain.model import (
     load_model,
     save_model,
 )
+from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
 from lrtrain.recipe import TrainRecipe
@@ -99,6 +101,7 @@ def _stages(opened: Run) -> Iterator[Path]:
             _merge(opened)
         else:
             _train(opened, stage)
+            _free_memory()
         yield opened.folder(stage)
 
 
@@ -107,12 +110,11 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     parse_rope(recipe.rope)
     if recipe.tensorboard:
         summary_writer()
+    if recipe.moments == "8bit":
+        need_bitsandbytes()
     device = choose_device(recipe.device)
     config = load_config(model)
     check_architecture(config, model)
-    dtype = TORCH_DTYPES[recipe.dtype]
-    backend = choose_backend(recipe.attention, heads_of(config), device, dtype)
-    say(f"attention: {backend}, on {device}")
     check_extensible(config, model, shards.target_len)
     check_tokenizer(shards, model)
     if "extend" in recipe.stages and not shards.rows("extend"):
@@ -126,6 +128,8 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
     _check_files(shards)
     if "extend" in recipe.stages:
         _check_weights(shards, recipe.token_weights)
+    backend = choose_backend(recipe.attention, heads_of(config), device, TORCH_DTYPES[recipe.dtype])
+    say(f"attention: {backend}, on {device}")
     _claim(opened)
     return opened
 
@@ -263,6 +267,13 @@ def _train(opened: Run, name: str) -> None:
         if stop():
             raise KeyboardInterrupt
     _clean(opened, name)
+
+
+def _free_memory() -> None:
+    """Of the model of a stage, before the next one is loaded: it refers to itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _clean(opened: Run, name: str) -> None:

@@ -53,7 +53,10 @@ def accumulate(
 def batch_loss(model: Any, batch: Batch, options: LossOptions) -> torch.Tensor:
     """sum(w * CE) of a flat batch in host memory."""
     device = options.device
-    counted = torch.nonzero(batch.weights[1:])[:, 0]  # here: on the device it would wait for it
+    # Looked for here: the device would make the host wait. None: all of them count.
+    counted = torch.nonzero(batch.weights[1:])[:, 0] if batch.weights[1:].eq(0).any() else None
+    if counted is not None and device.type == "cuda":
+        counted = counted.pin_memory().to(device, non_blocking=True)
     return training_loss(
         model,
         batch.input_ids.to(device, non_blocking=True).long(),
@@ -62,5 +65,5 @@ def batch_loss(model: Any, batch: Batch, options: LossOptions) -> torch.Tensor:
         batch.weights.to(device, non_blocking=True),
         options.attention_scale,
         options.chunk_tokens,
-        counted=counted.to(device, non_blocking=True),
+        counted=counted,
     )

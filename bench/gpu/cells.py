@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a machine without pip needs no installation
 
+from lrdata.errors import one_line
 from lrtrain.activations import prepare
 from lrtrain.attention import IMPLEMENTATION, choose_backend, heads_of, register
 from lrtrain.attention_backends import Heads, largest_errors, load_backend, try_backends
@@ -240,9 +241,9 @@ def main() -> None:
     try:
         found = CELLS[name](**arguments)
     except torch.cuda.OutOfMemoryError as problem:
-        found = {"skipped": f"out of memory: {str(problem).splitlines()[0][:120]}"}
+        found = {"skipped": f"out of memory: {one_line(problem)[:120]}"}
     except (Exception, MemoryError) as problem:
-        found = {"skipped": f"{type(problem).__name__}: {str(problem).splitlines()[0][:160]}"}
+        found = {"skipped": f"{type(problem).__name__}: {one_line(problem)[:160]}"}
     found["cell_seconds"] = time.perf_counter() - started
     print(json.dumps(found))
 

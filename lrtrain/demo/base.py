@@ -308,6 +308,7 @@ def _accumulate(model: Any, draw: np.random.Generator, pieces: Pieces, phase: Ph
         torch.arange(length).repeat(count)[None],
         [length] * count,
         torch.from_numpy(weights.reshape(-1)),
+        counted=torch.from_numpy(np.flatnonzero(weights.reshape(-1)[1:])),
     ) / float(weights.sum())
     loss.backward()
     return float(loss.detach())

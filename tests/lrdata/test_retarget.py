@@ -401,7 +401,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "full": (
         lambda f: edit(f, lambda m: m["recipe"].update(positions="full")),
         "4k",
-        "has positions of the scheme full, the tokens' own places",
+        "has positions of the scheme full, not drawn anew",
     ),
     "source": (
         lambda f: edit(f, lambda m: m["recipe"].update(positions="source")),

@@ -1,5 +1,6 @@
 """Every kernel equals the definition in float64; the choice is of those that do."""
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
@@ -55,7 +56,7 @@ def test_a_gpu_has_a_choice_and_takes_the_fastest() -> None:
     trials = list(try_backends(HEADS, torch.device("cuda"), torch.bfloat16, 4096))
     timed = {trial.name: trial.seconds for trial in trials if trial.seconds is not None}
     assert "sdpa" in timed
-    assert fastest(HEADS, torch.device("cuda"), torch.bfloat16) in timed
+    assert fastest(HEADS, torch.device("cuda"), torch.bfloat16)[0] in timed
 
 
 def _blind(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
@@ -190,3 +191,49 @@ def test_an_older_varlen_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ends_are_made_once_for_all_layers() -> None:
     assert cumulative((2, 3), CPU) is cumulative((2, 3), CPU)
     assert cumulative((2, 3), CPU).tolist() == [0, 2, 5]
+
+
+def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
+    """The choice that a GPU is given, of these backends alone, made on a CPU."""
+    for name, backend in loaders.items():
+        monkeypatch.setitem(attention_backends._LOADERS, name, lambda backend=backend: backend)
+    monkeypatch.setattr(attention_backends, "BACKENDS", (*loaders, "flash3"))
+    real = try_backends
+
+    def on_the_cpu(heads: Heads, device: torch.device, dtype: torch.dtype) -> Any:
+        monkeypatch.setattr(attention_backends, "ON_CPU", attention_backends.BACKENDS)
+        return real(heads, CPU, torch.float32, 256)
+
+    monkeypatch.setattr(attention_backends, "try_backends", on_the_cpu)
+
+
+def test_the_fastest_of_those_that_are_right_is_taken_and_others_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+        time.sleep(0.02)
+        return sdpa(q, k, v, lengths, scale)
+
+    load_backend.cache_clear()
+    _as_if_on_a_gpu(monkeypatch, slow=slow, sdpa=sdpa, wrong=_unscaled)
+    name, problems = fastest(HEADS, torch.device("cuda"), torch.float32)
+    load_backend.cache_clear()
+    assert name == "sdpa"
+    (problem,) = problems
+    assert problem.startswith("wrong left out: its values are off by"), "flash3 is not installed"
+
+
+def test_no_backend_that_is_right_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_backend.cache_clear()
+    _as_if_on_a_gpu(monkeypatch, blind=_blind)
+    with pytest.raises(LongRecipeError, match=r"no attention backend is right on cuda: blind left"):
+        fastest(HEADS, torch.device("cuda"), torch.float32)
+    load_backend.cache_clear()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 256, 16_384])
+def test_many_documents_sum_to_the_tokens(tokens: int) -> None:
+    lengths = attention_backends._many_documents(tokens)
+    assert sum(lengths) == tokens
+    assert min(lengths) >= 1
+    assert tokens < 1000 or len(set(lengths)) > 10

@@ -318,8 +318,8 @@ def test_host_memory_that_cannot_be_locked_is_an_error(monkeypatch: pytest.Monke
     with pytest.raises(LongRecipeError) as problem:
         host_zeros((2, 1 << 20), torch.float32, torch.device("cuda"))
     assert str(problem.value) == (
-        "cannot lock 8.4 MB of host memory (CUDA error 2); leave --offload out, or raise the "
-        "limit: ulimit -l"
+        "cannot lock 8.4 MB of host memory (CUDA error 2); `lrtrain plan` says how much is needed: "
+        "free some, or offload less"
     )
     assert not is_being_made()
 

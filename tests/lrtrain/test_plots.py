@@ -128,7 +128,7 @@ def test_memory_is_drawn_for_the_device_and_its_host(tmp_path: Path, figures: li
         "anneal, host": ([7, 8, 9, 10], [2, 4, 6, 8]),
     }
     (axes,) = figures[1].axes
-    assert axes.get_ylabel() == "peak memory (GB)"
+    assert axes.get_ylabel() == "peak memory of the stage so far (GB)"
     assert axes.get_ylim()[0] == 0
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_shards
+from lrtrain import loop
 from lrtrain.cli import main
 from lrtrain.metrics import read_metrics
 from lrtrain.recipe import TrainRecipe
@@ -455,3 +457,14 @@ def _build_smollm2_shards(base: Path, out: Path, target: int) -> None:
         chat_template=True,
     )
     build(recipe, out, workers=1)
+
+
+def test_too_little_memory_says_where_help_is(
+    shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nand more")
+
+    monkeypatch.setattr(loop, "accumulate", full)
+    with pytest.raises(LongRecipeError, match="extend: cpu ran out of memory; `lrtrain plan` says"):
+        run(shards, str(model), tmp_path / "run", TrainRecipe(device="cpu"), lambda _: None)
