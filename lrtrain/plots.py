@@ -77,4 +77,5 @@ def _memory_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str
     if on_device != on_host:
         axes.plot(steps, on_device, color=colour, lw=1.4, marker=dot, label=f"{stage}, device")
     axes.plot(steps, on_host, "--", color=colour, lw=1.4, marker=dot, label=f"{stage}, host")
-    axes.set_ylim(bottom=0)
+    highest = max(max(line.get_ydata()) for line in axes.lines)  # of all stages so far
+    axes.set_ylim(0, 1.15 * highest or 1)

@@ -132,6 +132,15 @@ def test_memory_is_drawn_for_the_device_and_its_host(tmp_path: Path, figures: li
     assert axes.get_ylim()[0] == 0
 
 
+def test_a_later_stage_that_takes_more_is_in_the_picture(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    metrics = write_metrics(tmp_path, ("anneal", "extend"))  # the second has more steps, and more
+    plot_run(metrics, tmp_path / "loss.png", tmp_path / "memory.png")
+    (axes,) = figures[1].axes
+    assert axes.get_ylim()[1] > max(max(heights) for _, heights in curves(figures[1]).values())
+
+
 def test_on_a_cpu_the_same_memory_is_drawn_once(tmp_path: Path, figures: list[Figure]) -> None:
     metrics = write_metrics(tmp_path, gpu=False)
     plot_run(metrics, tmp_path / "loss.png", tmp_path / "memory.png")
