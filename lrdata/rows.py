@@ -39,15 +39,14 @@ class Compressor:
         draws = Draws(recipe.seed, *window.key)
         scores = self.scorer.score(window, draws)
         mask = select.impactful(scores, draws.stream("ties"))
-        if recipe.positions == "full":
-            chosen = _all_of(window)
-        elif recipe.impact == "none" and recipe.positions in positions.OF_THE_WINDOW:
+        if recipe.impact == "none" and recipe.positions in positions.OF_THE_WINDOW:
             first = np.arange(recipe.train_len, dtype=np.int32)
-            chosen = _at(self._positions(first, np.array([len(first)]), draws))
-            return self._row(window, "extend", chosen, chosen.tokens, mask)
+            position_ids = self._positions(first, np.array([len(first)]), draws)
+            chosen = _at(position_ids)
         else:
-            chosen = self._select(window, scores, mask, draws)
-        position_ids = self._positions(chosen.tokens, chosen.segments, draws)
+            whole = recipe.positions == "full"
+            chosen = _all_of(window) if whole else self._select(window, scores, mask, draws)
+            position_ids = self._positions(chosen.tokens, chosen.segments, draws)
         return self._row(window, "extend", chosen, position_ids, mask)
 
     def _positions(self, kept: np.ndarray, segments: np.ndarray, draws: Draws) -> np.ndarray:

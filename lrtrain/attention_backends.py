@@ -92,6 +92,26 @@ def dense(
     return (weights.to(v.dtype) @ v).transpose(1, 2)
 
 
+def _packed(kernel: Callable[..., Any]) -> Backend:
+    """A backend from a kernel that takes [S, H, D] each, documents' ends, the longest, a scale."""
+
+    def backend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        seq_lengths: Sequence[int],
+        scale: float,
+    ) -> torch.Tensor:
+        flat = (x[0].transpose(0, 1) for x in (query, key, value))
+        ends = cumulative(tuple(seq_lengths), query.device)
+        out = kernel(*flat, ends, max(seq_lengths), scale)
+        # Some also return the logsumexp.
+        states: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return states[None]
+
+    return backend
+
+
 def _load_varlen() -> Backend:
     """torch's own variable-length flash attention; older ones know no grouped heads."""
     varlen_attn: Any = import_module("torch.nn.attention.varlen").varlen_attn
@@ -101,28 +121,12 @@ def _load_varlen() -> Backend:
     if missing:
         raise ImportError(f"that of torch {torch.__version__} has no {', '.join(sorted(missing))}")
 
-    def varlen(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        seq_lengths: Sequence[int],
-        scale: float,
-    ) -> torch.Tensor:
-        ends = cumulative(tuple(seq_lengths), query.device)
-        longest = max(seq_lengths)
-        out: torch.Tensor = varlen_attn(
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
-            ends,
-            ends,
-            longest,
-            longest,
-            scale=scale,
-            window_size=(-1, 0),
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-        return out[None]
+    def kernel(q: Any, k: Any, v: Any, ends: torch.Tensor, longest: int, scale: float) -> Any:
+        grouped = k.shape[1] != q.shape[1]
+        sizes = (ends, ends, longest, longest)
+        return varlen_attn(q, k, v, *sizes, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
 
-    return varlen
+    return _packed(kernel)
 
 
 def _load_flash(module: str) -> Callable[[], Backend]:
@@ -131,29 +135,12 @@ def _load_flash(module: str) -> Callable[[], Backend]:
     def load() -> Backend:
         function: Any = import_module(module).flash_attn_varlen_func
 
-        def flash(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            seq_lengths: Sequence[int],
-            scale: float,
-        ) -> torch.Tensor:
-            ends = cumulative(tuple(seq_lengths), query.device)
-            longest = max(seq_lengths)
-            out = function(
-                *(x[0].transpose(0, 1) for x in (query, key, value)),
-                cu_seqlens_q=ends,
-                cu_seqlens_k=ends,
-                max_seqlen_q=longest,
-                max_seqlen_k=longest,
-                softmax_scale=scale,
-                causal=True,
-            )
-            # Some also return the logsumexp.
-            flat: torch.Tensor = out[0] if isinstance(out, tuple) else out
-            return flat[None]
+        def kernel(q: Any, k: Any, v: Any, ends: torch.Tensor, longest: int, scale: float) -> Any:
+            documents = {"cu_seqlens_q": ends, "cu_seqlens_k": ends}
+            sizes = {"max_seqlen_q": longest, "max_seqlen_k": longest}
+            return function(q, k, v, **documents, **sizes, softmax_scale=scale, causal=True)
 
-        return flash
+        return _packed(kernel)
 
     return load
 

@@ -125,9 +125,9 @@ class AdamW:
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All that the next step depends on, by name."""
+        if self._kept and self._kept[0].parameter.is_cuda:
+            torch.cuda.synchronize()  # host memory may be written to still
         for kept in self._kept:
-            if kept.parameter.is_cuda:
-                torch.cuda.synchronize(kept.parameter.device)  # host memory may be written to still
             yield f"{kept.kind}.{kept.name}", kept.known()
             for kind, tensor in kept.moments():
                 yield f"{kind}.{kept.name}", tensor

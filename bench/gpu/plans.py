@@ -13,7 +13,7 @@ EXACT_8BIT = {
     "offload": ["optimizer", "activations"],
 }
 """8B on one card: all but the moments is as exact as without it."""
-LEAST = {**EXACT_8BIT, "masters": "none", "mlp_tokens": 8192}
+LEAST = {**EXACT_8BIT, "masters": "none"}
 CHECKPOINTING = {"checkpointing": True}
 TRAINED = ("short", "short-least", "long")
 """The long row, and the short one with the same options, for the ratio."""

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from lrtrain import recipe
 from lrtrain.cli import main
+from lrtrain.cli_run import run
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
 
@@ -92,3 +95,22 @@ def test_an_unexpected_error_names_debug(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not json")
     message = refused(1, "merge", tmp_path, model, "--out", tmp_path / "out")
     assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("schedule", recipe.SCHEDULES),
+        ("dtype", recipe.DTYPES),
+        ("masters", recipe.MASTERS),
+        ("gradients", recipe.GRADIENTS),
+        ("moments", recipe.MOMENTS),
+        ("token_weights", tuple(recipe.WEIGHTS)),
+    ],
+)
+def test_choices_of_run_are_those_of_the_recipe(option: str, known: tuple[str, ...]) -> None:
+    """They are written twice, so that --help imports no torch."""
+    (found,) = (one for one in run.params if one.name == option)
+    assert isinstance(found.type, click.Choice)
+    assert tuple(found.type.choices) == known
+    assert found.default == getattr(recipe.TrainRecipe(), option)

@@ -1,7 +1,9 @@
 """Whole runs: every stage's folder, the metrics, what is refused before the first step."""
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_shards
-from lrtrain import loop
+from lrtrain import loop, stages
 from lrtrain.cli import main
 from lrtrain.metrics import read_metrics
 from lrtrain.recipe import TrainRecipe
@@ -468,3 +470,33 @@ def test_too_little_memory_says_where_help_is(
     monkeypatch.setattr(loop, "accumulate", full)
     with pytest.raises(LongRecipeError, match="extend: cpu ran out of memory; `lrtrain plan` says"):
         run(shards, str(model), tmp_path / "run", TrainRecipe(device="cpu"), lambda _: None)
+
+
+@pytest.mark.parametrize("offload", [(), ("activations",)])
+def test_a_stages_model_is_gone_before_the_next_is_loaded(
+    shards: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offload: tuple[str, ...],
+) -> None:
+    """It refers to itself where its layers were changed, and a card has no room for two."""
+    real, seen = stages.load_model, list[weakref.ref[Any]]()
+
+    def watched(*args: Any, **options: Any) -> Any:
+        assert not any(one() is not None for one in seen), "the model before is still there"
+        loaded = real(*args, **options)
+        seen.append(weakref.ref(loaded))
+        return loaded
+
+    monkeypatch.setattr(stages, "load_model", watched)
+    recipe = TrainRecipe(
+        steps=1, anneal_steps=1, mlp_tokens=32, checkpointing=True, offload=offload, device="cpu"
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        run(shards, str(model), tmp_path / "run", recipe, lambda _: None)
+    finally:
+        gc.enable()
+    assert len(seen) == 2
