@@ -17,14 +17,16 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from lrdata.errors import LongRecipeError
+from lrdata.progress import progress
 from lrdata.scores import KEY_GAIN, KEY_LOG_PROB, SCORES, ScoredWindow, Scores, open_scores
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
+from lrtrain.evaluate.models import LoadedModel
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +67,14 @@ class LongPplCell:
     bytes: tuple[int, ...]
     left_out: int
     """Windows whose text the model's tokenizer does not spell."""
+
+    @property
+    def tokens_read(self) -> int:
+        return sum(self.context)
+
+    @property
+    def longest_read(self) -> int:
+        return max(self.context)
 
 
 class KeyWindows:
@@ -262,3 +272,23 @@ def measure(
         bytes=tuple(sizes),
         left_out=len(source.indices) - len(windows),
     )
+
+
+@dataclass(frozen=True)
+class LongPplSuite:
+    """All windows of a score folder that have key tokens, whatever lengths are asked for."""
+
+    keys: KeyWindows
+    name: ClassVar[str] = "longppl"
+
+    def settings(self) -> dict[str, object]:
+        return {"keys": self.keys.settings()}
+
+    def cells(self, loaded: LoadedModel) -> Iterator[LongPplCell]:
+        """One cell. Raises LongRecipeError where there is nothing to measure, see `measure`."""
+        name = loaded.spec.name
+        with progress(f"{name}: longppl", len(self.keys.indices)) as task:
+            for cell in measure(loaded.model, loaded.device, name, self.keys, loaded.tokenizer):
+                task.advance()
+                if cell:
+                    yield cell

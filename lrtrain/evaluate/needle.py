@@ -15,16 +15,19 @@ same ones, in whatever order models and lengths come.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from lrdata.draws import Draws, Stream
 from lrdata.errors import LongRecipeError
+from lrdata.progress import progress
 from lrdata.sentences import sentence_lengths, sentence_tables
 from lrdata.tokenizer import Tokenizer
+from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.text import Text, encode_text
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +112,14 @@ class NeedleCell:
     depth: float
     exact: tuple[bool, ...]
     share: tuple[float, ...]
+
+    @property
+    def tokens_read(self) -> int:
+        return self.length * len(self.exact)
+
+    @property
+    def longest_read(self) -> int:
+        return self.length
 
 
 class Haystack:
@@ -235,3 +246,45 @@ def measure(
             len(batch),
             NeedleCell(name, length, depth, tuple(exact), tuple(share)) if done else None,
         )
+
+
+@dataclass(frozen=True)
+class NeedleSuite:
+    """Needles at every length and depth: `samples` prompts for each, drawn with `seed`."""
+
+    haystack: Text
+    lengths: Sequence[int]
+    depths: Sequence[float]
+    samples: int
+    template: NeedleTemplate
+    seed: int
+    name: ClassVar[str] = "needle"
+
+    def settings(self) -> dict[str, object]:
+        return {
+            "depths": list(self.depths),
+            "samples": self.samples,
+            "seed": self.seed,
+            "template": asdict(self.template),
+            "haystack": self.haystack.describe(),
+        }
+
+    def cells(self, loaded: LoadedModel) -> Iterator[NeedleCell]:
+        """A cell for each length and depth. Raises LongRecipeError where a prompt has no room."""
+        filler = Haystack(encode_text(self.haystack, loaded.tokenizer), loaded.tokenizer)
+        maker = PromptMaker(self.template, filler, loaded.tokenizer)
+        maker.make(self.seed, min(self.lengths), 0.0, 0)  # too short a length: say so at once
+        total = len(self.lengths) * len(self.depths) * self.samples
+        with progress(f"{loaded.spec.name}: needle", total) as task:
+            for length in self.lengths:
+                for depth in self.depths:
+                    prompts = [
+                        maker.make(self.seed, length, depth, sample)
+                        for sample in range(self.samples)
+                    ]
+                    for done, cell in measure(
+                        loaded.model, loaded.device, loaded.spec.name, prompts, length, depth
+                    ):
+                        task.advance(done, note=f"{length:,} tokens, depth {depth:.0%}")
+                        if cell:
+                            yield cell

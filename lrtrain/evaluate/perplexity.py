@@ -6,14 +6,17 @@ through the text; when there are more than asked for, evenly spread ones are tak
 tokenizer that adds a start-of-text token, it is the window's first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from lrdata.errors import LongRecipeError
+from lrdata.progress import progress
 from lrdata.tokenizer import Tokenizer
+from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.text import Holdout, Text
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +45,16 @@ class PerplexityCell:
     tokens: tuple[int, ...]
     bytes: tuple[int, ...]
 
+    @property
+    def tokens_read(self) -> int:
+        return self.length * len(self.nats)
 
-def stride_for(lengths: list[int]) -> int:
+    @property
+    def longest_read(self) -> int:
+        return self.length
+
+
+def stride_for(lengths: Sequence[int]) -> int:
     """Targets per window: half the shortest context, at most 1,024."""
     return min(MAX_STRIDE, min(lengths) // 2)
 
@@ -132,3 +143,39 @@ def measure(
             tuple(int(sizes[streams[s.stream][s.stop - stride : s.stop]].sum()) for s in spans),
         )
         yield len(batch), cell if done else None
+
+
+@dataclass(frozen=True)
+class PerplexitySuite:
+    """The same targets after every length of context: `windows` spans of them."""
+
+    text: Text | Holdout
+    lengths: Sequence[int]
+    windows: int
+    name: ClassVar[str] = "ppl"
+
+    def settings(self) -> dict[str, object]:
+        stride = stride_for(self.lengths)
+        return {"windows": self.windows, "stride": stride, **self.text.settings()}
+
+    def cells(self, loaded: LoadedModel) -> Iterator[PerplexityCell]:
+        """A cell for each length. Raises LongRecipeError where the text is too short."""
+        tokenizer, stride = loaded.tokenizer, stride_for(self.lengths)
+        streams = self.text.streams(tokenizer)
+        spans = target_spans(
+            [len(stream) for stream in streams],
+            max(self.lengths),
+            stride,
+            self.windows,
+            bos=tokenizer.bos_id is not None,
+            where=self.text.origin,
+        )
+        name = loaded.spec.name
+        with progress(f"{name}: perplexity", len(self.lengths) * len(spans)) as task:
+            for length in self.lengths:
+                for done, cell in measure(
+                    loaded.model, loaded.device, name, streams, spans, length, stride, tokenizer
+                ):
+                    task.advance(done, note=f"{length:,} tokens")
+                    if cell:
+                        yield cell

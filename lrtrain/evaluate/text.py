@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,52 @@ class Text:
     documents: list[str]
     origin: str
     sha256: str
+
+    def streams(self, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """What a model reads of it, int32 each: see `encode_text`."""
+        return [encode_text(self, tokenizer)]
+
+    def describe(self) -> dict[str, str]:
+        """What is to be said of it in a report."""
+        return {"origin": self.origin, "sha256": self.sha256}
+
+    def settings(self) -> dict[str, object]:
+        """The same, where it is what a suite is measured on."""
+        return {"text": self.describe(), "shards": None}
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The holdout rows of a dataset, as a text that a suite is measured on."""
+
+    folder: Path
+
+    @property
+    def origin(self) -> str:
+        return str(self.folder)
+
+    def streams(self, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """What a model reads of it, int32 each: see `holdout_rows`."""
+        return holdout_rows(self.folder, tokenizer)
+
+    def settings(self) -> dict[str, object]:
+        """What is to be said of it in a report."""
+        return {"text": None, "shards": self.folder.name}
+
+
+class Texts:
+    """The texts of one evaluation, each read once. `longest`: tokens of the longest context."""
+
+    def __init__(self, longest: int) -> None:
+        self._read = cache(lambda path: read_text(path, longest))
+
+    def read(self, path: Path | None) -> Text:
+        """See `read_text`."""
+        return self._read(path)
+
+    def held_out(self, path: Path | None, shards: Path | None) -> Text | Holdout:
+        """The holdout rows of `shards` if there is such a dataset, else the text at `path`."""
+        return Holdout(shards) if shards else self.read(path)
 
 
 def read_text(path: Path | None, longest: int) -> Text:

@@ -18,6 +18,8 @@ from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate import NeedleTemplate, Report, evaluate
 from lrtrain.evaluate.models import load_model
+from lrtrain.evaluate.needle import NeedleCell
+from lrtrain.evaluate.perplexity import PerplexityCell
 from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
 
@@ -68,8 +70,8 @@ def outcome(report: Report) -> dict[str, Any]:
     """What was measured, by model."""
     return {
         model.name: (
-            [cell for cell in report.needle if cell.model == model.name],
-            [cell for cell in report.perplexity if cell.model == model.name],
+            [cell for cell in report.of(NeedleCell) if cell.model == model.name],
+            [cell for cell in report.of(PerplexityCell) if cell.model == model.name],
         )
         for model in report.models
     }
@@ -82,13 +84,14 @@ def test_results_do_not_depend_on_the_other_models(two_models: list[str], tmp_pa
     assert [model.name for model in both.models] == ["one", "two"]
     assert outcome(both) == outcome(turned)
     assert outcome(alone)["one"] == outcome(both)["one"]
-    assert both.perplexity[0].nats != both.perplexity[2].nats  # the models do differ
+    first, _, other, _ = both.of(PerplexityCell)
+    assert first.nats != other.nats  # the models do differ
     needle, spans = outcome(both)["one"]
     assert [(cell.length, cell.depth) for cell in needle] == [
         (64, 0.0), (64, 1.0), (128, 0.0), (128, 1.0),
     ]  # fmt: skip
     assert [cell.length for cell in spans] == [64, 128]
-    assert {cell.bytes for cell in both.perplexity} == {spans[0].bytes}
+    assert {cell.bytes for cell in both.of(PerplexityCell)} == {spans[0].bytes}
     tokens = (2 * SMALL["samples"] + SMALL["windows"]) * (64 + 128)
     assert [model.tokens for model in both.models] == [tokens] * 2
 
@@ -127,7 +130,7 @@ def test_a_text_of_ones_own(two_models: list[str], tmp_path: Path) -> None:
     assert said["haystack"]["origin"] == "a.txt"
     assert said["text"]["origin"] == "b.txt"
     own = evaluate(two_models[:1], out=tmp_path, **SMALL)
-    assert own.perplexity != report.perplexity
+    assert own.of(PerplexityCell) != report.of(PerplexityCell)
     with pytest.raises(LongRecipeError, match="longest context; name a longer text"):
         evaluate(
             two_models[:1],
@@ -194,7 +197,7 @@ def test_perplexity_of_holdout_rows(two_models: list[str], tmp_path: Path) -> No
         out=tmp_path,
         plots=False,
     )
-    whole = report.perplexity[1]
+    whole = report.of(PerplexityCell)[1]
     assert whole.length == 160
     assert len(whole.nats) == 2  # one window of the full length a row
 
@@ -218,8 +221,8 @@ def test_a_model_beyond_its_window_is_measured_all_the_same(
 ) -> None:
     report = evaluate(two_models[:1], suites=["needle"], out=tmp_path, **SMALL)
     assert report.models[0].window == 64
-    assert {cell.length for cell in report.needle} == {64, 128}
-    assert report.perplexity == []
+    assert {cell.length for cell in report.of(NeedleCell)} == {64, 128}
+    assert report.of(PerplexityCell) == []
 
 
 def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:

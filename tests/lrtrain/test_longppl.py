@@ -36,7 +36,8 @@ from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import main
 from lrtrain.evaluate import Report, evaluate
-from lrtrain.evaluate.longppl import bin_ends, encode_keys, open_keys, overlapping
+from lrtrain.evaluate.longppl import LongPplCell, bin_ends, encode_keys, open_keys, overlapping
+from lrtrain.evaluate.report.longppl import longppl_of
 from tests.conftest import EOT, generated_text
 
 WINDOW = 128
@@ -196,14 +197,14 @@ def test_the_same_tokenizer_equals_a_plain_computation(
         keys += window.keys[text][1:].tolist()
         lengths.append(int(text.sum()) - 1)
     assert sum(keys) == 9
-    found = report.longppl_of("one")
+    found = longppl_of(report, "one")
     assert found
     assert found.key_tokens == 9
     assert math.exp(found.keys.value) == pytest.approx(
         math.exp(np.mean(nats, where=keys)), rel=1e-5
     )
     assert found.all_tokens.value == pytest.approx(np.mean(nats), rel=1e-5)
-    (cell,) = report.longppl
+    (cell,) = report.of(LongPplCell)
     assert (cell.windows, cell.left_out) == ((0, 2), 0)
     assert cell.tokens == tuple(lengths)
     assert cell.context == (127, 80)
@@ -227,7 +228,7 @@ def test_another_tokenizer_reads_the_same_spans(
             save_model(tmp_path / "coarse", coarse_tokenizer),
         ],
     )
-    for cell in report.longppl:
+    for cell in report.of(LongPplCell):
         path = str(tmp_path / cell.model)
         tokenizer = Tokenizer.load(path)
         for at, index in enumerate(cell.windows):
@@ -254,8 +255,8 @@ def test_a_model_is_measured_alike_whatever_is_beside_it(
         save_model(tmp_path / "other", coarse_tokenizer, seed=1),
     ]
     both = run(scores, asked)
-    assert run(scores, asked[::-1]).longppl == both.longppl[::-1]
-    assert run(scores, asked[:1]).longppl == both.longppl[:1]
+    assert run(scores, asked[::-1]).of(LongPplCell) == both.of(LongPplCell)[::-1]
+    assert run(scores, asked[:1]).of(LongPplCell) == both.of(LongPplCell)[:1]
 
 
 # Transfer
@@ -333,8 +334,8 @@ def test_windows_that_a_tokenizer_does_not_spell_are_left_out_and_counted(
     composing = save_model(tmp_path / "composing", train(tmp_path / "nfc", normalizers.NFC()))
     own = save_model(tmp_path / "own", tiny_tokenizer)
     report = run(scores, [composing, own])
-    assert [cell.windows for cell in report.longppl] == [(1,), (0, 1)]
-    assert [cell.left_out for cell in report.longppl] == [1, 0]
+    assert [cell.windows for cell in report.of(LongPplCell)] == [(1,), (0, 1)]
+    assert [cell.left_out for cell in report.of(LongPplCell)] == [1, 0]
     print_report(report)
     assert "composing: 1 of 2 windows left out" in capsys.readouterr().out
 
@@ -383,10 +384,10 @@ def test_positions_show_where_a_model_ends(
         save_model(tmp_path / "far", tiny_tokenizer, window=128),
     ]
     report = run(scores, names)
-    (cell, _) = report.longppl
+    (cell, _) = report.of(LongPplCell)
     assert cell.bins == ((0, 16), (16, 32), (32, 64), (64, 128))
     assert np.array_equal(np.sum(cell.key_tokens, axis=0), [1, 1, 4, 3])
-    found = report.longppl_of("near")
+    found = longppl_of(report, "near")
     assert found
     pooled = sum(nats.value * count for nats, count in found.by_position.values())
     assert pooled / found.key_tokens == pytest.approx(found.keys.value)
@@ -501,7 +502,8 @@ def test_families_with_another_layout_are_read_all_the_same(
     report = run(scores, [path])
     window = open_scores(scores).read(0)
     nats = direct(path, window.ids)
-    assert sum(report.longppl[0].key_nats[0]) == pytest.approx(nats[window.keys].sum(), rel=1e-5)
+    (cell,) = report.of(LongPplCell)
+    assert sum(cell.key_nats[0]) == pytest.approx(nats[window.keys].sum(), rel=1e-5)
 
 
 @pytest.fixture

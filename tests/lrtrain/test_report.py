@@ -15,6 +15,9 @@ from lrdata.errors import LongRecipeError
 from lrtrain.evaluate.needle import NeedleCell
 from lrtrain.evaluate.perplexity import PerplexityCell
 from lrtrain.evaluate.report import ModelEntry, Report, mean, print_report, write_report
+from lrtrain.evaluate.report.needle import needle_at
+from lrtrain.evaluate.report.perplexity import perplexity_at
+from lrtrain.evaluate.suite import Cell
 
 
 def entry(name: str, window: int) -> ModelEntry:
@@ -42,9 +45,9 @@ def report() -> Report:
             near = length == 512
             for depth in (0.0, 0.5, 1.0):
                 share = 1.0 if near else far * depth
-                report.needle.append(NeedleCell(name, length, depth, (near, near), (share, share)))
+                report.cells.append(NeedleCell(name, length, depth, (near, near), (share, share)))
             nats = (20.0, 30.0) if near else (40.0, 60.0)
-            report.perplexity.append(PerplexityCell(name, length, nats, (10, 10), (40, 60)))
+            report.cells.append(PerplexityCell(name, length, nats, (10, 10), (40, 60)))
     return report
 
 
@@ -66,15 +69,15 @@ def test_a_weighted_mean_is_a_ratio_of_sums() -> None:
 
 
 def test_means_over_depths_and_spans(report: Report) -> None:
-    found = report.needle_at("extended [v2]", 4096)
+    found = needle_at(report, "extended [v2]", 4096)
     assert found
     exact, share = found
     assert (exact.value, exact.count) == (0.0, 6)
     assert share.value == pytest.approx((0 + 0.25 + 0.5) / 3)
-    spans = report.perplexity_at("base", 4096)
+    spans = perplexity_at(report, "base", 4096)
     assert spans
     assert (spans[0].value, spans[1].value) == (5.0, 1.0)
-    assert report.needle_at("base", 77) is None
+    assert needle_at(report, "base", 77) is None
 
 
 def test_json_holds_every_sample_and_the_means(report: Report, tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_figures_are_written_for_the_suites_that_ran(report: Report, tmp_path: P
         assert header.startswith(b"\x89PNG\r\n")
         width, height = struct.unpack(">II", header[16:24])
         assert min(width, height) > 300
-    report.needle.clear()
+    report.cells = list[Cell](report.of(PerplexityCell))
     assert [path.name for path in write_report(report, tmp_path / "one")][1:] == ["perplexity.png"]
     assert not (tmp_path / "one" / "needle.png").exists()
 

@@ -4,23 +4,32 @@
 repeat the evaluation. Intervals are 95 % bootstrap intervals over samples (percentiles of 2,000
 resamples, seeded); where all samples agree an interval has no width.
 
-`results` is what was found and its JSON, `statistics` its intervals, `tables` and `figures` how it
-is shown.
+`results` is what was found, `statistics` its intervals. `section` says how a suite is written and
+shown; `needle`, `perplexity` and `longppl` are those there are; `tables` and `figures` are what
+they have in common.
 """
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lrdata.atomic import write_json
-from lrtrain.evaluate.report.figures import check_plots, write_figures
+from lrtrain.evaluate.report import longppl, needle, perplexity
+from lrtrain.evaluate.report.figures import check_plots, save
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.statistics import Mean, mean
-from lrtrain.evaluate.report.tables import print_report, size_text
+from lrtrain.evaluate.report.tables import size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
+    "SECTIONS",
     "Mean",
     "ModelEntry",
     "Report",
     "check_plots",
+    "content",
     "mean",
     "print_report",
     "size_text",
@@ -28,9 +37,51 @@ __all__ = [
 ]
 
 JSON_NAME = "eval.json"
+FORMAT = "longrecipe-eval"
+FORMAT_VERSION = "1.0"
+
+SECTIONS = (needle.SECTION, perplexity.SECTION, longppl.SECTION)
+
+
+def content(report: Report) -> dict[str, Any]:
+    """What eval.json holds."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "settings": report.settings,
+        "versions": report.versions,
+        "seconds": round(report.seconds, 3),
+        "models": [asdict(model) for model in report.models],
+    } | {section.key: section.values(report) for section in SECTIONS}
+
+
+def print_report(report: Report, console: "Console | None" = None) -> None:
+    """One table for each suite: models as rows, lengths or positions as columns."""
+    from rich.console import Console
+
+    if console is None:
+        plain = Console()
+        console = plain if plain.is_terminal else Console(width=160)
+    for section in SECTIONS:
+        if section.ran(report):
+            section.show(report, console)
+    windows = {model.name: model.window for model in report.models}
+    if any(cell.longest_read > windows[cell.model] for cell in report.cells):
+        console.print("* beyond the model's max_position_embeddings", style="dim")
 
 
 def write_report(report: Report, out: Path, *, plots: bool = True) -> list[Path]:
-    """Write eval.json and the figures of the suites that ran. Returns the files written."""
-    write_json(out / JSON_NAME, report.as_dict())
-    return [out / JSON_NAME, *(write_figures(report, out) if plots else [])]
+    """Write eval.json and the figures of the suites that ran. Returns the files written.
+
+    Raises LongRecipeError when there are to be figures and they cannot be drawn here.
+    """
+    written = [out / JSON_NAME]
+    write_json(out / JSON_NAME, content(report))
+    if not plots:
+        return written
+    check_plots()
+    for section in SECTIONS:
+        if section.ran(report):
+            save(section.draw(report), out / section.figure)
+            written.append(out / section.figure)
+    return written

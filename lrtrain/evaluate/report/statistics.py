@@ -1,5 +1,6 @@
 """Means and their 95 % bootstrap intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,3 +37,8 @@ def measured_mean(values: Sequence[float], weights: Sequence[float]) -> Mean | N
     """The same over the samples that have a weight; None where none has."""
     kept = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
     return mean(*map(list, zip(*kept, strict=True))) if kept else None
+
+
+def as_perplexity(nats: Mean) -> list[float]:
+    """exp of nats per token and of the ends of its interval, as eval.json has them."""
+    return [round(math.exp(value), 6) for value in nats.as_list()]

@@ -1,0 +1,148 @@
+"""Needle retrieval in the report: maps of length and depth."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrtrain.evaluate.needle import NeedleCell
+from lrtrain.evaluate.report.results import ModelEntry, Report
+from lrtrain.evaluate.report.section import Section
+from lrtrain.evaluate.report.statistics import Mean, mean
+from lrtrain.evaluate.report.tables import add_model, half, mark, new_table, size_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+_FIGURE_INCHES = 12.0
+
+
+def needle_at(
+    report: Report, model: str, length: int, depth: float | None = None
+) -> tuple[Mean, Mean] | None:
+    """Exact and share at one depth, or over all depths; None where nothing was measured."""
+    cells = [
+        cell
+        for cell in report.of(NeedleCell)
+        if (cell.model, cell.length) == (model, length) and depth in (None, cell.depth)
+    ]
+    if not cells:
+        return None
+    exact = [float(value) for cell in cells for value in cell.exact]
+    return mean(exact), mean([value for cell in cells for value in cell.share])
+
+
+def _lengths(report: Report) -> list[int]:
+    return sorted({cell.length for cell in report.of(NeedleCell)})
+
+
+def _depths(report: Report) -> list[float]:
+    return sorted({cell.depth for cell in report.of(NeedleCell)})
+
+
+def _values(report: Report) -> dict[str, Any]:
+    return {
+        "by_length": [
+            {"model": model.name, "length": length} | _means(found)
+            for model in report.models
+            for length in _lengths(report)
+            if (found := needle_at(report, model.name, length))
+        ],
+        "cells": [
+            {"model": cell.model, "length": cell.length, "depth": cell.depth}
+            | _means(needle_at(report, cell.model, cell.length, cell.depth))
+            | {
+                "exact_samples": [int(value) for value in cell.exact],
+                "share_samples": [round(value, 6) for value in cell.share],
+            }
+            for cell in report.of(NeedleCell)
+        ],
+    }
+
+
+def _means(found: tuple[Mean, Mean] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    exact, share = found
+    return {"exact": exact.as_list(), "share": share.as_list(), "samples": exact.count}
+
+
+def _show(report: Report, console: "Console") -> None:
+    depths, samples = len(_depths(report)), len(report.of(NeedleCell)[0].exact)
+    console.print("\n[bold]Needle retrieval[/]: share of answer tokens right")
+    console.print(
+        f"below it: ± half of its 95 % interval, and answers exactly right "
+        f"({depths} depths x {samples} samples)",
+        style="dim",
+    )
+    lengths = _lengths(report)
+    table = new_table(list(map(size_text, lengths)))
+    for model in report.models:
+        add_model(table, model, [_cell(report, model, length) for length in lengths])
+    console.print(table)
+
+
+def _cell(report: Report, model: ModelEntry, length: int) -> str:
+    found = needle_at(report, model.name, length)
+    if found is None:
+        return ""
+    exact, share = found
+    colour = "green" if share.value >= 0.9 else "yellow" if share.value >= 0.5 else "red"
+    return (
+        f"[{colour}]{share.value:.3f}[/]{mark(length, model)}\n"
+        f"[dim]±{half(share):.3f} [/]\n[dim]{exact.value:.0%} [/]"
+    )
+
+
+def _draw(report: Report) -> "Figure":
+    """A map of share right for each model: depth down, length across; a line ends its window."""
+    from matplotlib.figure import Figure
+
+    lengths, depths, models = _lengths(report), _depths(report), report.models
+    width = max(2.6, 0.62 * len(lengths) + 0.4)
+    rows = -(-len(models) // max(1, int(_FIGURE_INCHES / width)))
+    columns = -(-len(models) // rows)
+    height = max(1.9, 0.42 * len(depths) + 0.7)
+    figure = Figure(figsize=(columns * width + 1.6, rows * height + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    image = None
+    for index, axes in enumerate(grid.flat):
+        if index >= len(models):
+            axes.set_visible(False)
+            continue
+        image = _map(axes, report, models[index], lengths, depths)
+    figure.supxlabel("context length (tokens)", fontsize=10)
+    figure.supylabel("needle depth", fontsize=10)
+    title = "Needle retrieval: share of answer tokens right"
+    if any(min(lengths) <= model.window < max(lengths) for model in models):
+        title += "\n(red line: end of the model's window)"
+    figure.suptitle(title, fontsize=11)
+    if image is not None:
+        figure.colorbar(image, ax=grid.ravel().tolist(), aspect=25, pad=0.02)
+    return figure
+
+
+def _map(
+    axes: "Axes", report: Report, model: ModelEntry, lengths: list[int], depths: list[float]
+) -> Any:
+    values = np.full((len(depths), len(lengths)), np.nan)
+    for cell in report.of(NeedleCell):
+        if cell.model == model.name:
+            values[depths.index(cell.depth), lengths.index(cell.length)] = np.mean(cell.share)
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if value < 0.6 else "black"
+            text = f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    inside = sum(length <= model.window for length in lengths)
+    if 0 < inside < len(lengths):
+        axes.axvline(inside - 0.5, color="#d62728", linewidth=2)
+    axes.set_xticks(range(len(lengths)), [size_text(length) for length in lengths], fontsize=8)
+    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
+    axes.set_title(f"{model.name}\nwindow {size_text(model.window)}", fontsize=9)
+    return image
+
+
+SECTION = Section("needle", NeedleCell, _values, _show, "needle.png", _draw)

@@ -1,0 +1,71 @@
+"""Everything that an evaluation can be asked for, checked before anything is read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lrdata.errors import LongRecipeError
+from lrtrain.evaluate.needle import NeedleTemplate
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is measured, and on what. Raises LongRecipeError for what cannot be.
+
+    The fields are those of `lrtrain.evaluate.evaluate`; each suite takes from them what it needs.
+    """
+
+    suites: Sequence[str]
+    lengths: Sequence[int]
+    """Tokens, ascending."""
+    depths: Sequence[float]
+    """0 beginning, 1 end; ascending."""
+    samples: int
+    windows: int
+    haystack: Path | None
+    text: Path | None
+    shards: Path | None
+    keys: Path | None
+    needle: NeedleTemplate
+    seed: int
+    dtype: str
+    device: str
+
+    def __post_init__(self) -> None:
+        if not self.lengths or self.lengths[0] < 2:
+            raise LongRecipeError("the context lengths must be at least 2 tokens; write 1k,8k,32k")
+        if "needle" in self.suites and not (
+            self.depths and all(0 <= depth <= 1 for depth in self.depths)
+        ):
+            raise LongRecipeError(
+                f"needle depths {list(self.depths)} must lie between 0 (beginning) and 1 (end); "
+                "write 0,0.5,1"
+            )
+        least = min(self.samples, self.windows)
+        if least < 1:
+            raise LongRecipeError(f"{least} samples measure nothing; ask for 1 or more")
+        if self.text is not None and self.shards is not None:
+            raise LongRecipeError("perplexity is measured on a text or on shards; name one of them")
+        if ("longppl" in self.suites) != (self.keys is not None):
+            raise LongRecipeError(
+                "the suite longppl and --keys go together: --suite longppl --keys SCORES, with the "
+                "folder that `lrtrain score` wrote"
+            )
+
+    def settings(self) -> dict[str, object]:
+        """What was asked for, ready for JSON. The suites that read a file say more about it."""
+        return {
+            "suites": list(self.suites),
+            "lengths": list(self.lengths),
+            "depths": list(self.depths),
+            "samples": self.samples,
+            "windows": self.windows,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+            "template": asdict(self.needle),
+            "haystack": None,
+            "text": None,
+            "shards": self.shards.name if self.shards else None,
+            "keys": None,
+        }

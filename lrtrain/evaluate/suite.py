@@ -1,0 +1,47 @@
+"""What a suite is: one thing that is measured of every model.
+
+    suite = NeedleSuite(...)                # reads and checks all that needs no model
+    for cell in suite.cells(loaded): ...    # what one model did, a part at a time
+
+A suite is made once and asked about one model after another, so that all of them are asked the
+same. It measures and no more: how its cells are written and shown is a section of the report, see
+`lrtrain.evaluate.report.section`.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from lrtrain.evaluate.models import LoadedModel
+
+
+class Cell(Protocol):
+    """Part of what one model did in one suite, with an entry for each sample: a frozen record."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the model read for it, all samples together."""
+
+    @property
+    def longest_read(self) -> int:
+        """Tokens of the longest sample."""
+
+
+class Suite(Protocol):
+    """One thing that is measured of every model."""
+
+    @property
+    def name(self) -> str:
+        """As it is written behind --suite."""
+
+    def settings(self) -> dict[str, object]:
+        """What it takes to repeat it, ready for JSON."""
+
+    def cells(self, loaded: LoadedModel) -> Iterator[Cell]:
+        """Measure one model, with a progress bar of its own.
+
+        Raises LongRecipeError where the model or its tokenizer cannot be asked.
+        """
