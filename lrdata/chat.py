@@ -16,6 +16,9 @@ from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 
 _PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
+_ASKED = {"role": "user", "content": _PROMPT}
+_ANSWERED = {"role": "assistant", "content": _RESPONSE}
+_REMEDY = "leave --chat-template out"
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,17 @@ def plain_conversation(tokenizer: Tokenizer) -> Conversation:
     return Conversation(_ids(start), _ids([]), _ids([tokenizer.eot_id]))
 
 
-def template_conversation(tokenizer: Tokenizer) -> Conversation:
-    """As the tokenizer's chat template writes one user message and one answer."""
-    if not tokenizer.chat_template:
-        raise LongRecipeError(
-            f"tokenizer {tokenizer.name} has no chat template; leave --chat-template out"
-        )
-    rendered = _render(tokenizer, tokenizer.chat_template)
+def template_conversation(tokenizer: Tokenizer, remedy: str = _REMEDY) -> Conversation:
+    """As the tokenizer's chat template writes one user message and one answer.
+
+    Raises LongRecipeError where it cannot; `remedy` says what to do then.
+    """
+    rendered = _render(tokenizer, [_ASKED, _ANSWERED], remedy)
     parts = re.split(f"{re.escape(_PROMPT)}|{re.escape(_RESPONSE)}", rendered)
     if len(parts) != 3 or rendered.find(_PROMPT) > rendered.find(_RESPONSE):
         raise LongRecipeError(
             f"the chat template of {tokenizer.name} does not write a prompt and then its response "
-            "once each; leave --chat-template out"
+            f"once each; {remedy}"
         )
     before, between, after = (tokenizer.encode_with_specials(part) for part in parts)
     if not np.isin(tokenizer.eot_id, after):
@@ -64,13 +66,37 @@ def template_conversation(tokenizer: Tokenizer) -> Conversation:
     return Conversation(before, between, after)
 
 
-def _render(tokenizer: Tokenizer, template: str) -> str:
+def template_prompt(tokenizer: Tokenizer, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """As the chat template writes one user message and begins the answer: what it puts before the
+    message, and behind it, int32 each.
+
+    Some templates know no beginning of an answer (`add_generation_prompt`): then it is what they
+    put between a message and its answer. Raises LongRecipeError as `template_conversation` does.
+    """
+    begun = _render(tokenizer, [_ASKED], remedy, add_generation_prompt=True)
+    if begun == _render(tokenizer, [_ASKED], remedy, add_generation_prompt=False):
+        conversation = template_conversation(tokenizer, remedy)
+        return conversation.before, conversation.between
+    parts = begun.split(_PROMPT)
+    if len(parts) != 2:
+        raise LongRecipeError(
+            f"the chat template of {tokenizer.name} does not write a prompt once; {remedy}"
+        )
+    before, after = (tokenizer.encode_with_specials(part) for part in parts)
+    return before, after
+
+
+def _render(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], remedy: str, **options: bool
+) -> str:
+    if not tokenizer.chat_template:
+        raise LongRecipeError(f"tokenizer {tokenizer.name} has no chat template; {remedy}")
     try:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise LongRecipeError(
-            "--chat-template needs jinja2; install it with: pip install 'longrecipe[chat]'"
+            "chat templates need jinja2; install it with: pip install 'longrecipe[chat]'"
         ) from None
 
     def refuse(message: str) -> Any:
@@ -82,17 +108,16 @@ def _render(tokenizer: Tokenizer, template: str) -> str:
         name: "" if id_ is None else values[offsets[id_] : offsets[id_ + 1]].tobytes().decode()
         for name, id_ in (("eos_token", eot), ("bos_token", bos))
     }
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     sandbox.globals["raise_exception"] = refuse
-    messages = [
-        {"role": "user", "content": _PROMPT},
-        {"role": "assistant", "content": _RESPONSE},
-    ]
     try:
-        return sandbox.from_string(template).render(messages=messages, **names)
+        template = sandbox.from_string(tokenizer.chat_template)
+        return template.render(messages=messages, **options, **names)
     except jinja2.TemplateError as problem:
         raise LongRecipeError(
-            f"the chat template of {tokenizer.name} failed ({problem}); leave --chat-template out"
+            f"the chat template of {tokenizer.name} failed ({problem}); {remedy}"
         ) from None
 
 

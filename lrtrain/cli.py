@@ -100,6 +100,14 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option("--value-length", type=Count(), help="How many of them.  [default: 5]")
 @click.option("--names", help="Characters or words of names.  [default: small letters]")
 @click.option("--name-length", type=Count(), help="How many of them.  [default: 6]")
+@click.option(
+    "--prompt",
+    type=click.Choice(["base", "chat"]),
+    default="base",
+    show_default=True,
+    help="chat: needles are asked for in a user's message of the model's own chat template, and "
+    "what stands behind the question mark begins the assistant's turn.",
+)
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--seed", type=int, default=0, show_default=True)

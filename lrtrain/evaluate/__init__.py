@@ -47,6 +47,7 @@ _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
         asked.samples,
         asked.needle,
         asked.seed,
+        asked.prompt,
     ),
     "ppl": lambda asked, texts: PerplexitySuite(
         texts.held_out(asked.text, asked.shards), asked.lengths, asked.windows
@@ -70,6 +71,7 @@ def evaluate(
     shards: Path | None = None,
     keys: Path | None = None,
     needle: NeedleTemplate | None = None,
+    prompt: str = "base",
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
@@ -82,7 +84,8 @@ def evaluate(
     suite; windows: spans of the perplexity suite. haystack, text: a file or folder, else Python's
     own documentation; shards: a dataset whose holdout rows are the perplexity suite's text; keys: a
     folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its windows,
-    whatever `lengths` and `windows` are. The report is written anew after each model. Raises
+    whatever `lengths` and `windows` are; prompt: base, or chat to ask through each model's own chat
+    template. The report is written anew after each model. Raises
     LongRecipeError for anything that can be known to be wrong, as far as possible before the first
     model is loaded.
     """
@@ -104,6 +107,7 @@ def evaluate(
         shards=shards,
         keys=keys,
         needle=needle or NeedleTemplate(),
+        prompt=prompt,
         seed=seed,
         dtype=parse_dtype(dtype),
         device=device,

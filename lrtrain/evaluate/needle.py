@@ -5,10 +5,15 @@ A prompt of exactly `length` tokens is
     [start of text]  filler  needle  filler  question  answer
 
 with the needle at `depth` (0: before all filler, 1: right before the question), moved to the
-nearest sentence end of the filler where one is near. The answer is part of the prompt: one forward
-pass gives the model's first choice at every token of the answer, given the right tokens before it.
-All of them right (`exact`) is the same as greedy decoding writing the answer; `share` is the share
-of tokens that are right.
+nearest sentence end of the filler where one is near. With the model's chat template it is
+
+    [template]  filler  needle  filler  question  [template]  answer
+
+and what stands behind the question mark begins the assistant's turn, before the answer.
+
+The answer is part of the prompt: one forward pass gives the model's first choice at every token of
+the answer, given the right tokens before it. All of them right (`exact`) is the same as greedy
+decoding writing the answer; `share` is the share of tokens that are right.
 
 Prompts are drawn by (seed, length, depth, sample), so every model with the same tokenizer reads the
 same ones, in whatever order models and lengths come.
@@ -27,6 +32,7 @@ from lrdata.progress import progress
 from lrdata.sentences import sentence_lengths, sentence_tables
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.prompts import WRAPPINGS, Wrapping
 from lrtrain.evaluate.text import Text, encode_text
 
 if TYPE_CHECKING:
@@ -80,6 +86,11 @@ class NeedleTemplate:
                 raise LongRecipeError(
                     f"a needle's {what} needs an alphabet of 2 symbols and 1 symbol at least"
                 )
+
+    @property
+    def lead(self) -> str:
+        """The beginning of the answer that is given: what stands behind the question mark."""
+        return self.question.rpartition("?")[2] if "?" in self.question else ""
 
 
 def _fields(what: str, text: str) -> set[str]:
@@ -148,25 +159,32 @@ class Haystack:
 
 
 class PromptMaker:
-    """Makes the prompts of a template over a haystack for one tokenizer."""
+    """Makes the prompts of a template over a haystack for one tokenizer.
 
-    def __init__(self, template: NeedleTemplate, haystack: Haystack, tokenizer: Tokenizer) -> None:
+    wrapping: what is around the question; without it the start of text alone.
+    """
+
+    def __init__(
+        self,
+        template: NeedleTemplate,
+        haystack: Haystack,
+        tokenizer: Tokenizer,
+        wrapping: Wrapping | None = None,
+    ) -> None:
         self.template, self.haystack, self.tokenizer = template, haystack, tokenizer
-        self._first = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int32)
+        self.wrapping = wrapping or Wrapping.plain(tokenizer)
 
     def make(self, seed: int, length: int, depth: float, sample: int) -> Prompt:
         """The prompt of these four. Raises LongRecipeError when `length` has no room for it."""
         draws = Draws(seed, "needle", length, f"{depth:.6f}", sample)
-        template = self.template
+        template, before = self.template, self.wrapping.before
         words = {
             "value": _word(draws.stream("value"), template.value_alphabet, template.value_length),
             "name": _word(draws.stream("name"), template.name_alphabet, template.name_length),
         }
         needle = self._encode(template.before + template.needle.format_map(words) + template.after)
-        question = template.before + template.question.format_map(words)
-        ending = self._encode(question + template.answer.format_map(words))
-        answer_start = self._answer_start(ending, self._encode(question))
-        fill = length - len(self._first) - len(needle) - len(ending)
+        ending, answer_tokens = self._ending(words)
+        fill = length - len(before) - len(needle) - len(ending)
         if fill < 0:
             raise LongRecipeError(
                 f"a length of {length} tokens has no room for the needle and the question, "
@@ -176,21 +194,40 @@ class PromptMaker:
         offset = int(starts[draws.stream("offset").below(len(starts), 1)[0]])
         place = self.haystack.split(offset, fill, depth)
         filler = self.haystack.read(offset, fill)
-        ids = np.concatenate([self._first, filler[:place], needle, filler[place:], ending])
-        start = len(self._first) + place
-        return Prompt(ids, len(ending) - answer_start, start, start + len(needle), **words)
+        ids = np.concatenate([before, filler[:place], needle, filler[place:], ending])
+        start = len(before) + place
+        return Prompt(ids, answer_tokens, start, start + len(needle), **words)
 
-    def _answer_start(self, ending: np.ndarray, question: np.ndarray) -> int:
-        """Where the answer starts in the tokens of question and answer.
+    def _ending(self, words: dict[str, str]) -> tuple[np.ndarray, int]:
+        """Question and answer, int32 [n], and how many tokens the answer has.
 
-        Where they differ from those of the question alone: at its end, or before it if the
+        Where the answer begins a turn, no blanks are before it or before what leads to it.
+        """
+        template = self.template
+        question = template.before + template.question
+        answer = template.answer.format_map(words)
+        if not self.wrapping.turns:
+            asked = question.format_map(words)
+            both = self._encode(asked + answer)
+            return both, len(both) - self._answer_start(both, self._encode(asked))
+        lead = template.lead.lstrip()
+        asked = question.removesuffix(template.lead).format_map(words)
+        lead = lead.format_map(words)
+        both = self._encode((lead + answer).lstrip())
+        tail = np.concatenate([self._encode(asked), self.wrapping.after, both])
+        return tail, len(both) - self._answer_start(both, self._encode(lead))
+
+    def _answer_start(self, whole: np.ndarray, before: np.ndarray) -> int:
+        """Where the answer starts in the tokens of a text and the answer behind it.
+
+        Where they differ from those of the text alone: at its end, or before it if the
         tokenizer joins the two. Tokens of white space only are not part of an answer: there is
         nothing to retrieve in them.
         """
-        size = min(len(ending), len(question))
-        start = int(np.argmin(np.append(ending[:size] == question[:size], False)))
+        size = min(len(whole), len(before))
+        start = int(np.argmin(np.append(whole[:size] == before[:size], False)))
         values, offsets = self.tokenizer.token_bytes
-        pieces = [values[offsets[id_] : offsets[id_ + 1]].tobytes() for id_ in ending[start:-1]]
+        pieces = [values[offsets[id_] : offsets[id_ + 1]].tobytes() for id_ in whole[start:-1]]
         blank = [piece.isspace() for piece in pieces]
         return start + [*blank, False].index(False)
 
@@ -258,6 +295,8 @@ class NeedleSuite:
     samples: int
     template: NeedleTemplate
     seed: int
+    prompt: str = "base"
+    """What is around a question: a key of `WRAPPINGS`."""
     name: ClassVar[str] = "needle"
 
     def settings(self) -> dict[str, object]:
@@ -266,13 +305,18 @@ class NeedleSuite:
             "samples": self.samples,
             "seed": self.seed,
             "template": asdict(self.template),
+            "prompt": self.prompt,
             "haystack": self.haystack.describe(),
         }
 
     def cells(self, loaded: LoadedModel) -> Iterator[NeedleCell]:
-        """A cell for each length and depth. Raises LongRecipeError where a prompt has no room."""
+        """A cell for each length and depth.
+
+        Raises LongRecipeError where a prompt has no room, or the model no chat template.
+        """
         filler = Haystack(encode_text(self.haystack, loaded.tokenizer), loaded.tokenizer)
-        maker = PromptMaker(self.template, filler, loaded.tokenizer)
+        wrapping = WRAPPINGS[self.prompt](loaded.tokenizer)
+        maker = PromptMaker(self.template, filler, loaded.tokenizer, wrapping)
         maker.make(self.seed, min(self.lengths), 0.0, 0)  # too short a length: say so at once
         total = len(self.lengths) * len(self.depths) * self.samples
         with progress(f"{loaded.spec.name}: needle", total) as task:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lrdata.errors import LongRecipeError
 from lrtrain.evaluate.needle import NeedleTemplate
+from lrtrain.evaluate.prompts import WRAPPINGS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Request:
     shards: Path | None
     keys: Path | None
     needle: NeedleTemplate
+    prompt: str
     seed: int
     dtype: str
     device: str
@@ -40,6 +42,10 @@ class Request:
             raise LongRecipeError(
                 f"needle depths {list(self.depths)} must lie between 0 (beginning) and 1 (end); "
                 "write 0,0.5,1"
+            )
+        if self.prompt not in WRAPPINGS:
+            raise LongRecipeError(
+                f"unknown prompt {self.prompt}; choose from {', '.join(WRAPPINGS)}"
             )
         least = min(self.samples, self.windows)
         if least < 1:
@@ -64,6 +70,7 @@ class Request:
             "dtype": self.dtype,
             "device": self.device,
             "template": asdict(self.needle),
+            "prompt": self.prompt,
             "haystack": None,
             "text": None,
             "shards": self.shards.name if self.shards else None,
