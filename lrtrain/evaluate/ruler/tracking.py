@@ -1,0 +1,91 @@
+"""Variables that are given each other's values: RULER's vt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+
+from lrdata.draws import Draws
+from lrtrain.evaluate.ruler.filling import NoRoom, fill_with_lines, most_that_fit
+from lrtrain.evaluate.ruler.question import Question, Source
+from lrtrain.evaluate.ruler.texts import Frame, Texts
+from lrtrain.evaluate.ruler.words import distinct, letters
+
+_EXAMPLE_TOKENS = 500  # and what it would take to answer it
+_EXAMPLE_SHARE = 4  # but no more than a quarter of a short prompt
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A variable with a value, and others that are given it, one from the other."""
+
+    names: Sequence[str]
+    value: str
+    places: Callable[[int], Sequence[int]]
+    """Before which of n lines each is given its value, ascending."""
+
+    def lines(self, texts: Texts) -> list[str]:
+        further = [
+            texts.further.format(name=name, other=other)
+            for other, name in zip(self.names[:-1], self.names[1:], strict=True)
+        ]
+        return [texts.first.format(name=self.names[0], value=self.value), *further]
+
+    def frame(self, texts: Texts) -> Frame:
+        return texts.variables.format(count=len(self.names), value=self.value)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """One chain of `hops` + 1 variables, in lines of noise; after a small one with its answer."""
+
+    hops: int = 4
+    answer_tokens: int = 30
+
+    def ask(self, draws: Draws, source: Source, length: int) -> Question:
+        """The question of some draws. Its fill raises NoRoom."""
+        example, asked = self._draw(draws, "example", 3), self._draw(draws, "asked", 5)
+        return self.question(example, asked, source, length)
+
+    def _draw(self, draws: Draws, what: str, size: int) -> Chain:
+        count = self.hops + 1
+        names = distinct(draws.stream(f"{what} names"), 26**size, count).tolist()
+        value = 10_000 + draws.stream(f"{what} value").below(89_999, 1)[0]
+        return Chain(
+            names=[letters(name, size) for name in names],
+            value=str(value),
+            places=lambda lines: draws.stream(f"{what} places").subset(lines, count).tolist(),
+        )
+
+    def question(self, example: Chain, asked: Chain, source: Source, length: int) -> Question:
+        """The question about the second chain, after the first one with its answer."""
+        texts = source.texts
+        frame = asked.frame(texts)
+        worked = self.example(example, source, length)
+
+        def fill(room: int) -> np.ndarray:
+            noise, inserts = source.encode(texts.noise), source.encode_all(asked.lines(texts))
+            return fill_with_lines(repeat(noise), inserts, asked.places, room)
+
+        whole = Frame(worked + frame.head, frame.question, frame.prefix)
+        return Question(whole, tuple(asked.names), fill)
+
+    def example(self, chain: Chain, source: Source, length: int) -> str:
+        """A small prompt and its answer, with as many lines of noise as RULER's has."""
+        texts, frame, given = source.texts, chain.frame(source.texts), chain.lines(source.texts)
+
+        def text(lines: int) -> str:
+            parts = [texts.noise] * lines
+            for moved, (place, line) in enumerate(zip(chain.places(lines), given, strict=True)):
+                parts.insert(place + moved, line)
+            middle = "".join(parts)
+            answer = " ".join(chain.names)
+            return f"{frame.head}{middle}{frame.question} {frame.prefix} {answer}\n\n"
+
+        room = min(_EXAMPLE_TOKENS, length // _EXAMPLE_SHARE) - self.answer_tokens
+        try:
+            lines = most_that_fit(lambda lines: len(source.encode(text(lines))), room, len(given))
+        except NoRoom:
+            lines = len(given)  # there may be room for the smallest one all the same
+        return text(lines)
