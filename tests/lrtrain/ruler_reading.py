@@ -87,7 +87,7 @@ def read_niah(text: str, texts: Texts) -> NiahPrompt:
             context, query, again = found.groups()
             assert query == again
             needles = re.findall(needle, context)
-            rest = re.sub(rf"\s*{needle}\s*", " ", context)
+            rest = " ".join(re.sub(needle, "", context).split())
             return NiahPrompt(needles, re.split(r", and |, ", query), rest, one)
     raise AssertionError(f"no niah prompt: {text[:200]} ... {text[-300:]}")
 

@@ -7,13 +7,12 @@ from itertools import repeat
 import numpy as np
 
 from lrdata.draws import Draws
-from lrtrain.evaluate.ruler.filling import NoRoom, fill_with_lines, most_that_fit
+from lrtrain.evaluate.ruler.filling import fill_with_lines, most_that_fit
 from lrtrain.evaluate.ruler.question import Question, Source
 from lrtrain.evaluate.ruler.texts import Frame, Texts
 from lrtrain.evaluate.ruler.words import distinct, letters
 
-_EXAMPLE_TOKENS = 500  # and what it would take to answer it
-_EXAMPLE_SHARE = 4  # but no more than a quarter of a short prompt
+_EXAMPLE_SHARE = 4  # an example takes no more than a quarter of a short prompt
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Tracking:
 
     hops: int = 4
     answer_tokens: int = 30
+    example_tokens: int = 500
+    """Of the small one, with what its answer may take."""
 
     def ask(self, draws: Draws, source: Source, length: int) -> Question:
         """The question of some draws. Its fill raises NoRoom."""
@@ -62,30 +63,34 @@ class Tracking:
         """The question about the second chain, after the first one with its answer."""
         texts = source.texts
         frame = asked.frame(texts)
-        worked = self.example(example, source, length)
+        before = self.example(example, source, length)
 
         def fill(room: int) -> np.ndarray:
             noise, inserts = source.encode(texts.noise), source.encode_all(asked.lines(texts))
             return fill_with_lines(repeat(noise), inserts, asked.places, room)
 
-        whole = Frame(worked + frame.head, frame.question, frame.prefix)
+        whole = Frame(before + frame.head, frame.question, frame.prefix)
         return Question(whole, tuple(asked.names), fill)
 
     def example(self, chain: Chain, source: Source, length: int) -> str:
-        """A small prompt and its answer, with as many lines of noise as RULER's has."""
-        texts, frame, given = source.texts, chain.frame(source.texts), chain.lines(source.texts)
+        """A small prompt and its answer, with as much noise as RULER's has."""
+        room = min(self.example_tokens, length // _EXAMPLE_SHARE) - self.answer_tokens
 
-        def text(lines: int) -> str:
-            parts = [texts.noise] * lines
-            for moved, (place, line) in enumerate(zip(chain.places(lines), given, strict=True)):
-                parts.insert(place + moved, line)
-            middle = "".join(parts)
-            answer = " ".join(chain.names)
-            return f"{frame.head}{middle}{frame.question} {frame.prefix} {answer}\n\n"
+        def tokens(lines: int) -> int:
+            return len(source.encode(worked(chain, lines, source.texts)))
 
-        room = min(_EXAMPLE_TOKENS, length // _EXAMPLE_SHARE) - self.answer_tokens
-        try:
-            lines = most_that_fit(lambda lines: len(source.encode(text(lines))), room, len(given))
-        except NoRoom:
-            lines = len(given)  # there may be room for the smallest one all the same
-        return text(lines)
+        lines = len(chain.names)  # the least
+        if tokens(lines) <= room:
+            lines = most_that_fit(tokens, room, lines)
+        return worked(chain, lines, source.texts)
+
+
+def worked(chain: Chain, lines: int, texts: Texts) -> str:
+    """A prompt with so many lines of noise, its answer, and a blank line."""
+    frame, parts = chain.frame(texts), [texts.noise] * lines
+    for before, (place, line) in enumerate(
+        zip(chain.places(lines), chain.lines(texts), strict=True)
+    ):
+        parts.insert(place + before, line)
+    answer = " ".join(chain.names)
+    return f"{frame.head}{''.join(parts)}{frame.question} {frame.prefix} {answer}\n\n"
