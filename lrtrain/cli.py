@@ -57,10 +57,11 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 )
 @click.option(
     "--suite",
-    default="needle,ppl",
+    default="needle,ppl,short",
     show_default=True,
-    help="needle: find a pass key in a long text; ppl: perplexity by context length; longppl: "
-    "perplexity of the tokens that need long context, with --keys.",
+    help="needle: find a pass key in a long text; ppl: perplexity by context length; short: what "
+    "is left of short skills; longppl: perplexity of the tokens that need long context, with "
+    "--keys.",
 )
 @click.option("--lengths", type=Counts(), default="1k,2k,4k,8k", show_default=True)
 @click.option(
@@ -77,16 +78,35 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     help="Needles for each length and depth.",
 )
 @click.option(
-    "--windows", type=Count(), default=32, show_default=True, help="Windows for perplexity."
+    "--windows",
+    type=Count(),
+    default=32,
+    show_default=True,
+    help="Windows for perplexity and for short skills.",
+)
+@click.option(
+    "--short-tokens",
+    type=Count(),
+    help="Tokens of a short window.  [default: the shortest length, at most 512]",
+)
+@click.option(
+    "--base",
+    help="The model that the others are compared with; it comes first.  [default: the first]",
 )
 @click.option(
     "--haystack",
     type=click.Path(path_type=Path),
     help="File or folder of text around the needles.  [default: Python's documentation]",
 )
-@click.option("--text", type=click.Path(path_type=Path), help="Text for perplexity, likewise.")
 @click.option(
-    "--shards", type=click.Path(path_type=Path), help="Use a dataset's holdout rows for it instead."
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text for perplexity and short skills, likewise.",
+)
+@click.option(
+    "--shards",
+    type=click.Path(path_type=Path),
+    help="Use a dataset's holdout rows for them instead.",
 )
 @click.option(
     "--keys",
@@ -113,7 +133,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
 def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
-    """Needle retrieval, perplexity by context length and LongPPL of MODELS, side by side.
+    """Needle retrieval, perplexity by context length, short skills and LongPPL of MODELS.
 
     \b
     A model is a folder or hub id, with a name or another RoPE if you like:

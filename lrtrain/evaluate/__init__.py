@@ -1,12 +1,12 @@
-"""Evaluation of long-context models: needle retrieval, sliding-window perplexity, LongPPL.
+"""Evaluation of long-context models: needle retrieval, perplexity, LongPPL, short skills.
 
     report = evaluate(["base=models/base", "runs/x/merged"], lengths=[1024, 8192], out=Path("eval"))
     print_report(report)
 
 `request` is what is asked for, `models` loads the models one after another, `text` reads what they
-are measured on. `suite` says what a suite is; `needle`, `perplexity` and `longppl` are those there
-are, and `report` is what comes out, with a section for each. All models read the same prompts and
-the same windows.
+are measured on. `suite` says what a suite is; `needle`, `perplexity`, `short` and `longppl` are
+those there are, and `report` is what comes out, with a section for each. All models read the same
+prompts and the same windows.
 
 Another suite is a file here that measures it, a file in `report` that writes and shows it, and an
 entry in `_SUITES` here and in `SECTIONS` there.
@@ -27,6 +27,7 @@ from lrtrain.evaluate.needle import NeedleSuite, NeedleTemplate
 from lrtrain.evaluate.perplexity import PerplexitySuite
 from lrtrain.evaluate.report import ModelEntry, Report, check_plots, print_report, write_report
 from lrtrain.evaluate.request import Request
+from lrtrain.evaluate.short import ShortSuite, default_tokens
 from lrtrain.evaluate.suite import Suite
 from lrtrain.evaluate.text import Texts
 from lrtrain.model_spec import ModelSpec, parse_models
@@ -52,10 +53,17 @@ _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
     "ppl": lambda asked, texts: PerplexitySuite(
         texts.held_out(asked.text, asked.shards), asked.lengths, asked.windows
     ),
+    "short": lambda asked, texts: ShortSuite(
+        texts.held_out(asked.text, asked.shards),
+        asked.short_tokens,
+        asked.windows,
+        asked.seed,
+        asked.base,
+    ),
     "longppl": _longppl,
 }
 SUITES = tuple(_SUITES)
-DEFAULT_SUITES = ("needle", "ppl")
+DEFAULT_SUITES = ("needle", "ppl", "short")
 
 
 def evaluate(
@@ -72,6 +80,8 @@ def evaluate(
     keys: Path | None = None,
     needle: NeedleTemplate | None = None,
     prompt: str = "base",
+    short_tokens: int | None = None,
+    base: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
@@ -80,17 +90,21 @@ def evaluate(
 ) -> Report:
     """Run the suites on every model and write eval.json and the figures to `out`.
 
-    models: see `lrtrain.model_spec`. samples: prompts for each length and depth of the needle
-    suite; windows: spans of the perplexity suite. haystack, text: a file or folder, else Python's
-    own documentation; shards: a dataset whose holdout rows are the perplexity suite's text; keys: a
-    folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its windows,
-    whatever `lengths` and `windows` are; prompt: base, or chat to ask through each model's own chat
-    template. The report is written anew after each model. Raises
-    LongRecipeError for anything that can be known to be wrong, as far as possible before the first
-    model is loaded.
+    models: see `lrtrain.model_spec`. base: the name of the one that is measured first and that the
+    others are compared with; else the first. samples: prompts for each length and depth of the
+    needle suite; windows: spans of the perplexity suite and windows of the short suite, which are
+    short_tokens long (else as the shortest of `lengths`, at most 512). haystack, text: a file or
+    folder, else Python's own documentation; shards: a dataset whose holdout rows are the text;
+    keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its
+    windows, whatever `lengths` and `windows` are. prompt: base, or chat to ask through each model's
+    own chat template.
+
+    The report is written anew after each model. Raises LongRecipeError for anything that can be
+    known to be wrong, as far as possible before the first model is loaded.
     """
     started = time.monotonic()
     specs = parse_models(list(models))
+    first = _base(specs, base)
     unknown = [name for name in suites if name not in _SUITES]
     if unknown or not suites:
         raise LongRecipeError(
@@ -108,6 +122,8 @@ def evaluate(
         keys=keys,
         needle=needle or NeedleTemplate(),
         prompt=prompt,
+        short_tokens=short_tokens or default_tokens(lengths),
+        base=first.name,
         seed=seed,
         dtype=parse_dtype(dtype),
         device=device,
@@ -119,11 +135,20 @@ def evaluate(
     report = Report(settings=asked.settings(), versions=_versions())
     for suite in ready:
         report.settings |= suite.settings()
-    for spec in specs:
+    for spec in [first, *(spec for spec in specs if spec != first)]:
         _run(spec, ready, asked, report)
         report.seconds = time.monotonic() - started
         write_report(report, out, plots=plots)
     return report
+
+
+def _base(specs: list[ModelSpec], name: str | None) -> ModelSpec:
+    """The model that the others are compared with."""
+    found = specs[0] if name is None else next((spec for spec in specs if spec.name == name), None)
+    if found is None:
+        names = ", ".join(spec.name for spec in specs)
+        raise LongRecipeError(f"--base {name} is none of the models; choose from {names}")
+    return found
 
 
 def _run(spec: ModelSpec, suites: list[Suite], asked: Request, report: Report) -> None:

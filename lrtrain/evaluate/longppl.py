@@ -13,7 +13,6 @@ tokenizer joins to the text beside them.)
 Special tokens of a window are context, but never targets, as they are not text.
 """
 
-import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,14 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.scores import KEY_GAIN, KEY_LOG_PROB, SCORES, ScoredWindow, Scores, open_scores
 from lrdata.tokenizer import Tokenizer
-from lrdata.vocabulary import spell
 from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.spelling import encode_spelled, overlapping
 
 if TYPE_CHECKING:
     import torch
 
 _FIRST_END = 1024
 _BINS = 40  # each twice as long as the one before
-_INSIDE = bytes(range(0x80, 0xC0))  # what no UTF-8 character begins with
 
 
 class KeyedTokens(NamedTuple):
@@ -138,38 +136,15 @@ def encode_keys(text: bytes, spans: np.ndarray, tokenizer: Tokenizer) -> KeyedTo
     """The tokens of a text and which of them share a byte with a key span.
 
     text: UTF-8, perhaps cut within its first or last character; what is cut is left out. spans:
-    int64 [k, 2], bytes [start, stop) in order, not overlapping. None where the text is not UTF-8
-    or the tokens do not spell it: some tokenizers normalise characters or drop what they have no
-    token for, and then bytes no longer say where a token is.
+    int64 [k, 2], bytes [start, stop) in order, not overlapping. None where the tokenizer does not
+    spell the text, see `encode_spelled`.
     """
-    first = len(text) - len(text.lstrip(_INSIDE))
-    try:
-        whole = codecs.getincrementaldecoder("utf-8")().decode(text[first:])
-    except UnicodeDecodeError:
+    spelled = encode_spelled(text, tokenizer)
+    if spelled is None:
         return None
-    stop = first + len(whole.encode())
-    ids = np.asarray(tokenizer.encode([whole])[0])
-    spelled = spell(ids, tokenizer.token_bytes)
-    added = len(spelled) - (stop - first)
-    # SentencePiece's tokenizers may put a space before a text.
-    if added not in (0, 1) or spelled != b" " * added + text[first:stop]:
-        return None
-    offsets = tokenizer.token_bytes[1]
-    edges = np.cumsum([0, *(offsets[ids + 1] - offsets[ids])]) - added + first
-    edges = np.maximum(edges, first)
-    keys = overlapping(edges[:-1], edges[1:], np.clip(spans, first, stop))
+    ids, edges = spelled
+    keys = overlapping(edges[:-1], edges[1:], np.clip(spans, edges[0], edges[-1]))
     return KeyedTokens(ids, keys, np.diff(edges))
-
-
-def overlapping(starts: np.ndarray, stops: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Which tokens [start, stop) share a byte with a span: bool [n].
-
-    spans: int64 [k, 2], in order, not overlapping. Empty tokens and empty spans share none.
-    """
-    spans = spans[spans[:, 0] < spans[:, 1]]
-    begun = np.searchsorted(spans[:, 0], stops, side="left")
-    ended = np.searchsorted(spans[:, 1], starts, side="right")
-    return np.asarray((begun > ended) & (starts < stops))
 
 
 # Measuring

@@ -7,6 +7,7 @@ from pathlib import Path
 from lrdata.errors import LongRecipeError
 from lrtrain.evaluate.needle import NeedleTemplate
 from lrtrain.evaluate.prompts import WRAPPINGS
+from lrtrain.evaluate.short import LEAST_TOKENS, MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Request:
     keys: Path | None
     needle: NeedleTemplate
     prompt: str
+    short_tokens: int
+    base: str
+    """The model that is measured first, and that the others are compared with."""
     seed: int
     dtype: str
     device: str
@@ -47,11 +51,18 @@ class Request:
             raise LongRecipeError(
                 f"unknown prompt {self.prompt}; choose from {', '.join(WRAPPINGS)}"
             )
+        if "short" in self.suites and not LEAST_TOKENS <= self.short_tokens <= MOST_TOKENS:
+            raise LongRecipeError(
+                f"short windows of {self.short_tokens} tokens are not measured; ask for "
+                f"{LEAST_TOKENS} to {MOST_TOKENS} with --short-tokens"
+            )
         least = min(self.samples, self.windows)
         if least < 1:
             raise LongRecipeError(f"{least} samples measure nothing; ask for 1 or more")
         if self.text is not None and self.shards is not None:
-            raise LongRecipeError("perplexity is measured on a text or on shards; name one of them")
+            raise LongRecipeError(
+                "perplexity and short skills are measured on a text or on shards; name one of them"
+            )
         if ("longppl" in self.suites) != (self.keys is not None):
             raise LongRecipeError(
                 "the suite longppl and --keys go together: --suite longppl --keys SCORES, with the "
@@ -71,6 +82,8 @@ class Request:
             "device": self.device,
             "template": asdict(self.needle),
             "prompt": self.prompt,
+            "short_tokens": self.short_tokens,
+            "base": self.base,
             "haystack": None,
             "text": None,
             "shards": self.shards.name if self.shards else None,

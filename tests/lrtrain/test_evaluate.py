@@ -24,6 +24,7 @@ from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
 
 SMALL: dict[str, Any] = {
+    "suites": ["needle", "ppl"],
     "lengths": [64, 128],
     "depths": [0.0, 1.0],
     "samples": 2,
@@ -219,7 +220,7 @@ def test_shards_of_another_tokenizer_are_refused(two_models: list[str], tmp_path
 def test_a_model_beyond_its_window_is_measured_all_the_same(
     two_models: list[str], tmp_path: Path
 ) -> None:
-    report = evaluate(two_models[:1], suites=["needle"], out=tmp_path, **SMALL)
+    report = evaluate(two_models[:1], out=tmp_path, **{**SMALL, "suites": ["needle"]})
     assert report.models[0].window == 64
     assert {cell.length for cell in report.of(NeedleCell)} == {64, 128}
     assert report.of(PerplexityCell) == []

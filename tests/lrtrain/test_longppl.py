@@ -36,8 +36,9 @@ from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import main
 from lrtrain.evaluate import Report, evaluate
-from lrtrain.evaluate.longppl import LongPplCell, bin_ends, encode_keys, open_keys, overlapping
+from lrtrain.evaluate.longppl import LongPplCell, bin_ends, encode_keys, open_keys
 from lrtrain.evaluate.report.longppl import longppl_of
+from lrtrain.evaluate.spelling import overlapping
 from tests.conftest import EOT, generated_text
 
 WINDOW = 128

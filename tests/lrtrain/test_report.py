@@ -6,6 +6,7 @@ import math
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from lrtrain.evaluate.perplexity import PerplexityCell
 from lrtrain.evaluate.report import ModelEntry, Report, mean, print_report, write_report
 from lrtrain.evaluate.report.needle import needle_at
 from lrtrain.evaluate.report.perplexity import perplexity_at
+from lrtrain.evaluate.report.short import short_of
+from lrtrain.evaluate.report.statistics import Samples, difference, share
+from lrtrain.evaluate.short import ShortCell
 from lrtrain.evaluate.suite import Cell
 
 
@@ -66,6 +70,88 @@ def test_a_weighted_mean_is_a_ratio_of_sums() -> None:
     found = mean([1.0, 2.0, 30.0], [1, 2, 3])
     assert found.value == pytest.approx(33 / 6)
     assert mean([2.0, 4.0, 8.0], [1, 2, 4]).as_list() == [2.0, 2.0, 2.0]
+
+
+def test_a_difference_of_the_same_samples_is_that_of_the_normal_law() -> None:
+    draw = np.random.default_rng(1)
+    hard = draw.normal(10.0, 5.0, 400)  # how hard a sample is, for both
+    more = draw.normal(0.5, 1.0, 400)
+    ones, ten = np.ones(400).tolist(), np.full(400, 10.0)
+    found = difference(Samples((hard + more).tolist(), ones), Samples(hard.tolist(), ones))
+    assert found is not None
+    assert found.value == pytest.approx(more.mean())
+    half = 1.96 * more.std() / math.sqrt(400)
+    assert found.low == pytest.approx(more.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(more.mean() + half, abs=0.1 * half)
+    kept = share(Samples((0.8 * hard).tolist(), ten.tolist()), Samples(hard.tolist(), ten.tolist()))
+    assert kept is not None
+    assert kept.as_list() == [0.8, 0.8, 0.8]
+    assert share(Samples([1, 2], [3, 3]), Samples([0, 0], [3, 3])) is None
+    assert difference(Samples([1, 2], [0, 0]), Samples([1, 2], [0, 0])) is None
+
+
+def short_cell(model: str, right: tuple[int, ...], **changed: Any) -> ShortCell:
+    """On three windows, unless something else is said."""
+    values: dict[str, Any] = {
+        "windows": (0, 1, 2),
+        "context": (64, 64, 64),
+        "nats": (50.0, 70.0, 60.0),
+        "tokens": (63, 63, 63),
+        "bytes": (200, 210, 190),
+        "words": (10, 12, 8),
+        "drift": (0.0, 0.0, 0.0),
+        "positions": (63, 63, 63),
+        "left_out": 0,
+    }
+    return ShortCell(model=model, base="base", right=right, **{**values, **changed})
+
+
+@pytest.fixture
+def short_report(report: Report) -> Report:
+    report.models += [entry("tuned", 1024), entry("other", 32)]
+    tuned = short_cell("tuned", (4, 6, 2), nats=(56.0, 76.0, 66.0), drift=(0.25 * 63,) * 3)
+    two: dict[str, Any] = {
+        "windows": (0, 2),
+        "context": (70, 70),
+        "nats": (59.0, 69.0),
+        "tokens": (69, 69),
+    }
+    two |= {"bytes": (200, 190), "words": (10, 8), "drift": None, "positions": (0, 0)}
+    other = short_cell("other", (4, 2), left_out=1, **two)
+    report.cells = [short_cell("base", (5, 6, 4)), tuned, other]
+    return report
+
+
+def test_short_skills_are_compared_with_the_base_on_the_same_windows(short_report: Report) -> None:
+    base, tuned, other = (short_of(short_report, name) for name in ("base", "tuned", "other"))
+    assert base
+    assert tuned
+    assert other
+    assert (base.more_nats, base.cloze_kept) == (None, None)
+    assert tuned.more_nats
+    assert tuned.more_nats.value == pytest.approx(18 / 600)
+    assert tuned.cloze_kept
+    assert tuned.cloze_kept.value == pytest.approx(12 / 15)
+    assert tuned.drift
+    assert tuned.drift.as_list() == [0.25, 0.25, 0.25]
+    assert other.drift is None
+    assert other.cloze_kept  # of the first and the last window alone
+    assert other.cloze_kept.value == pytest.approx((4 + 2) / (5 + 4))
+    assert short_of(short_report, "extended [v2]") is None
+
+
+def test_the_table_of_short_skills(short_report: Report, tmp_path: Path) -> None:
+    output = io.StringIO()
+    print_report(short_report, Console(file=output, width=120))
+    text = output.getvalue()
+    assert "+0.030 ±" in text
+    assert "80.0% ±" in text
+    assert "0.250" in text
+    assert "other: 1 of 3 windows left out" in text
+    assert "extended" not in text
+    assert "* beyond the model's" in text
+    names = [path.name for path in write_report(short_report, tmp_path)]
+    assert names == ["eval.json", "short.png"]
 
 
 def test_means_over_depths_and_spans(report: Report) -> None:

@@ -1,8 +1,9 @@
 """What the figures of all sections have in common."""
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lrdata.atomic import replacing
 from lrdata.errors import LongRecipeError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 _MARKERS = "osD^vPX*h"
+_FAR_APART = 5.0
 
 
 def check_plots() -> None:
@@ -49,3 +51,18 @@ def label_lengths(axes: "Axes", lengths: list[int]) -> None:
     axes.set_xticks(range(len(lengths)), [size_text(length) for length in lengths])
     axes.set_xlabel("context length (tokens)")
     axes.grid(axis="y", alpha=0.3)
+
+
+def spread(axes: "Axes", side: Literal["x", "y"]) -> None:
+    """A logarithmic axis where positive values are far apart; its numbers are written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    low, high = axis.get_data_interval()
+    if high < _FAR_APART * low:
+        return
+    axes.set(**{f"{side}scale": "log"})
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())

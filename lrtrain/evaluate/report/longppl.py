@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lrtrain.evaluate.longppl import LongPplCell
-from lrtrain.evaluate.report.figures import style
+from lrtrain.evaluate.report.figures import spread, style
 from lrtrain.evaluate.report.results import Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, as_perplexity, mean, measured_mean
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
-
-_FAR_APART = 5.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _intervals(axes: "Axes", report: Report) -> None:
     names = [f"{model.name}\nwindow {size_text(model.window)}" for model in report.models]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    _spread(axes, "x")
+    spread(axes, "x")
     axes.set_xlabel("perplexity of key tokens, 95 % interval\n(grey line: of all tokens)")
     axes.grid(axis="x", alpha=0.3)
 
@@ -202,25 +200,10 @@ def _by_position(axes: "Axes", report: Report, bins: list[tuple[int, int]]) -> N
         low, high = [math.exp(cell.low) for cell in nats], [math.exp(cell.high) for cell in nats]
         axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xticks(range(len(bins)), list(map(bin_text, bins)), fontsize=8)
-    _spread(axes, "y")
+    spread(axes, "y")
     axes.set_xlabel("tokens before the key token\n(hollow: beyond the model's window)")
     axes.set_ylabel("perplexity of key tokens")
     axes.grid(axis="y", alpha=0.3)
-
-
-def _spread(axes: "Axes", side: Literal["x", "y"]) -> None:
-    """A logarithmic axis where values are far apart; its numbers are written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = axes.xaxis if side == "x" else axes.yaxis
-    low, high = axis.get_data_interval()
-    if high < _FAR_APART * low:
-        return
-    axes.set(**{f"{side}scale": "log"})
-    decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 SECTION = Section("longppl", LongPplCell, _values, _show, "longppl.png", _draw)

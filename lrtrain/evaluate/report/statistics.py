@@ -1,12 +1,12 @@
 """Means and their 95 % bootstrap intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lrdata.bootstrap import ratio
+from lrdata.bootstrap import ratio, resamples
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,49 @@ def measured_mean(values: Sequence[float], weights: Sequence[float]) -> Mean | N
     """The same over the samples that have a weight; None where none has."""
     kept = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
     return mean(*map(list, zip(*kept, strict=True))) if kept else None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is summed and what it is divided by, for each sample: a mean that is not taken yet."""
+
+    values: Sequence[float]
+    weights: Sequence[float]
+
+    def sums(self, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both, summed over samples [..., n]."""
+        top, bottom = np.asarray(self.values, np.float64), np.asarray(self.weights, np.float64)
+        return top[picked].sum(-1), bottom[picked].sum(-1)
+
+
+def difference(one: Samples, other: Samples) -> Mean | None:
+    """The mean of one less that of the other, of the same samples: see `_paired`."""
+    return _paired(one, other, np.subtract)
+
+
+def share(one: Samples, other: Samples) -> Mean | None:
+    """The mean of one as a share of the other's, of the same samples: see `_paired`."""
+    return _paired(one, other, np.divide)
+
+
+def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) -> Mean | None:
+    """Two means compared, with the bootstrap interval of what comes out.
+
+    Both are of the same samples and are drawn together: how hard a sample is for both of them does
+    not widen the interval. Resamples that have no such value are left out; None where the samples
+    themselves have none.
+    """
+    count = len(one.values)
+    picked = np.concatenate([np.arange(count)[None], resamples(count)])
+    tops, bottoms = one.sums(picked)
+    others, under = other.sums(picked)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = compare(tops / bottoms, others / under)
+    if not np.isfinite(found[0]):
+        return None
+    drawn = found[1:][np.isfinite(found[1:])]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Mean(float(found[0]), float(low), float(high), count)
 
 
 def as_perplexity(nats: Mean) -> list[float]:
