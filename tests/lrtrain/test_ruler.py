@@ -164,11 +164,12 @@ def test_with_real_tokenizers_few_tokens_are_cut_otherwise_than_in_running_text(
 
 
 def test_parse_tasks() -> None:
-    assert [task.name for task in parse_tasks("all")] == list(TASKS)
-    assert [task.name for task in parse_tasks("vt, niah_single_1")] == ["niah_single_1", "vt"]
-    for names in ("", " ,", "niah", "all,nothing"):
+    assert [task.name for task in parse_tasks(["all"])] == list(TASKS)
+    names = [task.name for task in parse_tasks(["vt", "niah_single_1"])]
+    assert names == ["niah_single_1", "vt"]
+    for wrong in ([], ["niah"], ["all", "nothing"]):
         with pytest.raises(LongRecipeError, match="choose all, or from niah_single_1"):
-            parse_tasks(names)
+            parse_tasks(wrong)
 
 
 # Needles

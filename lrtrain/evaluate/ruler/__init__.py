@@ -14,33 +14,26 @@ the questions of the tasks, `filling` makes their fillers fit: a prompt of a len
 many tokens, less those that its answer may take, so that prompts of a task are read in batches
 without padding. Fillers lose their beginning for that, in the middle of a line or a word: it is the
 noise, a text, a needle that is not asked for, a word that comes too seldom. `tasks` puts it all
-together, `scoring` says how much of an answer is there.
+together, `scoring` says how much of an answer is there, `suite` asks models.
 
 Scores are for comparing models with each other. Those that are published were measured with other
 words; lm-evaluation-harness measures with them (see the README), and the tests build its prompts.
 """
 
-from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.needle import Haystack
 from lrtrain.evaluate.ruler.question import Source
 from lrtrain.evaluate.ruler.scoring import score
+from lrtrain.evaluate.ruler.suite import RulerCell, RulerSuite, haystack_of
 from lrtrain.evaluate.ruler.tasks import TASKS, Prompt, PromptMaker, Task, parse_tasks
-from lrtrain.evaluate.text import Text
 
 __all__ = [
     "TASKS",
     "Prompt",
     "PromptMaker",
+    "RulerCell",
+    "RulerSuite",
     "Source",
     "Task",
     "haystack_of",
     "parse_tasks",
     "score",
 ]
-
-
-def haystack_of(text: Text, tokenizer: Tokenizer) -> Haystack:
-    """All documents as one line, so that a needle between two sentences looks like one of them."""
-    lines = [" ".join(document.split()) for document in text.documents]
-    ids, _ = tokenizer.encode([f" {line}" for line in lines if line])
-    return Haystack(ids, tokenizer)

@@ -50,19 +50,18 @@ TASKS = {
 }
 
 
-def parse_tasks(names: str) -> list[Task]:
-    """The tasks of a list such as `niah_single_1,vt`, or of `all`, in RULER's order.
+def parse_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names, or of `all`, in RULER's order.
 
     Raises LongRecipeError for a name that is none.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in (*TASKS, "all")]
-    if unknown or not wanted:
+    unknown = [name for name in names if name not in (*TASKS, "all")]
+    if unknown or not names:
         raise LongRecipeError(
             f"unknown task {unknown[0] if unknown else '(none)'}; choose all, or from "
             f"{', '.join(TASKS)}"
         )
-    return [task for name, task in TASKS.items() if name in wanted or "all" in wanted]
+    return [task for name, task in TASKS.items() if name in names or "all" in names]
 
 
 @dataclass(frozen=True)
