@@ -7,6 +7,7 @@ import click
 
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count
+from lrtrain.attention_scale import AttentionScale, parse_attention_scale
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -16,6 +17,15 @@ class Names(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
         return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+class Scale(click.ParamType[AttentionScale]):
+    """auto, or a number above 0."""
+
+    name = "auto or number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> AttentionScale:
+        return parse_attention_scale(str(value))
 
 
 _MEMORY_OPTIONS = (
@@ -118,10 +128,11 @@ def memory_options(command: Any) -> Any:
 )
 @click.option(
     "--attention-scale",
-    type=float,
-    default=1.0,
+    type=Scale(),
+    default="1",
     show_default=True,
-    help="Factor on the softmax scale, for extend rows only. Below 1 teaches sharper attention.",
+    help="Factor on the softmax scale, for extend rows only; below 1 teaches sharper attention. "
+    "auto: log L / log T for rows of L tokens of a window of T.",
 )
 @click.option(
     "--token-weights",

@@ -5,6 +5,7 @@ from typing import Any
 
 from lrdata.errors import LongRecipeError
 from lrtrain.activations import Activations
+from lrtrain.attention_scale import AttentionScale, parse_attention_scale
 from lrtrain.optim import Storage
 from lrtrain.weights import WEIGHTS
 
@@ -55,8 +56,9 @@ class TrainRecipe:
     """What waits in host memory: optimizer (moments and what masters add), activations (the inputs
     of layers, with checkpointing)."""
     rope: str = "auto"
-    attention_scale: float = 1.0
-    """Factor on the softmax scale, for extend rows only; inference is unchanged."""
+    attention_scale: AttentionScale = 1.0
+    """Factor on the softmax scale, for extend rows only; inference is unchanged. auto:
+    log L / log T, see `lrtrain.attention_scale`."""
     token_weights: str = "none"
     """What a token weighs in the loss, for extend rows only; the names of `lrtrain.weights`."""
     attention: str = "auto"
@@ -113,10 +115,10 @@ class TrainRecipe:
         for name, positive in (
             ("--lr", self.lr),
             ("--anneal-lr", self.anneal_lr),
-            ("--attention-scale", self.attention_scale),
         ):
             if not positive > 0:
                 raise LongRecipeError(f"{name} {positive} must be above 0")
+        parse_attention_scale(str(self.attention_scale))
         for name, least in (
             ("--micro-tokens", self.micro_tokens),
             ("--mlp-tokens", self.mlp_tokens),

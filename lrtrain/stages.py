@@ -26,6 +26,7 @@ from lrdata.shards import Shards, file_sha256, open_shards
 from lrdata.tokenizer import Tokenizer
 from lrtrain.activations import prepare
 from lrtrain.attention import choose_backend, heads_of
+from lrtrain.attention_scale import scale_in_training
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.interrupt import stop_asked
@@ -243,7 +244,7 @@ def _train(opened: Run, name: str) -> None:
         factor=warmup_then(recipe.schedule, steps, recipe.warmup)
         if extend
         else linear_to_zero(steps),
-        attention_scale=recipe.attention_scale if extend else 1.0,
+        attention_scale=_attention_scale(opened, name),
     )
     settings = Settings(
         betas=(recipe.beta1, recipe.beta2),
@@ -267,6 +268,14 @@ def _train(opened: Run, name: str) -> None:
         if stop():
             raise KeyboardInterrupt
     _clean(opened, name)
+
+
+def _attention_scale(opened: Run, stage: str) -> float:
+    """Of extend rows; replay rows have as many keys as positions."""
+    shards = opened.shards
+    if stage != "extend":
+        return 1.0
+    return scale_in_training(opened.recipe.attention_scale, shards.train_len, shards.target_len)
 
 
 def _free_memory() -> None:
@@ -310,7 +319,7 @@ def _card(opened: Run, stage: str, steps: int) -> str:
         "rows per step": recipe.rows_per_step,
         "learning rate": recipe.lr if stage == "extend" else f"{recipe.anneal_lr}, linear to 0",
         "RoPE": recipe.rope,
-        "attention scale in training": recipe.attention_scale if stage == "extend" else 1.0,
+        "attention scale in training": f"{_attention_scale(opened, stage):.3g}",
         "token weights": recipe.token_weights if stage == "extend" else "none",
         "precision": recipe.dtype,
         "seed": recipe.seed,

@@ -48,7 +48,7 @@ class Proof:
             "methods",
             {
                 (budget, method, seed): self._training(
-                    seed, method, budget, rates[budget, method], keep=method == CHOSEN
+                    seed, method, budget, rates[method], keep=method == CHOSEN
                 )
                 for budget in self.budgets
                 for method in self.methods
@@ -62,7 +62,7 @@ class Proof:
                 seed: Cell(
                     f"finish/{seed.number}",
                     finish,
-                    (Training(seed, CHOSEN, budget, rates[budget, CHOSEN]),),
+                    (Training(seed, CHOSEN, budget, rates[CHOSEN]),),
                 )
                 for seed in self.seeds
             },
@@ -70,32 +70,28 @@ class Proof:
         return {
             "settings": {"rates": self.rates, **asdict(self.tuning.sizes)},
             "base": {seed.number: prepared[seed] for seed in self.seeds},
-            "rates": _nested({(b.name, m.name): rate for (b, m), rate in rates.items()}),
+            "rates": {method.name: rate for method, rate in rates.items()},
             "trained": _nested(
                 {(b.name, m.name, s.number): found for (b, m, s), found in trained.items()}
             ),
             "finished": {seed.number: found for seed, found in finished.items()},
         }
 
-    def _rates(self) -> dict[tuple[Budget, Method], float]:
-        """For each budget and method the learning rate that retrieves most at the target length."""
+    def _rates(self) -> dict[Method, float]:
+        """For each method the learning rate that retrieves most at the target length."""
         searched = self._found(
             "learning rates",
             {
-                (budget, method, rate): self._training(self.tuning, method, budget, rate)
-                for budget in self.budgets
+                (method, rate): self._training(self.tuning, method, self.budgets[0], rate)
                 for method in self.methods
                 for rate in self.rates
             },
         )
 
-        def retrieved(key: tuple[Budget, Method, float]) -> float:
+        def retrieved(key: tuple[Method, float]) -> float:
             return float(searched[key]["measured"][f"retrieval {TARGET}"])
 
-        best: dict[tuple[Budget, Method], float] = {}
-        for key in sorted(searched, key=retrieved):
-            best[key[:2]] = key[2]
-        return best
+        return dict(sorted(searched, key=retrieved))  # the last of a method stays: its best
 
     def _training(
         self, seed: Seed, method: Method, budget: Budget, rate: float, keep: bool = False

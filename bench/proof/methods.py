@@ -89,7 +89,7 @@ BUDGETS = (
 """`first_seed` is added to a seed for the draws of a run, so that no run stands in both tables."""
 
 RATES = (1e-3, 2e-3, 4e-3)
-"""Every method is trained with each of them on the tuning seed, in each budget."""
+"""Every method is trained with each of them on the tuning seed, with equal tokens."""
 
 ANNEAL_STEPS, ANNEAL_RATE = 20, 3e-4
 MERGE_WEIGHTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)

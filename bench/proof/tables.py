@@ -58,7 +58,7 @@ def _budget_lines(found: Found, budget: Budget) -> list[str]:
         lines.append(
             _line(
                 method.name,
-                f"{found['rates'][budget.name][method.name]:g}",
+                f"{found['rates'][method.name]:g}",
                 values,
                 None if method == FULL else full,
                 f"{_mean_of(runs, 'flops') / price:.3f}",

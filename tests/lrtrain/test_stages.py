@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import shutil
 import weakref
 from dataclasses import replace
@@ -243,6 +244,22 @@ def test_attention_scale_changes_extend_rows_only(
     assert scaled[0]["loss"] != unscaled[0]["loss"]
     assert scaled[3]["holdout_loss"] == pytest.approx(unscaled[3]["holdout_loss"], rel=1e-6)
     assert scaled[4]["loss"] == pytest.approx(unscaled[4]["loss"], rel=1e-6)
+
+
+def test_attention_scale_auto_is_log_l_by_log_t(shards: Path, model: Path, tmp_path: Path) -> None:
+    """And the card of the extended model says the number, for the extend stage alone."""
+    opened = open_shards(shards)
+    scale = math.log(opened.train_len) / math.log(opened.target_len)
+    recipe = replace(RECIPE, stages=("extend", "anneal"))
+    losses = {}
+    for choice in ("auto", scale, 1.0):
+        out = tmp_path / str(choice)
+        run(shards, str(model), out, replace(recipe, attention_scale=choice), lambda _: None)
+        losses[choice] = [step["loss"] for step in read_metrics(out / "metrics.jsonl")]
+    assert losses["auto"] == losses[scale] != losses[1.0]
+    cards = [(tmp_path / "auto" / name / "README.md").read_text() for name in ("extend", "anneal")]
+    assert f"| attention scale in training | {scale:.3g} |" in cards[0]
+    assert "| attention scale in training | 1 |" in cards[1]
 
 
 @pytest.mark.parametrize("token_weights", ["impact", "longce", "ukp"])
