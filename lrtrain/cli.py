@@ -75,7 +75,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     type=Count(),
     default=5,
     show_default=True,
-    help="Needles for each length and depth.",
+    help="Needles for each length, depth and seed.",
 )
 @click.option(
     "--windows",
@@ -131,6 +131,13 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seeds",
+    type=Count(),
+    default=1,
+    show_default=True,
+    help="Draw needles with so many seeds, --seed and those that follow it.",
+)
 @click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
 def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
     """Needle retrieval, perplexity by context length, short skills and LongPPL of MODELS.

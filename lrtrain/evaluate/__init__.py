@@ -47,7 +47,7 @@ _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
         asked.depths,
         asked.samples,
         asked.needle,
-        asked.seed,
+        asked.prompt_seeds,
         asked.prompt,
     ),
     "ppl": lambda asked, texts: PerplexitySuite(
@@ -83,6 +83,7 @@ def evaluate(
     short_tokens: int | None = None,
     base: str | None = None,
     seed: int = 0,
+    seeds: int = 1,
     dtype: str = "float32",
     device: str = "cpu",
     out: Path,
@@ -90,14 +91,17 @@ def evaluate(
 ) -> Report:
     """Run the suites on every model and write eval.json and the figures to `out`.
 
-    models: see `lrtrain.model_spec`. base: the name of the one that is measured first and that the
-    others are compared with; else the first. samples: prompts for each length and depth of the
-    needle suite; windows: spans of the perplexity suite and windows of the short suite, which are
-    short_tokens long (else as the shortest of `lengths`, at most 512). haystack, text: a file or
-    folder, else Python's own documentation; shards: a dataset whose holdout rows are the text;
-    keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all its
-    windows, whatever `lengths` and `windows` are. prompt: base, or chat to ask through each model's
-    own chat template.
+    Args:
+        models: see `lrtrain.model_spec`. base: the name of the one that is measured first and that
+            the others are compared with; else the first.
+        samples: prompts for each length and depth of the needle suite and each of so many `seeds`,
+            of which `seed` is the first. prompt: base, or chat to ask through each model's own
+            chat template. haystack: a file or folder, else Python's own documentation.
+        windows: spans of the perplexity suite, and windows of the short suite. They are
+            short_tokens long, else as the shortest of `lengths`, at most 512. text: as haystack;
+            shards: a dataset whose holdout rows are the text.
+        keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
+            its windows, whatever `lengths` and `windows` are.
 
     The report is written anew after each model. Raises LongRecipeError for anything that can be
     known to be wrong, as far as possible before the first model is loaded.
@@ -125,6 +129,7 @@ def evaluate(
         short_tokens=short_tokens or default_tokens(lengths),
         base=first.name,
         seed=seed,
+        seeds=seeds,
         dtype=parse_dtype(dtype),
         device=device,
     )

@@ -123,6 +123,14 @@ class NeedleCell:
     depth: float
     exact: tuple[bool, ...]
     share: tuple[float, ...]
+    seeds: tuple[int, ...] = (0,)
+    """The samples are those of the first seed, then of the next one, as many of each."""
+
+    @property
+    def sample_seeds(self) -> list[int]:
+        """The seed of each sample."""
+        each = len(self.exact) // len(self.seeds)
+        return [seed for seed in self.seeds for _ in range(each)]
 
     @property
     def tokens_read(self) -> int:
@@ -263,8 +271,9 @@ def measure(
     prompts: list[Prompt],
     length: int,
     depth: float,
+    seeds: tuple[int, ...] = (0,),
 ) -> Iterator[tuple[int, NeedleCell | None]]:
-    """Ask all prompts of one cell, a batch at a time.
+    """Ask all prompts of one cell, a batch at a time; they are sorted by their seed.
 
     Yields how many were asked, with the cell beside the last of them.
     """
@@ -279,22 +288,20 @@ def measure(
         exact += [bool(right.all()) for right in rights]
         share += [float(right.mean()) for right in rights]
         done = len(exact) == len(prompts)
-        yield (
-            len(batch),
-            NeedleCell(name, length, depth, tuple(exact), tuple(share)) if done else None,
-        )
+        cell = NeedleCell(name, length, depth, tuple(exact), tuple(share), seeds)
+        yield len(batch), cell if done else None
 
 
 @dataclass(frozen=True)
 class NeedleSuite:
-    """Needles at every length and depth: `samples` prompts for each, drawn with `seed`."""
+    """Needles at every length and depth: `samples` prompts for each of them and each seed."""
 
     haystack: Text
     lengths: Sequence[int]
     depths: Sequence[float]
     samples: int
     template: NeedleTemplate
-    seed: int
+    seeds: Sequence[int]
     prompt: str = "base"
     """What is around a question: a key of `WRAPPINGS`."""
     name: ClassVar[str] = "needle"
@@ -303,7 +310,7 @@ class NeedleSuite:
         return {
             "depths": list(self.depths),
             "samples": self.samples,
-            "seed": self.seed,
+            "seeds": list(self.seeds),
             "template": asdict(self.template),
             "prompt": self.prompt,
             "haystack": self.haystack.describe(),
@@ -317,18 +324,19 @@ class NeedleSuite:
         filler = Haystack(encode_text(self.haystack, loaded.tokenizer), loaded.tokenizer)
         wrapping = WRAPPINGS[self.prompt](loaded.tokenizer)
         maker = PromptMaker(self.template, filler, loaded.tokenizer, wrapping)
-        maker.make(self.seed, min(self.lengths), 0.0, 0)  # too short a length: say so at once
-        total = len(self.lengths) * len(self.depths) * self.samples
-        with progress(f"{loaded.spec.name}: needle", total) as task:
+        maker.make(0, min(self.lengths), 0.0, 0)  # too short a length: say so at once
+        model, device, name = loaded.model, loaded.device, loaded.spec.name
+        seeds = tuple(self.seeds)
+        total = len(self.lengths) * len(self.depths) * len(seeds) * self.samples
+        with progress(f"{name}: needle", total) as task:
             for length in self.lengths:
                 for depth in self.depths:
                     prompts = [
-                        maker.make(self.seed, length, depth, sample)
+                        maker.make(seed, length, depth, sample)
+                        for seed in seeds
                         for sample in range(self.samples)
                     ]
-                    for done, cell in measure(
-                        loaded.model, loaded.device, loaded.spec.name, prompts, length, depth
-                    ):
+                    for done, cell in measure(model, device, name, prompts, length, depth, seeds):
                         task.advance(done, note=f"{length:,} tokens, depth {depth:.0%}")
                         if cell:
                             yield cell

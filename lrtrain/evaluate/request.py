@@ -34,6 +34,8 @@ class Request:
     base: str
     """The model that is measured first, and that the others are compared with."""
     seed: int
+    seeds: int
+    """How many seeds prompts are drawn with: `seed` and those that follow it."""
     dtype: str
     device: str
 
@@ -56,9 +58,11 @@ class Request:
                 f"short windows of {self.short_tokens} tokens are not measured; ask for "
                 f"{LEAST_TOKENS} to {MOST_TOKENS} with --short-tokens"
             )
-        least = min(self.samples, self.windows)
+        least = min(self.samples, self.windows, self.seeds)
         if least < 1:
-            raise LongRecipeError(f"{least} samples measure nothing; ask for 1 or more")
+            raise LongRecipeError(
+                f"{least} samples, windows or seeds measure nothing; ask for 1 or more"
+            )
         if self.text is not None and self.shards is not None:
             raise LongRecipeError(
                 "perplexity and short skills are measured on a text or on shards; name one of them"
@@ -69,6 +73,11 @@ class Request:
                 "folder that `lrtrain score` wrote"
             )
 
+    @property
+    def prompt_seeds(self) -> list[int]:
+        """The seeds that prompts are drawn with."""
+        return list(range(self.seed, self.seed + self.seeds))
+
     def settings(self) -> dict[str, object]:
         """What was asked for, ready for JSON. The suites that read a file say more about it."""
         return {
@@ -78,6 +87,7 @@ class Request:
             "samples": self.samples,
             "windows": self.windows,
             "seed": self.seed,
+            "seeds": self.prompt_seeds,
             "dtype": self.dtype,
             "device": self.device,
             "template": asdict(self.needle),

@@ -43,6 +43,24 @@ def test_where_all_units_have_the_same_ratio_there_is_no_doubt(
     assert ratio(times * np.array(bottom), np.array(bottom)) == (times, times, times)
 
 
+def test_units_of_a_group_are_drawn_within_it() -> None:
+    """Independently of the other group, in proportions that stay: as if each were drawn alone."""
+    draw = np.random.default_rng(3)
+    top = np.concatenate([draw.normal(1.0, 1.0, 60), draw.normal(9.0, 2.0, 20)])
+    groups, ones = np.array([7] * 60 + [2] * 20), np.ones(80)
+    found = ratio(top, ones, groups)
+    spread = np.sqrt(60 * top[:60].var() + 20 * top[60:].var()) / 80
+    assert found.value == pytest.approx(top.mean())
+    assert found.low == pytest.approx(top.mean() - 1.96 * spread, abs=0.1 * spread)
+    assert found.high == pytest.approx(top.mean() + 1.96 * spread, abs=0.1 * spread)
+    assert ratio(top, ones).high - ratio(top, ones).low > 2 * (found.high - found.low)
+    again = np.random.default_rng(4).permutation(80)
+    mixed = ratio(top[again], ones, groups[again])
+    assert mixed.value == pytest.approx(found.value)
+    assert mixed.high - mixed.low == pytest.approx(found.high - found.low, rel=0.1)
+    assert ratio(top, ones, np.zeros(80, int)) == ratio(top, ones)
+
+
 def test_units_without_anything_are_left_out_of_the_ratio() -> None:
     """One unit of three holds something: resamples without it have no ratio."""
     assert ratio(np.array([0, 3, 0]), np.array([0, 4, 0])) == (0.75, 0.75, 0.75)

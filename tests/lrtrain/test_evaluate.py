@@ -120,6 +120,26 @@ def test_the_json_is_enough_to_repeat_it(two_models: list[str], tmp_path: Path) 
         assert first[name] == again[name]
 
 
+def test_several_seeds_are_the_prompts_of_each(two_models: list[str], tmp_path: Path) -> None:
+    asked = {**SMALL, "suites": ["needle"], "lengths": [128]}
+    three = evaluate(two_models[:1], out=tmp_path / "all", seed=5, seeds=3, **asked)
+    alone = [evaluate(two_models[:1], out=tmp_path, seed=seed, **asked) for seed in (5, 6, 7)]
+    assert three.settings["seeds"] == [5, 6, 7]
+    for index, cell in enumerate(three.of(NeedleCell)):
+        each = [report.of(NeedleCell)[index] for report in alone]
+        assert cell.seeds == (5, 6, 7)
+        assert cell.share == tuple(value for one in each for value in one.share)
+        assert cell.exact == tuple(value for one in each for value in one.exact)
+        assert cell.sample_seeds == [5, 5, 6, 6, 7, 7]
+    assert three.models[0].tokens == sum(report.models[0].tokens for report in alone)
+    written = json.loads((tmp_path / "all" / "eval.json").read_text())["needle"]
+    by_seed = written["by_length"][0]["by_seed"]
+    assert [entry["seed"] for entry in by_seed] == [5, 6, 7]
+    assert np.mean([entry["share"] for entry in by_seed]) == pytest.approx(
+        written["by_length"][0]["share"][0], abs=1e-5
+    )
+
+
 def test_a_text_of_ones_own(two_models: list[str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         text = "".join(generated_text(60, seed=ord(name)))
@@ -255,6 +275,9 @@ def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:
         ({"lengths": [1]}, "context lengths"),
         ({"depths": [0.5, 50.0]}, "must lie between 0"),
         ({"samples": 0}, "0 samples"),
+        ({"seeds": 0}, "0 samples, windows or seeds"),
+        ({"prompt": "instruct"}, "unknown prompt instruct"),
+        ({"base": "other"}, "--base other is none of the models"),
         ({"dtype": "int8"}, "unknown dtype int8"),
         ({"device": "abacus"}, "unknown device abacus"),
         ({"lengths": [16]}, "has no room"),

@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from rich.console import Console
 from lrdata.errors import LongRecipeError
 from lrtrain.evaluate.needle import NeedleCell
 from lrtrain.evaluate.perplexity import PerplexityCell
-from lrtrain.evaluate.report import ModelEntry, Report, mean, print_report, write_report
+from lrtrain.evaluate.report import (
+    SECTIONS,
+    ModelEntry,
+    Report,
+    content,
+    mean,
+    print_report,
+    write_report,
+)
+from lrtrain.evaluate.report.compare import draw_comparison
 from lrtrain.evaluate.report.needle import needle_at
 from lrtrain.evaluate.report.perplexity import perplexity_at
 from lrtrain.evaluate.report.short import short_of
@@ -151,7 +161,7 @@ def test_the_table_of_short_skills(short_report: Report, tmp_path: Path) -> None
     assert "extended" not in text
     assert "* beyond the model's" in text
     names = [path.name for path in write_report(short_report, tmp_path)]
-    assert names == ["eval.json", "short.png"]
+    assert names == ["eval.json", "short.png", "compare.png"]
 
 
 def test_means_over_depths_and_spans(report: Report) -> None:
@@ -200,15 +210,91 @@ def test_the_table_shows_each_model_and_marks_lengths_beyond_its_window(report: 
 
 def test_figures_are_written_for_the_suites_that_ran(report: Report, tmp_path: Path) -> None:
     written = write_report(report, tmp_path / "both")
-    assert [path.name for path in written] == ["eval.json", "needle.png", "perplexity.png"]
+    names = [path.name for path in written]
+    assert names == ["eval.json", "needle.png", "perplexity.png", "compare.png"]
     for path in written[1:]:
-        header = path.read_bytes()[:24]
-        assert header.startswith(b"\x89PNG\r\n")
-        width, height = struct.unpack(">II", header[16:24])
-        assert min(width, height) > 300
+        assert min(size_of(path)) > 300
     report.cells = list[Cell](report.of(PerplexityCell))
-    assert [path.name for path in write_report(report, tmp_path / "one")][1:] == ["perplexity.png"]
+    names = [path.name for path in write_report(report, tmp_path / "one")]
+    assert names == ["eval.json", "perplexity.png", "compare.png"]
     assert not (tmp_path / "one" / "needle.png").exists()
+
+
+def test_one_model_is_compared_with_nothing(report: Report, tmp_path: Path) -> None:
+    del report.models[1:]
+    report.cells = [cell for cell in report.cells if cell.model == "base"]
+    names = [path.name for path in write_report(report, tmp_path)]
+    assert names == ["eval.json", "needle.png", "perplexity.png"]
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n")
+    width, height = struct.unpack(">II", header[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_models_are_compared_in_a_panel_for_each_suite(report: Report, count: int) -> None:
+    """Eight models can be told apart, in the same colours and markers in every panel."""
+    cells, report.models, report.cells = report.cells, [], []
+    for index in range(count):
+        name = f"model {index}"
+        report.models.append(entry(name, 1024 if index % 2 else 4096))
+        own = [cell for cell in cells if cell.model == "base"]
+        report.cells += [replace(cell, model=name) for cell in own]
+        report.cells.append(replace(short_cell(name, (5, 6, 4)), base="model 0"))
+    figure = draw_comparison(report, SECTIONS)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title().split(":")[0] for axes in panels] == [
+        "Needle retrieval",
+        "Perplexity",
+        "Short skills",
+    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][1:2] == ["model 1 (window 1k)"]
+    looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
+    assert len(set(looks)) == count
+    for axes in panels:
+        drawn = {(line.get_color(), line.get_marker()) for line in axes.get_lines()}
+        assert set(looks) <= drawn
+    hollow = [line for line in panels[0].get_lines() if line.get_markerfacecolor() == "white"]
+    assert len(hollow) == count // 2  # 4,096 tokens for models with a window of 1,024
+
+
+def test_what_is_beyond_a_window_does_not_set_the_scale(report: Report) -> None:
+    report.cells = [
+        PerplexityCell("base", 512, (60.0, 62.0), (10, 10), (100, 100)),
+        PerplexityCell("base", 4096, (600.0, 620.0), (10, 10), (100, 100)),
+        PerplexityCell("extended [v2]", 512, (64.0, 66.0), (10, 10), (100, 100)),
+        PerplexityCell("extended [v2]", 4096, (54.0, 56.0), (10, 10), (100, 100)),
+    ]
+    (axes,) = draw_comparison(report, SECTIONS).axes
+    low, high = axes.get_ylim()
+    assert 0.4 < low < 0.54
+    assert 0.66 < high < 0.8
+
+
+# Seeds
+
+
+def test_samples_of_several_seeds_are_pooled_and_drawn_within_their_seed(report: Report) -> None:
+    """All samples of a seed agree here: what is between seeds is no doubt about their samples."""
+    share = (1.0,) * 4 + (0.5,) * 4
+    exact = (True,) * 4 + (False,) * 4
+    cell = NeedleCell("base", 512, 0.0, exact, share, (3, 4))
+    other = NeedleCell("base", 512, 1.0, exact, share, (3, 4))
+    report.cells = [cell, other]
+    found = needle_at(report, "base", 512)
+    assert found
+    assert found[1].as_list() == [0.75, 0.75, 0.75]
+    assert found[0].count == 16
+    written = content(report)["needle"]
+    by_seed = [{"seed": 3, "exact": 1.0, "share": 1.0}, {"seed": 4, "exact": 0.0, "share": 0.5}]
+    assert written["by_length"][0]["by_seed"] == by_seed
+    assert [entry["by_seed"] for entry in written["cells"]] == [by_seed, by_seed]
+    mixed = mean(list(share), groups=[0, 1] * 4)
+    assert mixed.low < 0.75 < mixed.high
 
 
 def test_without_matplotlib_the_error_names_the_extra(

@@ -247,7 +247,7 @@ def test_a_window_is_what_is_predicted_of_its_bytes(
         for match in regex.finditer(r"(?<= )\p{L}{4,}(?=\P{L})", text)
     ]
     reading = SimpleNamespace(nats=nats, right=np.array(right, bool), log_probs=[])
-    found = outcome(read, np.array(words, np.int64).reshape(-1, 2), reading, None)  # type: ignore[arg-type]
+    found = outcome(read, np.array(words, np.int64).reshape(-1, 2), reading, None)
     edges, flags = read.edges.tolist(), [False, *right]
     expected = sum(
         all(

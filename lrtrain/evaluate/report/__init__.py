@@ -6,7 +6,7 @@ resamples, seeded); where all samples agree an interval has no width.
 
 `results` is what was found, `statistics` its intervals. `section` says how a suite is written and
 shown; `needle`, `perplexity`, `short` and `longppl` are those there are; `tables` and `figures`
-are what they have in common.
+are what they have in common, and `compare` is one figure of all of them.
 """
 
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrdata.atomic import write_json
 from lrtrain.evaluate.report import longppl, needle, perplexity, short
+from lrtrain.evaluate.report.compare import COMPARE_NAME, draw_comparison
 from lrtrain.evaluate.report.figures import check_plots, save
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.statistics import Mean, mean
@@ -71,7 +72,8 @@ def print_report(report: Report, console: "Console | None" = None) -> None:
 
 
 def write_report(report: Report, out: Path, *, plots: bool = True) -> list[Path]:
-    """Write eval.json and the figures of the suites that ran. Returns the files written.
+    """Write eval.json, the figures of the suites that ran, and with several models one that
+    compares them. Returns the files written.
 
     Raises LongRecipeError when there are to be figures and they cannot be drawn here.
     """
@@ -84,4 +86,7 @@ def write_report(report: Report, out: Path, *, plots: bool = True) -> list[Path]
         if section.ran(report):
             save(section.draw(report), out / section.figure)
             written.append(out / section.figure)
+    if len(report.models) > 1 and any(one.panel and one.ran(report) for one in SECTIONS):
+        save(draw_comparison(report, SECTIONS), out / COMPARE_NAME)
+        written.append(out / COMPARE_NAME)
     return written

@@ -1,12 +1,14 @@
 """What the figures of all sections have in common."""
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lrdata.atomic import replacing
 from lrdata.errors import LongRecipeError
+from lrtrain.evaluate.report.results import Report
 from lrtrain.evaluate.report.statistics import Mean
 from lrtrain.evaluate.report.tables import size_text
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 _MARKERS = "osD^vPX*h"
 _FAR_APART = 5.0
+_ASIDE, _MOST_ASIDE = 0.08, 0.36  # of the way to the next length: between models, for all of them
 
 
 def check_plots() -> None:
@@ -44,6 +47,38 @@ def draw_line(axes: "Axes", index: int, places: list[int], values: list[Mean], l
     axes.plot(places, [value.value for value in values], color=colour, marker=marker, label=label)
     low, high = [value.low for value in values], [value.high for value in values]
     axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def draw_by_length(
+    axes: "Axes", report: Report, lengths: list[int], found: Callable[[str, int], Mean | None]
+) -> None:
+    """A line for each model, beside each other where they would cover each other.
+
+    found: what a model, by its name, has at a length. Points beyond a model's window are hollow.
+    """
+    count = len(report.models)
+    step = min(_ASIDE, _MOST_ASIDE / max(count - 1, 1))
+    for index, model in enumerate(report.models):
+        colour, marker = style(index)
+        values = [found(model.name, length) for length in lengths]
+        aside = step * (index - (count - 1) / 2)
+        places = [place + aside for place, value in enumerate(values) if value]
+        axes.plot(places, [value.value for value in values if value], color=colour, linewidth=1.2)
+        for place, (length, value) in enumerate(zip(lengths, values, strict=True)):
+            if value:
+                axes.errorbar(
+                    place + aside,
+                    value.value,
+                    [[value.value - value.low], [value.high - value.value]],
+                    color=colour,
+                    marker=marker,
+                    markersize=5,
+                    markerfacecolor="white" if length > model.window else colour,
+                    elinewidth=0.8,
+                )
+    label_lengths(axes, lengths)
+    if any(max(lengths) > model.window for model in report.models):
+        axes.set_xlabel("context length (tokens; hollow: beyond the window)")
 
 
 def label_lengths(axes: "Axes", lengths: list[int]) -> None:

@@ -206,4 +206,11 @@ def _by_position(axes: "Axes", report: Report, bins: list[tuple[int, int]]) -> N
     axes.grid(axis="y", alpha=0.3)
 
 
-SECTION = Section("longppl", LongPplCell, _values, _show, "longppl.png", _draw)
+def _panel(report: Report, axes: "Axes") -> None:
+    """The first panel of its own figure."""
+    _intervals(axes, report)
+    axes.set_yticks(range(len(report.models)), [model.name for model in report.models])
+    axes.set_title("LongPPL: lower is better")
+
+
+SECTION = Section("longppl", LongPplCell, _values, _show, "longppl.png", _draw, _panel)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrtrain.evaluate.needle import NeedleCell
+from lrtrain.evaluate.report.figures import draw_by_length
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
@@ -22,15 +23,38 @@ def needle_at(
     report: Report, model: str, length: int, depth: float | None = None
 ) -> tuple[Mean, Mean] | None:
     """Exact and share at one depth, or over all depths; None where nothing was measured."""
-    cells = [
+    cells = _cells_at(report, model, length, depth)
+    if not cells:
+        return None
+    seeds = [seed for cell in cells for seed in cell.sample_seeds]
+    exact = [float(value) for cell in cells for value in cell.exact]
+    share = [value for cell in cells for value in cell.share]
+    return mean(exact, groups=seeds), mean(share, groups=seeds)
+
+
+def _cells_at(
+    report: Report, model: str, length: int, depth: float | None = None
+) -> list[NeedleCell]:
+    return [
         cell
         for cell in report.of(NeedleCell)
         if (cell.model, cell.length) == (model, length) and depth in (None, cell.depth)
     ]
-    if not cells:
-        return None
-    exact = [float(value) for cell in cells for value in cell.exact]
-    return mean(exact), mean([value for cell in cells for value in cell.share])
+
+
+def _by_seed(cells: list[NeedleCell]) -> list[dict[str, Any]]:
+    """The means of each seed."""
+    seeds = np.array([seed for cell in cells for seed in cell.sample_seeds])
+    exact = np.array([value for cell in cells for value in cell.exact])
+    share = np.array([value for cell in cells for value in cell.share])
+    return [
+        {
+            "seed": seed,
+            "exact": round(float(exact[seeds == seed].mean()), 6),
+            "share": round(float(share[seeds == seed].mean()), 6),
+        }
+        for seed in np.unique(seeds).tolist()
+    ]
 
 
 def _lengths(report: Report) -> list[int]:
@@ -44,7 +68,8 @@ def _depths(report: Report) -> list[float]:
 def _values(report: Report) -> dict[str, Any]:
     return {
         "by_length": [
-            {"model": model.name, "length": length} | _means(found)
+            {"model": model.name, "length": length, **_means(found)}
+            | {"by_seed": _by_seed(_cells_at(report, model.name, length))}
             for model in report.models
             for length in _lengths(report)
             if (found := needle_at(report, model.name, length))
@@ -53,6 +78,7 @@ def _values(report: Report) -> dict[str, Any]:
             {"model": cell.model, "length": cell.length, "depth": cell.depth}
             | _means(needle_at(report, cell.model, cell.length, cell.depth))
             | {
+                "by_seed": _by_seed([cell]),
                 "exact_samples": [int(value) for value in cell.exact],
                 "share_samples": [round(value, 6) for value in cell.share],
             }
@@ -69,11 +95,12 @@ def _means(found: tuple[Mean, Mean] | None) -> dict[str, Any]:
 
 
 def _show(report: Report, console: "Console") -> None:
-    depths, samples = len(_depths(report)), len(report.of(NeedleCell)[0].exact)
+    first, depths = report.of(NeedleCell)[0], len(_depths(report))
+    samples, seeds = len(first.exact) // len(first.seeds), len(first.seeds)
     console.print("\n[bold]Needle retrieval[/]: share of answer tokens right")
     console.print(
         f"below it: ± half of its 95 % interval, and answers exactly right "
-        f"({depths} depths x {samples} samples)",
+        f"({depths} depths x {samples} samples{f' x {seeds} seeds' if seeds > 1 else ''})",
         style="dim",
     )
     lengths = _lengths(report)
@@ -145,4 +172,17 @@ def _map(
     return image
 
 
-SECTION = Section("needle", NeedleCell, _values, _show, "needle.png", _draw)
+def _panel(report: Report, axes: "Axes") -> None:
+    """Share right by length, over all depths."""
+
+    def found(model: str, length: int) -> Mean | None:
+        both = needle_at(report, model, length)
+        return both[1] if both else None
+
+    draw_by_length(axes, report, _lengths(report), found)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_title("Needle retrieval: higher is better")
+    axes.set_ylabel("share of answer tokens right")
+
+
+SECTION = Section("needle", NeedleCell, _values, _show, "needle.png", _draw, _panel)

@@ -4,13 +4,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.evaluate.perplexity import PerplexityCell
-from lrtrain.evaluate.report.figures import draw_line, label_lengths
+from lrtrain.evaluate.report.figures import draw_by_length, draw_line, label_lengths
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, as_perplexity, mean
 from lrtrain.evaluate.report.tables import add_model, half, mark, new_table, shortly, size_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -90,4 +91,29 @@ def _draw(report: Report) -> "Figure":
     return figure
 
 
-SECTION = Section("perplexity", PerplexityCell, _values, _show, "perplexity.png", _draw)
+def _panel(report: Report, axes: "Axes") -> None:
+    """Nats per byte by length. What is beyond a model's window does not set the scale."""
+
+    def found(model: str, length: int) -> Mean | None:
+        both = perplexity_at(report, model, length)
+        return both[1] if both else None
+
+    lengths = _lengths(report)
+    draw_by_length(axes, report, lengths, found)
+    values = [
+        (value, length <= model.window)
+        for model in report.models
+        for length in lengths
+        if (value := found(model.name, length))
+    ]
+    inside = [value.high for value, is_inside in values if is_inside]
+    if inside:
+        low, high = min(value.low for value, _ in values), max(inside)
+        margin = 0.1 * (high - low)
+        if any(value.high > high + margin for value, _ in values):
+            axes.set_ylim(low - margin, high + margin)
+    axes.set_title("Perplexity: lower is better")
+    axes.set_ylabel("nats per byte of the same text")
+
+
+SECTION = Section("perplexity", PerplexityCell, _values, _show, "perplexity.png", _draw, _panel)

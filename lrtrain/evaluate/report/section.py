@@ -8,6 +8,7 @@ from lrtrain.evaluate.report.results import Report
 from lrtrain.evaluate.suite import Cell
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -27,6 +28,8 @@ class Section:
     figure: str
     """The name of its figure."""
     draw: Callable[[Report], "Figure"]
+    panel: Callable[[Report, "Axes"], None] | None = None
+    """Draws its part of the figure that compares models, if it has one: see `compare`."""
 
     def ran(self, report: Report) -> bool:
         return bool(report.of(self.cells))

@@ -228,4 +228,28 @@ def _scaled(base: ShortFound | None, kept: Mean | None) -> Mean | None:
     return Mean(cloze * kept.value, cloze * kept.low, cloze * kept.high, kept.count)
 
 
-SECTION = Section("short", ShortCell, _values, _show, "short.png", _draw)
+def _panel(report: Report, axes: "Axes") -> None:
+    """Cloze as points; nats per byte and KL, which are read rather than seen, as numbers."""
+    base = report.of(ShortCell)[0].base
+    reference = short_of(report, base)
+    labels = []
+    for index, model in enumerate(report.models):
+        found = short_of(report, model.name)
+        labels.append(f"{model.name}\n{_numbers(found)}" if found else model.name)
+        if found:
+            _point(axes, index, index, found.cloze, _scaled(reference, found.cloze_kept))
+    if reference and reference.cloze:
+        axes.axvline(reference.cloze.value, color="grey", linestyle=":", zorder=0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title("Short skills: higher is better")
+    axes.set_xlabel(f"share of words written right (thick: against {base})")
+
+
+def _numbers(found: ShortFound) -> str:
+    nats = f"{found.nats_per_byte.value:.3f} nats/byte"
+    return f"{nats}, KL {found.drift.value:.3f}" if found.drift else nats
+
+
+SECTION = Section("short", ShortCell, _values, _show, "short.png", _draw, _panel)

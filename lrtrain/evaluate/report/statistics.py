@@ -23,14 +23,19 @@ class Mean:
         return [round(self.value, 6), round(self.low, 6), round(self.high, 6)]
 
 
-def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> Mean:
+def mean(
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[int] | None = None,
+) -> Mean:
     """sum(values) / sum(weights), weights 1 if not given, with its bootstrap interval.
 
-    Samples are drawn with replacement, the pairs (value, weight) kept together.
+    Samples are drawn with replacement, the pairs (value, weight) kept together; within groups,
+    such as the samples of one seed, where there are several.
     """
     top = np.asarray(values, np.float64)
     bottom = np.ones(len(top)) if weights is None else np.asarray(weights, np.float64)
-    return Mean(*ratio(top, bottom), len(top))
+    return Mean(*ratio(top, bottom, groups), len(top))
 
 
 def measured_mean(values: Sequence[float], weights: Sequence[float]) -> Mean | None:
