@@ -59,9 +59,9 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     "--suite",
     default="needle,ppl,short",
     show_default=True,
-    help="needle: find a pass key in a long text; ppl: perplexity by context length; short: what "
-    "is left of short skills; longppl: perplexity of the tokens that need long context, with "
-    "--keys.",
+    help="needle: find a pass key in a long text; ruler: RULER's synthetic tasks, answers written; "
+    "ppl: perplexity by context length; short: what is left of short skills; longppl: perplexity "
+    "of the tokens that need long context, with --keys.",
 )
 @click.option("--lengths", type=Counts(), default="1k,2k,4k,8k", show_default=True)
 @click.option(
@@ -75,7 +75,8 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     type=Count(),
     default=5,
     show_default=True,
-    help="Needles for each length, depth and seed.",
+    help="Needles for each length, depth and seed; prompts for each of RULER's tasks, length and "
+    "seed.",
 )
 @click.option(
     "--windows",
@@ -125,8 +126,15 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     type=click.Choice(["base", "chat"]),
     default="base",
     show_default=True,
-    help="chat: needles are asked for in a user's message of the model's own chat template, and "
-    "what stands behind the question mark begins the assistant's turn.",
+    help="chat: prompts are a user's message of the model's own chat template, and what stands "
+    "behind their question begins the assistant's turn.",
+)
+@click.option(
+    "--tasks",
+    default="all",
+    show_default=True,
+    help="Of the suite ruler: niah_single_1 to 3, niah_multikey_1 to 3, niah_multivalue, "
+    "niah_multiquery, vt, cwe, fwe.",
 )
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
@@ -136,16 +144,21 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     type=Count(),
     default=1,
     show_default=True,
-    help="Draw needles with so many seeds, --seed and those that follow it.",
+    help="Draw prompts with so many seeds, --seed and those that follow it.",
 )
 @click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
 def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
-    """Needle retrieval, perplexity by context length, short skills and LongPPL of MODELS.
+    """Needle retrieval, RULER, perplexity by length, short skills and LongPPL of MODELS.
 
     \b
     A model is a folder or hub id, with a name or another RoPE if you like:
       lrtrain eval base=./llama3-8b ./llama3-8b@target=128k runs/128k/merged --lengths 8k,32k,128k
     `@target=128k` is the untrained model with the theta that training would start from.
+
+    \b
+    RULER asks in eleven ways, and answers are written token by token: --samples 5 of all tasks at
+    three lengths are 165 of them for each model.
+      lrtrain eval base=./llama3-8b runs/128k/merged --suite ruler --lengths 8k,32k,128k
 
     \b
     LongPPL asks all of them for the tokens that one model needed long context for:
@@ -168,6 +181,7 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
         models,
         suites=[name.strip() for name in options.pop("suite").split(",")],
         depths=_depths(options.pop("depths")),
+        tasks=[name.strip() for name in options.pop("tasks").split(",")],
         needle=NeedleTemplate(**{name: value for name, value in given.items() if value}),
         plots=not no_plots,
         **options,

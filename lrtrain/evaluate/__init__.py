@@ -1,12 +1,12 @@
-"""Evaluation of long-context models: needle retrieval, perplexity, LongPPL, short skills.
+"""Evaluation of long-context models: needles, RULER, perplexity, LongPPL, short skills.
 
     report = evaluate(["base=models/base", "runs/x/merged"], lengths=[1024, 8192], out=Path("eval"))
     print_report(report)
 
 `request` is what is asked for, `models` loads the models one after another, `text` reads what they
-are measured on. `suite` says what a suite is; `needle`, `perplexity`, `short` and `longppl` are
-those there are, and `report` is what comes out, with a section for each. All models read the same
-prompts and the same windows.
+are measured on. `suite` says what a suite is; `needle`, `ruler`, `perplexity`, `short` and
+`longppl` are those there are, and `report` is what comes out, with a section for each. All models
+read the same prompts and the same windows.
 
 Another suite is a file here that measures it, a file in `report` that writes and shows it, and an
 entry in `_SUITES` here and in `SECTIONS` there.
@@ -27,6 +27,7 @@ from lrtrain.evaluate.needle import NeedleSuite, NeedleTemplate
 from lrtrain.evaluate.perplexity import PerplexitySuite
 from lrtrain.evaluate.report import ModelEntry, Report, check_plots, print_report, write_report
 from lrtrain.evaluate.request import Request
+from lrtrain.evaluate.ruler import RulerSuite, parse_tasks
 from lrtrain.evaluate.short import ShortSuite, default_tokens
 from lrtrain.evaluate.suite import Suite
 from lrtrain.evaluate.text import Texts
@@ -47,6 +48,14 @@ _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
         asked.depths,
         asked.samples,
         asked.needle,
+        asked.prompt_seeds,
+        asked.prompt,
+    ),
+    "ruler": lambda asked, texts: RulerSuite(
+        texts.read(asked.haystack),
+        asked.lengths,
+        asked.samples,
+        parse_tasks(asked.tasks),
         asked.prompt_seeds,
         asked.prompt,
     ),
@@ -79,6 +88,7 @@ def evaluate(
     shards: Path | None = None,
     keys: Path | None = None,
     needle: NeedleTemplate | None = None,
+    tasks: Sequence[str] = ("all",),
     prompt: str = "base",
     short_tokens: int | None = None,
     base: str | None = None,
@@ -94,9 +104,10 @@ def evaluate(
     Args:
         models: see `lrtrain.model_spec`. base: the name of the one that is measured first and that
             the others are compared with; else the first.
-        samples: prompts for each length and depth of the needle suite and each of so many `seeds`,
-            of which `seed` is the first. prompt: base, or chat to ask through each model's own
-            chat template. haystack: a file or folder, else Python's own documentation.
+        samples: prompts for each length and depth of the needle suite, for each length and task of
+            the ruler suite, and for each of so many `seeds`, of which `seed` is the first. prompt:
+            base, or chat to ask through each model's own chat template. haystack: a file or
+            folder, else Python's own documentation. tasks: of the ruler suite, see `parse_tasks`.
         windows: spans of the perplexity suite, and windows of the short suite. They are
             short_tokens long, else as the shortest of `lengths`, at most 512. text: as haystack;
             shards: a dataset whose holdout rows are the text.
@@ -125,6 +136,7 @@ def evaluate(
         shards=shards,
         keys=keys,
         needle=needle or NeedleTemplate(),
+        tasks=list(tasks),
         prompt=prompt,
         short_tokens=short_tokens or default_tokens(lengths),
         base=first.name,

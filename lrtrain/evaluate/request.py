@@ -29,6 +29,8 @@ class Request:
     shards: Path | None
     keys: Path | None
     needle: NeedleTemplate
+    tasks: Sequence[str]
+    """RULER's, or `all`."""
     prompt: str
     short_tokens: int
     base: str
@@ -94,6 +96,7 @@ class Request:
             "prompt": self.prompt,
             "short_tokens": self.short_tokens,
             "base": self.base,
+            "tasks": None,
             "haystack": None,
             "text": None,
             "shards": self.shards.name if self.shards else None,

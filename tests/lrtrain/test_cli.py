@@ -73,7 +73,7 @@ def test_what_is_wrong_is_one_line(shards: Path, model: Path, tmp_path: Path) ->
     assert "Missing option '--model'" in refused(2, "run", shards, "--out", tmp_path / "run")
     assert "manifest.json" in refused(1, "run", tmp_path, "--model", model, "--out", tmp_path / "x")
     assert "--depths" in refused(2, "eval", model, "--depths", "deep")
-    assert "unknown suite" in refused(1, "eval", model, "--suite", "ruler")
+    assert "unknown suite" in refused(1, "eval", model, "--suite", "rulers")
     assert "between 0" in refused(1, "merge", model, model, "--out", tmp_path / "m", "--weight", 2)
     assert not (tmp_path / "run").exists()
 

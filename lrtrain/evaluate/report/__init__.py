@@ -5,8 +5,8 @@ repeat the evaluation. Intervals are 95 % bootstrap intervals over samples (perc
 resamples, seeded); where all samples agree an interval has no width.
 
 `results` is what was found, `statistics` its intervals. `section` says how a suite is written and
-shown; `needle`, `perplexity`, `short` and `longppl` are those there are; `tables` and `figures`
-are what they have in common, and `compare` is one figure of all of them.
+shown; `needle`, `ruler`, `perplexity`, `short` and `longppl` are those there are; `tables` and
+`figures` are what they have in common, and `compare` is one figure of all of them.
 """
 
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrdata.atomic import write_json
-from lrtrain.evaluate.report import longppl, needle, perplexity, short
+from lrtrain.evaluate.report import longppl, needle, perplexity, ruler, short
 from lrtrain.evaluate.report.compare import COMPARE_NAME, draw_comparison
 from lrtrain.evaluate.report.figures import check_plots, save
 from lrtrain.evaluate.report.results import ModelEntry, Report
@@ -41,7 +41,7 @@ JSON_NAME = "eval.json"
 FORMAT = "longrecipe-eval"
 FORMAT_VERSION = "1.0"
 
-SECTIONS = (needle.SECTION, perplexity.SECTION, short.SECTION, longppl.SECTION)
+SECTIONS = (needle.SECTION, ruler.SECTION, perplexity.SECTION, short.SECTION, longppl.SECTION)
 
 
 def content(report: Report) -> dict[str, Any]:

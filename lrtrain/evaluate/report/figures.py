@@ -1,24 +1,28 @@
 """What the figures of all sections have in common."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from lrdata.atomic import replacing
 from lrdata.errors import LongRecipeError
-from lrtrain.evaluate.report.results import Report
+from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.statistics import Mean
 from lrtrain.evaluate.report.tables import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 _MARKERS = "osD^vPX*h"
 _FAR_APART = 5.0
+_MAPS_INCHES = 12.0
 _ASIDE, _MOST_ASIDE = 0.08, 0.36  # of the way to the next length: between models, for all of them
 
 
@@ -79,6 +83,62 @@ def draw_by_length(
     label_lengths(axes, lengths)
     if any(max(lengths) > model.window for model in report.models):
         axes.set_xlabel("context length (tokens; hollow: beyond the window)")
+
+
+def draw_maps(
+    models: Sequence[ModelEntry],
+    lengths: list[int],
+    rows: list[str],
+    values: Callable[[ModelEntry], np.ndarray],
+    *,
+    title: str,
+    side: str,
+) -> "Figure":
+    """A map of shares for each model: rows down, length across; a line ends its window.
+
+    values: float [rows, lengths] from 0 to 1; NaN where nothing was measured. side: what rows are.
+    """
+    from matplotlib.figure import Figure
+
+    width = max(2.6, 0.62 * len(lengths) + 0.4)
+    lines = -(-len(models) // max(1, int(_MAPS_INCHES / width)))
+    columns = -(-len(models) // lines)
+    height = max(1.9, 0.42 * len(rows) + 0.7)
+    size = max(5.0, columns * width + 1.6), lines * height + 0.9  # the title needs as much
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    image = None
+    for index, axes in enumerate(grid.flat):
+        if index >= len(models):
+            axes.set_visible(False)
+            continue
+        image = _draw_map(axes, models[index], lengths, rows, values(models[index]))
+    figure.supxlabel("context length (tokens)", fontsize=10)
+    figure.supylabel(side, fontsize=10)
+    if any(min(lengths) <= model.window < max(lengths) for model in models):
+        title += "\n(red line: end of the model's window)"
+    figure.suptitle(title, fontsize=11)
+    if image is not None:
+        figure.colorbar(image, ax=grid.ravel().tolist(), aspect=25, pad=0.02)
+    return figure
+
+
+def _draw_map(
+    axes: "Axes", model: ModelEntry, lengths: list[int], rows: list[str], values: np.ndarray
+) -> "AxesImage":
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if value < 0.6 else "black"
+            text = f"{value:.2f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    inside = sum(length <= model.window for length in lengths)
+    if 0 < inside < len(lengths):
+        axes.axvline(inside - 0.5, color="#d62728", linewidth=2)
+    axes.set_xticks(range(len(lengths)), [size_text(length) for length in lengths], fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_title(f"{model.name}\nwindow {size_text(model.window)}", fontsize=9)
+    return image
 
 
 def label_lengths(axes: "Axes", lengths: list[int]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrtrain.evaluate.needle import NeedleCell
-from lrtrain.evaluate.report.figures import draw_by_length
+from lrtrain.evaluate.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
-
-_FIGURE_INCHES = 12.0
 
 
 def needle_at(
@@ -123,53 +121,24 @@ def _cell(report: Report, model: ModelEntry, length: int) -> str:
 
 
 def _draw(report: Report) -> "Figure":
-    """A map of share right for each model: depth down, length across; a line ends its window."""
-    from matplotlib.figure import Figure
+    """A map of share right for each model: depth down, length across."""
+    lengths, depths = _lengths(report), _depths(report)
 
-    lengths, depths, models = _lengths(report), _depths(report), report.models
-    width = max(2.6, 0.62 * len(lengths) + 0.4)
-    rows = -(-len(models) // max(1, int(_FIGURE_INCHES / width)))
-    columns = -(-len(models) // rows)
-    height = max(1.9, 0.42 * len(depths) + 0.7)
-    figure = Figure(figsize=(columns * width + 1.6, rows * height + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    image = None
-    for index, axes in enumerate(grid.flat):
-        if index >= len(models):
-            axes.set_visible(False)
-            continue
-        image = _map(axes, report, models[index], lengths, depths)
-    figure.supxlabel("context length (tokens)", fontsize=10)
-    figure.supylabel("needle depth", fontsize=10)
-    title = "Needle retrieval: share of answer tokens right"
-    if any(min(lengths) <= model.window < max(lengths) for model in models):
-        title += "\n(red line: end of the model's window)"
-    figure.suptitle(title, fontsize=11)
-    if image is not None:
-        figure.colorbar(image, ax=grid.ravel().tolist(), aspect=25, pad=0.02)
-    return figure
+    def values(model: ModelEntry) -> np.ndarray:
+        found = np.full((len(depths), len(lengths)), np.nan)
+        for cell in report.of(NeedleCell):
+            if cell.model == model.name:
+                found[depths.index(cell.depth), lengths.index(cell.length)] = np.mean(cell.share)
+        return found
 
-
-def _map(
-    axes: "Axes", report: Report, model: ModelEntry, lengths: list[int], depths: list[float]
-) -> Any:
-    values = np.full((len(depths), len(lengths)), np.nan)
-    for cell in report.of(NeedleCell):
-        if cell.model == model.name:
-            values[depths.index(cell.depth), lengths.index(cell.length)] = np.mean(cell.share)
-    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            colour = "white" if value < 0.6 else "black"
-            text = f"{value:.2f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    inside = sum(length <= model.window for length in lengths)
-    if 0 < inside < len(lengths):
-        axes.axvline(inside - 0.5, color="#d62728", linewidth=2)
-    axes.set_xticks(range(len(lengths)), [size_text(length) for length in lengths], fontsize=8)
-    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
-    axes.set_title(f"{model.name}\nwindow {size_text(model.window)}", fontsize=9)
-    return image
+    return draw_maps(
+        report.models,
+        lengths,
+        [f"{depth:.0%}" for depth in depths],
+        values,
+        title="Needle retrieval: share of answer tokens right",
+        side="needle depth",
+    )
 
 
 def _panel(report: Report, axes: "Axes") -> None:

@@ -58,7 +58,7 @@ def parse_tasks(names: Sequence[str]) -> list[Task]:
     unknown = [name for name in names if name not in (*TASKS, "all")]
     if unknown or not names:
         raise LongRecipeError(
-            f"unknown task {unknown[0] if unknown else '(none)'}; choose all, or from "
+            f"unknown task {unknown[0] if any(unknown) else '(none)'}; choose all, or from "
             f"{', '.join(TASKS)}"
         )
     return [task for name, task in TASKS.items() if name in names or "all" in names]
