@@ -3,15 +3,22 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from lrdata.atomic import write_json
 from lrdata.progress import progress
+
+
+class OutOfTime(Exception):
+    """There are cells that were not begun."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +45,53 @@ class Cell:
         write_json(self.path(out), {"asked": repr(self.arguments), "found": found})
 
 
-def results(what: str, cells: Sequence[Cell], out: Path, workers: int) -> list[dict[str, Any]]:
-    """What every cell found, in order; those that are missing are done, `workers` at a time.
+@dataclass(frozen=True)
+class Study:
+    """Where cells are kept, and how many are worked on at a time, a process and a thread each.
 
-    Each process has one thread, so figures do not depend on how many there are.
+    One thread, so that figures do not depend on how many there are.
     """
-    found = {cell.name: cell.kept(out) for cell in cells}
-    due = [cell for cell in cells if found[cell.name] is None]
-    with progress(what, len(cells), len(cells) - len(due)) as task:
-        context = get_context("spawn")
-        (out / "log").mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(workers, context, _begin, (out / "log",)) as pool:
-            waiting = {pool.submit(cell.work, *cell.arguments): cell for cell in due}
-            try:
-                for done in as_completed(waiting):
-                    cell = waiting[done]
-                    found[cell.name] = done.result()
-                    cell.keep(out, done.result())
-                    task.advance(note=cell.name)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return [found[cell.name] or {} for cell in cells]
+
+    out: Path
+    workers: int
+    seconds: float = inf
+    """No cell is begun after so many; the same command goes on."""
+    begun: float = field(default_factory=time.monotonic)
+
+    def found(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
+        """What every cell found, by the same keys; those that are missing are done.
+
+        Raises OutOfTime when some are not.
+        """
+        found = {key: cell.kept(self.out) for key, cell in cells.items()}
+        due = [key for key in cells if found[key] is None]
+        with progress(what, len(cells), len(cells) - len(due)) as task, self._pool() as pool:
+            waiting = iter(due)
+            running = {
+                pool.submit(cells[key].work, *cells[key].arguments): key
+                for key in islice(waiting, self.workers)
+                if self._has_time()
+            }
+            while running:
+                done = next(as_completed(running))
+                key = running.pop(done)
+                found[key] = done.result()
+                cells[key].keep(self.out, done.result())
+                task.advance(note=cells[key].name)
+                if self._has_time() and (key := next(waiting, None)) is not None:
+                    running[pool.submit(cells[key].work, *cells[key].arguments)] = key
+        missing = [cells[key].name for key in cells if found[key] is None]
+        if missing:
+            raise OutOfTime(f"{len(missing)} cells of {what} are left, {missing[0]} is the next")
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _has_time(self) -> bool:
+        return time.monotonic() - self.begun < self.seconds
+
+    def _pool(self) -> ProcessPoolExecutor:
+        log = self.out / "log"
+        log.mkdir(parents=True, exist_ok=True)
+        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin, (log,))
 
 
 def _begin(log: Path) -> None:

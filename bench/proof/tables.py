@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from intervals import difference, over_seeds, share
-from methods import BUDGETS, CHOSEN, FULL, LENGTHS, MERGE_WEIGHTS, METHODS, TARGET, Budget
+from methods import FULL, Budget
+from small import BUDGETS, CHOSEN, METHODS, TARGET, lengths
+from training import MERGE_WEIGHTS
 
 Found = dict[str, Any]
 Values = Callable[[str], list[float]]
 """A measure's name -> its values, seed by seed."""
 
+LENGTHS = lengths(TARGET)
 _FAR = f"retrieval {TARGET}"
-_MEASURES = (
-    *(f"retrieval {length}" for length in LENGTHS),
-    *(f"nats/byte {length}" for length in LENGTHS),
-    "short nats/byte",
-    "short cloze",
-    "short kl",
-)
 
 
-def show(found: Found, out: Path) -> None:
-    """Print the tables as Markdown; write tables.json and, with matplotlib, the figures."""
+def show(found: Found) -> None:
+    """Print the tables as Markdown."""
     for lines in (*(_budget_lines(found, budget) for budget in BUDGETS), _merge_lines(found)):
         print("\n".join(lines), end="\n\n")
 
@@ -128,5 +124,4 @@ def _merge_lines(found: Found) -> list[str]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    show(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
+    show(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

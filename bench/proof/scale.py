@@ -1,0 +1,131 @@
+"""The attention scale: which power of log L / log T should short rows be trained with?
+
+Rows of *LongRecipe, evidence* for several targets and shares L / T, equal tokens, the bases of the
+small proof. For each, the softmax scale in training is (log L / log T)^k: k = 0 is none, k = 1 what
+`--attention-scale auto` takes. All models are measured at scale 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from cells import Cell, Study
+from intervals import Interval, difference, over_seeds
+from methods import FULL, Budget, Method, evidence
+from small import SMOKE, TARGET, Codes, Sizes, lengths, prepare, setting_of
+from training import Training, train
+
+from lrtrain.attention_scale import scale_in_training
+from lrtrain.demo.base import WINDOW
+
+SHARES = {TARGET: (0.1, 0.2, 0.3, 0.5), TARGET // 2: (0.3,), 2 * TARGET: (0.1, 0.3)}
+"""Of each target, which shares of it rows have."""
+POWERS = (0, 1, 2, 3)
+RATE = 2e-3
+_STEP_TOKENS, _STEPS = 6144, 120
+
+
+def method_of(target: int, share: float, power: int) -> Method:
+    """Rows of a share of the target, trained at a power of log L / log T."""
+    plain = Method(f"{share:g}, power {power}", evidence(WINDOW), share=share)
+    scale = scale_in_training("auto", plain.train_len(target), target) ** power
+    return Method(plain.name, plain.build, round(scale, 4), share)
+
+
+def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
+    """{target: {full length or share: {power: {seed: what was found}}}}."""
+    sizes, steps = (SMOKE, 1) if smoke else (Sizes(), _STEPS)
+    shares = {TARGET: SHARES[TARGET][:1]} if smoke else SHARES
+    methods = {
+        target: [
+            FULL,
+            *(method_of(target, share, power) for share in shares[target] for power in POWERS),
+        ]
+        for target in shares
+    }
+    prepared = study.found(
+        "base models",
+        {
+            (target, seed): Cell(
+                f"scale/base-{target}-{seed}",
+                prepare,
+                (setting_of(study.out, seed, target), tuple(methods[target]), sizes),
+            )
+            for target in shares
+            for seed in seeds
+        },
+    )
+    trained = study.found(
+        "scales",
+        {
+            (target, method.name, seed): Cell(
+                f"scale/{target}-{method.key}-{seed}",
+                train,
+                (_training(study, seed, target, method, steps), Codes(sizes)),
+            )
+            for target in shares
+            for method in methods[target]
+            for seed in seeds
+        },
+    )
+    return {
+        "base": [{"target": t, "seed": seed, **found} for (t, seed), found in prepared.items()],
+        "trained": [
+            {"target": t, "method": name, "seed": seed, **found}
+            for (t, name, seed), found in trained.items()
+        ],
+        "scales": [
+            {"target": t, "method": method.name, "share": method.share, "scale": method.scale}
+            for t in shares
+            for method in methods[t]
+        ],
+    }
+
+
+def _training(study: Study, seed: int, target: int, method: Method, steps: int) -> Training:
+    rows = max(1, round(_STEP_TOKENS / method.train_len(target)))
+    budget = Budget("scale", "equal tokens", rows, rows, steps)
+    return Training(setting_of(study.out, seed, target), method, budget, RATE)
+
+
+def show(found: dict[str, Any]) -> None:
+    """A table for each target: what each power gives, and what it costs."""
+    for target in dict.fromkeys(one["target"] for one in found["scales"]):
+        print(f"### To {target:,}\n")
+        near, _, far = (f"{length:,}" for length in lengths(target))
+        print(f"| rows | power | scale | {near} | **{far}** | more than power 0 ", end="")
+        print(f"| text {near} | text {far} | cloze |\n|---|---|---|---|---|---|---|---|---|")
+        for one in found["scales"]:
+            if one["target"] == target:
+                print(_line(found, target, one))
+        print()
+
+
+def _line(found: dict[str, Any], target: int, one: dict[str, Any]) -> str:
+    far = f"retrieval {target}"
+    rows, _, power = one["method"].partition(", power ")
+    values = _values(found, target, one["method"], far)
+    plain = _values(found, target, f"{rows}, power 0", far)
+
+    def mean(measure: str) -> Interval:
+        return over_seeds(_values(found, target, one["method"], measure))
+
+    parts = [
+        f"{float(rows):.0%}" if power else rows,
+        power,
+        f"{one['scale']:.3f}",
+        mean(f"retrieval {WINDOW}").text(),
+        over_seeds(values).text(),
+        difference(values, plain).text(sign=True) if power not in ("", "0") else "",
+        mean(f"nats/byte {WINDOW}").text(),
+        mean(f"nats/byte {target}").text(),
+        mean("short cloze").text(),
+    ]
+    return f"| {' | '.join(parts)} |"
+
+
+def _values(found: dict[str, Any], target: int, method: str, measure: str) -> list[float]:
+    return [
+        one["measured"][measure]
+        for one in found["trained"]
+        if (one["target"], one["method"]) == (target, method)
+    ]

@@ -1,0 +1,253 @@
+"""The small proof: a tiny model that retrieves inside 256 tokens, taken to 2,048."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cells import Cell, Study
+from corpus import CODES, write_corpus
+from measures import read_measures
+from methods import FULL, Budget, Method, as_published, evidence
+from training import Setting, Training, finish, quiet, train
+
+from lrdata.lexicon import make_lexicon, write_lexicon
+from lrtrain.demo.base import PHASES, WINDOW, train_base
+from lrtrain.evaluate import evaluate
+from lrtrain.score import ScoreRecipe, score
+
+TARGET = 2048
+METHODS = (
+    FULL,
+    # As published: a piece of the document, other positions.
+    *map(as_published, ("RandPos", "PoSE", "CREAM", "EndPrompt")),
+    # LongRecipe's positions, with what chooses the sentences.
+    Method("LongRecipe, none", {"impact": "none"}),
+    Method("LongRecipe, random", {"impact": "random"}),
+    Method("LongRecipe, digits", {"impact": "digits"}),
+    Method("LongRecipe, lexicon", {"impact": "lexicon"}),
+    Method("LongRecipe, evidence", evidence(WINDOW)),
+    # The same sentences as the last one, other positions: what is left are the positions.
+    Method("RandPos, evidence", {"positions": "randpos", **evidence(WINDOW)}),
+    Method("PoSE, evidence", {"positions": "pose", **evidence(WINDOW)}),
+    # And a smaller softmax scale while training.
+    Method("LongRecipe, evidence, scale", evidence(WINDOW), scale="auto"),
+    Method("LongRecipe, none, scale", {"impact": "none"}, scale="auto"),
+    Method("PoSE, scale", {"positions": "pose", "impact": "none"}, scale="auto"),
+)
+"""In the order of the tables."""
+
+CHOSEN = METHODS[-3]
+"""The one that is annealed and merged; fixed before the runs."""
+
+BUDGETS = (
+    Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=120),
+    Budget("rows", "equal rows and steps", full_rows=3, short_rows=3, steps=120, first_seed=1000),
+)
+RATES = (5e-4, 1e-3, 2e-3)
+"""Every method is trained with each of them on the tuning seed, with equal tokens."""
+SEEDS, TUNING_SEED = 5, 100
+
+_TRAINING = {
+    "micro_tokens": 8192,
+    "anneal_steps": 20,
+    "anneal_lr": 3e-4,
+    "dtype": "fp32",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything; `SMOKE` only shows that it runs."""
+
+    records: int = 1500
+    lexicon_tokens: int = 200_000
+    samples: int = 8
+    windows: int = 16
+    base_steps: int | None = None
+    """Of each phase of the base model; None: all of them."""
+
+
+SMOKE = Sizes(records=60, lexicon_tokens=8192, samples=1, windows=2, base_steps=2)
+
+
+def setting_of(out: Path, seed: int, target: int = TARGET) -> Setting:
+    """Base, corpora and rows of a seed, wherever they are made."""
+    folder = out / f"seed-{seed}"
+    corpus = folder / "corpus"
+    return Setting(
+        folder,
+        str(folder / "base"),
+        (str(corpus / "records.jsonl"), str(corpus / "python.jsonl")),
+        (str(corpus / "pretraining.jsonl"),),
+        target,
+        seed,
+        _TRAINING,
+        folder / "lexicon.parquet",
+    )
+
+
+def prepare(setting: Setting, methods: Sequence[Method], sizes: Sizes) -> dict[str, Any]:
+    """Corpus, tokenizer, base model, lexicon and all rows of a seed; measures the base as it is and
+    with its new theta.
+    """
+    at, base = setting.folder, Path(setting.base)
+    if not base.exists():
+        shutil.rmtree(at, ignore_errors=True)
+        corpus, tokenizer = at / "corpus", at / "tokenizer"
+        texts = write_corpus(corpus, tokenizer, setting.seed, WINDOW, sizes.records)
+        train_base(tokenizer, texts, base, setting.seed, _phases(sizes))
+    new_theta = f"{base}@target={setting.target}"
+    lexicon = setting.lexicon
+    if lexicon is not None and not lexicon.exists():
+        recipe = ScoreRecipe(
+            setting.corpora,
+            model=new_theta,
+            short_context=WINDOW,
+            tokens=sizes.lexicon_tokens,
+            device="cpu",
+        )
+        write_lexicon(lexicon, make_lexicon([score(recipe, at / "scores", say=quiet)]))
+    for method in methods:
+        setting.shards(method)
+    measure, target = Codes(sizes), setting.target
+    return {
+        "base": measure(setting, setting.base, at / f"eval-base-{target}"),
+        "new theta": measure(setting, new_theta, at / f"eval-theta-{target}"),
+    }
+
+
+def _phases(sizes: Sizes) -> Any:
+    if sizes.base_steps is None:
+        return PHASES
+    steps = sizes.base_steps
+    return [replace(phase, steps=steps, copied=None, retrieved=None) for phase in PHASES]
+
+
+def lengths(target: int) -> tuple[int, ...]:
+    """At which a model is measured: the base's window, half the target, the target."""
+    return tuple(sorted({WINDOW, target // 2, target}))
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Measures retrieval and perplexity by length, and short skills.
+
+    Codes are hidden among other codes; the text is of sources that nobody trained on.
+    """
+
+    sizes: Sizes
+
+    def __call__(self, setting: Setting, model: str, out: Path) -> dict[str, Any]:
+        corpus = setting.folder / "corpus"
+        text = corpus / "text.jsonl"
+        shared: dict[str, Any] = {"device": "cpu", "plots": False, "windows": self.sizes.windows}
+        evaluate(
+            [f"model={model}"],
+            suites=("needle", "ppl"),
+            lengths=lengths(setting.target),
+            samples=self.sizes.samples,
+            haystack=corpus / "needles.jsonl",
+            text=text,
+            needle=CODES,
+            out=out,
+            **shared,
+        )
+        evaluate(
+            [f"base={setting.base}", f"model={model}"],
+            suites=("short",),
+            lengths=(WINDOW,),
+            short_tokens=WINDOW,
+            text=text,
+            out=out / "short",
+            **shared,
+        )
+        return read_measures(out, out / "short")
+
+
+@dataclass(frozen=True)
+class SmallProof:
+    """The whole comparison, or a smoke run of a few methods."""
+
+    study: Study
+    seeds: tuple[int, ...]
+    methods: tuple[Method, ...] = METHODS
+    budgets: tuple[Budget, ...] = BUDGETS
+    rates: tuple[float, ...] = RATES
+    sizes: Sizes = Sizes()
+
+    @classmethod
+    def smoke(cls, study: Study) -> "SmallProof":
+        """Two seeds, two methods, a step each."""
+        budgets = tuple(replace(budget, steps=1) for budget in BUDGETS)
+        return cls(study, (0, 1), (FULL, CHOSEN), budgets, RATES[:1], SMOKE)
+
+    def run(self) -> dict[str, Any]:
+        """Everything that the tables are made of."""
+        prepared = self.study.found(
+            "base models",
+            {
+                seed: Cell(f"base/{seed}", prepare, (self._setting(seed), self.methods, self.sizes))
+                for seed in (*self.seeds, TUNING_SEED)
+            },
+        )
+        rates = self._rates()
+        trained = self.study.found(
+            "methods",
+            {
+                (budget.name, method.name, seed): self._training(
+                    seed, method, budget, rates[method], keep=method == CHOSEN
+                )
+                for budget in self.budgets
+                for method in self.methods
+                for seed in self.seeds
+            },
+        )
+        finished = self.study.found("anneal and merge", dict(self._finishing(rates[CHOSEN])))
+        return {
+            "base": {seed: prepared[seed] for seed in self.seeds},
+            "rates": {method.name: rate for method, rate in rates.items()},
+            "trained": {
+                budget.name: {
+                    method.name: {
+                        seed: trained[budget.name, method.name, seed] for seed in self.seeds
+                    }
+                    for method in self.methods
+                }
+                for budget in self.budgets
+            },
+            "finished": finished,
+        }
+
+    def _rates(self) -> dict[Method, float]:
+        """For each method the learning rate that retrieves most at the target length."""
+        searched = self.study.found(
+            "learning rates",
+            {
+                (method, rate): self._training(TUNING_SEED, method, self.budgets[0], rate)
+                for method in self.methods
+                for rate in self.rates
+            },
+        )
+
+        def retrieved(key: tuple[Method, float]) -> float:
+            return float(searched[key]["measured"][f"retrieval {TARGET}"])
+
+        return dict(sorted(searched, key=retrieved))  # the last of a method stays: its best
+
+    def _training(
+        self, seed: int, method: Method, budget: Budget, rate: float, keep: bool = False
+    ) -> Cell:
+        training = Training(self._setting(seed), method, budget, rate)
+        name = f"{budget.name}/{method.key}/seed-{seed}-rate-{rate:g}"
+        return Cell(name, train, (training, Codes(self.sizes), keep))
+
+    def _finishing(self, rate: float) -> Any:
+        for seed in self.seeds:
+            training = Training(self._setting(seed), CHOSEN, self.budgets[0], rate)
+            yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
+
+    def _setting(self, seed: int) -> Setting:
+        return setting_of(self.study.out, seed)

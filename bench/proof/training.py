@@ -1,0 +1,138 @@
+"""One training of one method: rows, a run, and what is measured of the model that comes out.
+
+    FOLDER/shards/KEY   the rows of a method      FOLDER/runs/NAME   its run, while it is needed
+
+Everything goes through the functions behind the commands `lrdata build`, `lrtrain run` and
+`lrtrain merge`. A folder that is there is done.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from methods import Budget, Method
+
+from lrdata.build import build
+from lrdata.recipe import BuildRecipe
+from lrdata.shards import open_shards
+from lrtrain.flops import training_flops
+from lrtrain.merge import merge_models
+from lrtrain.metrics import METRICS, read_metrics
+from lrtrain.model import load_config
+from lrtrain.recipe import TrainRecipe
+from lrtrain.stages import run
+
+MERGE_WEIGHTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the trained model; 0 is the base with its new theta, 1 what was annealed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods share. Its repr says what figures depend on, wherever the files are."""
+
+    folder: Path = field(repr=False)
+    base: str = field(repr=False)
+    """A model folder."""
+    corpora: tuple[str, ...] = field(repr=False)
+    replay: tuple[str, ...] = field(repr=False)
+    target: int
+    seed: int
+    options: Mapping[str, Any] = field(hash=False)
+    """Of every run: fields of a TrainRecipe."""
+    lexicon: Path | None = field(default=None, repr=False)
+
+    def shards(self, method: Method) -> Path:
+        """The rows of a method, built where they are not there; replay rows are in all of them."""
+        out = self.folder / "shards" / method.rows_key(self.target)
+        options = dict(method.build)
+        if options.get("impact") == "lexicon":
+            options["impact"] = f"lexicon:{self.lexicon}"
+        recipe = BuildRecipe(
+            corpora=self.corpora,
+            tokenizer=self.base,
+            target_len=self.target,
+            train_len=0 if method.is_full else method.train_len(self.target),
+            replay=self.replay,
+            replay_ratio=0.1,
+            seed=self.seed,
+            **options,
+        )
+        build(recipe, out, workers=1)
+        return out
+
+
+def quiet(line: str) -> None:
+    """Commands say what they do; here they do it hundreds of times."""
+
+
+Measure = Callable[[Setting, str, Path], dict[str, Any]]
+"""(setting, model as written for `lrtrain eval`, folder for its report) -> measures by name."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A method trained in a setting."""
+
+    setting: Setting
+    method: Method
+    budget: Budget
+    rate: float
+
+    @property
+    def out(self) -> Path:
+        name = f"{self.budget.name}-{self.method.key}-{self.rate:g}"
+        return self.setting.folder / "runs" / name
+
+    def run(self, stage: str) -> Path:
+        """The model folder of a stage."""
+        setting = self.setting
+        recipe = TrainRecipe(
+            stages=(stage,),
+            rows_per_step=self.budget.rows(self.method),
+            steps=self.budget.steps,
+            lr=self.rate,
+            attention_scale=self.method.scale,
+            seed=setting.seed + self.budget.first_seed,
+            checkpoint_every=0,
+            **setting.options,
+        )
+        return run(setting.shards(self.method), setting.base, self.out, recipe, say=quiet)[0]
+
+
+def train(training: Training, measure: Measure, keep: bool = False) -> dict[str, Any]:
+    """Extend the base by a method, and measure what comes out; `keep` its run for `finish`."""
+    setting, budget, method = training.setting, training.budget, training.method
+    shutil.rmtree(training.out, ignore_errors=True)
+    extended = training.run("extend")
+    steps = read_metrics(training.out / METRICS)
+    row = open_shards(setting.shards(method)).train_len
+    config = load_config(setting.base)
+    rows = budget.rows(method) * budget.steps
+    found = {
+        "rate": training.rate,
+        "rows": rows,
+        "row_tokens": row,
+        "seconds": sum(step["seconds"] for step in steps),
+        "flops": rows * training_flops(config, [row]),
+        "flops_all_pairs": rows * training_flops(config, [row], causal=False),
+        "loss": steps[-1]["loss"],
+        "measured": measure(setting, str(extended), training.out / "eval"),
+    }
+    if not keep:
+        shutil.rmtree(training.out)
+    return found
+
+
+def finish(training: Training, measure: Measure) -> dict[str, Any]:
+    """Anneal what `train` kept, merge it with the base at every weight, and measure all of them."""
+    setting = training.setting
+    annealed = training.run("anneal")
+    found = {"annealed": measure(setting, str(annealed), training.out / "eval-anneal")}
+    for weight in MERGE_WEIGHTS:
+        merged = training.out / f"merged-{weight:g}"
+        shutil.rmtree(merged, ignore_errors=True)
+        merge_models(setting.base, str(annealed), merged, weight)
+        found[f"merged {weight:g}"] = measure(setting, str(merged), merged / "eval")
+    return found
