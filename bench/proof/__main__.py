@@ -3,6 +3,8 @@
     python bench/proof small --out /tmp/proof            # a tiny model; 90 minutes on two cores
     python bench/proof small --out /tmp/smoke --smoke    # shows in two minutes that it runs
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
+    python bench/proof real prepare --out /tmp/real --plan 16k && \
+        python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; a night on two cores
 
 The protocol is bench/proof/README.md. Everything that is found is a JSON file in --out; the same
 command goes on where it was stopped, and at the end prints the tables and writes OUT/*.json and the
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import real as real_proof
 import scale as scale_study
 import tables
 from cells import OutOfTime, Study
@@ -72,6 +75,50 @@ def scale(seeds: int, smoke: bool, **options: Any) -> None:
     found = scale_study.run(study, tuple(range(seeds)), smoke)
     write_json(study.out / "scale.json", found)
     scale_study.show(found)
+
+
+@main.group(help=(real_proof.__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
+def real() -> None:
+    pass
+
+
+_PLAN = click.option("--plan", type=click.Choice(list(real_proof.PLANS)), required=True)
+_OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
+
+
+@real.command("prepare")
+@_OUT
+@_PLAN
+def prepare_real(out: Path, plan: str) -> None:
+    """Fetch the model, write corpora and build every method's rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    real_proof.prepare(out, real_proof.PLANS[plan])
+
+
+@real.command("run")
+@study_options
+@_PLAN
+def run_real(plan: str, **options: Any) -> None:
+    """Train and measure every method; one process, on a GPU where there is one."""
+    study = study_of(**{**options, "workers": options["workers"] or 1})
+    found = real_proof.run(study, real_proof.PLANS[plan])
+    write_json(study.out / f"real-{plan}.json", found)
+    real_proof.show(found)
+
+
+@real.command("pack")
+@_OUT
+def pack_real(out: Path) -> None:
+    """Cut what `real run` needs into files of at most 48 MB in OUT/parts."""
+    for part in real_proof.pack(out):
+        click.echo(f"{part.stat().st_size:>12,} {part}")
+
+
+@real.command("unpack")
+@_OUT
+def unpack_real(out: Path) -> None:
+    """Put OUT/parts together again."""
+    real_proof.unpack(out)
 
 
 if __name__ == "__main__":

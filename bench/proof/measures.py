@@ -11,6 +11,8 @@ def read_measures(*folders: Path) -> dict[str, float]:
         report = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
         for found in report["needle"]["by_length"]:
             measures[f"retrieval {found['length']}"] = found["share"][0]
+        for found in report.get("ruler", {}).get("by_length", []):
+            measures[f"RULER {found['length']}"] = found["score"][0]
         for found in report["perplexity"]["cells"]:
             measures[f"nats/byte {found['length']}"] = found["nats_per_byte"][0]
         for found in report["short"]["cells"]:
