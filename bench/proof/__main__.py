@@ -3,20 +3,22 @@
     python bench/proof small --out /tmp/proof            # a tiny model; 90 minutes on two cores
     python bench/proof small --out /tmp/smoke --smoke    # shows in two minutes that it runs
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
-    python bench/proof real prepare --out /tmp/real --plan 16k && \
-        python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; a night on two cores
+    python bench/proof real prepare --out /tmp/real --plan 16k
+    python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; a night on two cores
 
 The protocol is bench/proof/README.md. Everything that is found is a JSON file in --out; the same
 command goes on where it was stopped, and at the end prints the tables and writes OUT/*.json and the
 figures.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import figures
 import real as real_proof
 import scale as scale_study
 import tables
@@ -24,6 +26,7 @@ from cells import OutOfTime, Study
 from small import SEEDS, SmallProof
 
 from lrdata.atomic import write_json
+from lrdata.errors import Commands
 
 _OPTIONS = (
     click.option("--out", type=click.Path(path_type=Path), required=True),
@@ -38,16 +41,26 @@ _OPTIONS = (
 
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command whose cells are done in as many calls as it takes."""
+
+    @functools.wraps(command)
+    def in_time(**options: Any) -> None:
+        try:
+            command(**options)
+        except OutOfTime as left:
+            click.echo(f"{left}; run the same command to go on", err=True)
+
+    made: Callable[..., None] = in_time
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        made = option(made)
+    return made
 
 
 def study_of(out: Path, workers: int | None, seconds: float) -> Study:
     return Study(out, workers or os.cpu_count() or 1, seconds)
 
 
-@click.group(help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
+@click.group(cls=Commands, help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
 def main() -> None:
     pass
 
@@ -63,6 +76,7 @@ def small(seeds: int, smoke: bool, **options: Any) -> None:
     found = proof.run()
     write_json(study.out / "small.json", found)
     tables.show(found)
+    figures.small(found, study.out / "small.png")
 
 
 @main.command()
@@ -75,9 +89,10 @@ def scale(seeds: int, smoke: bool, **options: Any) -> None:
     found = scale_study.run(study, tuple(range(seeds)), smoke)
     write_json(study.out / "scale.json", found)
     scale_study.show(found)
+    figures.scale(found, study.out / "scale.png")
 
 
-@main.group(help=(real_proof.__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
+@main.group(cls=Commands, help=(real_proof.__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
 def real() -> None:
     pass
 
@@ -122,7 +137,4 @@ def unpack_real(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OutOfTime as left:
-        click.echo(f"{left}; run the same command to go on", err=True)
+    main()

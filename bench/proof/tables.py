@@ -5,13 +5,14 @@ python bench/proof/tables.py /tmp/proof
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intervals import difference, over_seeds, share
 from methods import FULL, Budget
-from small import BUDGETS, CHOSEN, METHODS, TARGET, lengths
+from small import BUDGETS, CHOSEN, TARGET, lengths
 from training import MERGE_WEIGHTS
 
 Found = dict[str, Any]
@@ -19,67 +20,93 @@ Values = Callable[[str], list[float]]
 """A measure's name -> its values, seed by seed."""
 
 LENGTHS = lengths(TARGET)
-_FAR = f"retrieval {TARGET}"
+_NEAR, _FAR = f"retrieval {LENGTHS[0]}", f"retrieval {TARGET}"
+_TEXT_NEAR, _TEXT_FAR = f"nats/byte {LENGTHS[0]}", f"nats/byte {TARGET}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model in a table: its measures, those of full length, and its runs with full length's."""
+
+    values: Values
+    full: Values | None = None
+    runs: Found | None = None
+    full_runs: Found | None = None
+
+    def mean(self, measure: str) -> str:
+        return over_seeds(self.values(measure)).text()
+
+    def less_full(self, measure: str) -> str:
+        if self.full is None:
+            return ""
+        return difference(self.values(measure), self.full(measure)).text(sign=True)
+
+    def of_full(self, measure: str) -> str:
+        if self.full is None:
+            return ""
+        return share(self.values(measure), self.full(measure)).text()
+
+    def price(self, what: str) -> str:
+        if self.runs is None or self.full_runs is None:
+            return ""
+        return f"{_mean_of(self.runs, what) / _mean_of(self.full_runs, what):.3f}"
+
+    def run(self, what: str, form: str) -> str:
+        return f"{_mean_of(self.runs, what):{form}}" if self.runs else ""
+
+
+RETRIEVAL: dict[str, Callable[[Line], str]] = {
+    **{
+        f"{length:,}": lambda line, length=length: line.mean(f"retrieval {length}")
+        for length in LENGTHS
+    },
+    "less full length": lambda line: line.less_full(_FAR),
+    "of full length": lambda line: line.of_full(_FAR),
+}
+TEXT_AND_PRICE: dict[str, Callable[[Line], str]] = {
+    "text 256": lambda line: line.mean(_TEXT_NEAR),
+    "text 2,048": lambda line: line.mean(_TEXT_FAR),
+    "of full length": lambda line: line.of_full(_TEXT_FAR),
+    "short text": lambda line: line.mean("short nats/byte"),
+    "cloze": lambda line: line.mean("short cloze"),
+    "KL": lambda line: line.mean("short kl"),
+    "rate": lambda line: line.run("rate", "g"),
+    "operations": lambda line: line.price("flops"),
+    "all pairs": lambda line: line.price("flops_all_pairs"),
+    "seconds": lambda line: line.run("seconds", ".0f"),
+}
 
 
 def show(found: Found) -> None:
     """Print the tables as Markdown."""
-    for lines in (*(_budget_lines(found, budget) for budget in BUDGETS), _merge_lines(found)):
-        print("\n".join(lines), end="\n\n")
+    for budget in BUDGETS:
+        lines = dict(_lines(found, budget))
+        print(f"### {budget.title.capitalize()}\n")
+        _print(lines, RETRIEVAL)
+        _print(lines, TEXT_AND_PRICE)
+    print("\n".join(_merge_lines(found)))
+
+
+def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) -> None:
+    print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, line in lines.items():
+        print(f"| {name} | {' | '.join(column(line) for column in columns.values())} |")
+    print()
+
+
+def _lines(found: Found, budget: Budget) -> Iterator[tuple[str, Line]]:
+    for name in ("base", "new theta"):
+        yield name, Line(_values([one[name] for one in found["base"].values()]))
+    trained = found["trained"][budget.name]
+    full_runs = trained[FULL.name]
+    full = _values([one["measured"] for one in full_runs.values()])
+    for name, runs in trained.items():
+        values = _values([one["measured"] for one in runs.values()])
+        yield name, Line(values, None if name == FULL.name else full, runs, full_runs)
 
 
 def _values(measured: Sequence[Found]) -> Values:
     return lambda measure: [one[measure] for one in measured]
-
-
-def _budget_lines(found: Found, budget: Budget) -> list[str]:
-    trained = found["trained"][budget.name]
-    full = _values([one["measured"] for one in trained[FULL.name].values()])
-    price = _mean_of(trained[FULL.name], "flops")
-    lines = [
-        f"### {budget.title.capitalize()}",
-        "",
-        "| | rate | 256 | 1,024 | **2,048** | less full length | of full length | text 256 "
-        "| text 2,048 | cloze | KL | operations | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in ("base", "new theta"):
-        base = _values([one[name] for one in found["base"].values()])
-        lines.append(_line(name, "", base, None, "", ""))
-    for method in METHODS:
-        runs = trained.get(method.name)
-        if runs is None:  # a smoke run has some of them
-            continue
-        values = _values([one["measured"] for one in runs.values()])
-        lines.append(
-            _line(
-                method.name,
-                f"{found['rates'][method.name]:g}",
-                values,
-                None if method == FULL else full,
-                f"{_mean_of(runs, 'flops') / price:.3f}",
-                f"{_mean_of(runs, 'seconds'):.0f}",
-            )
-        )
-    return lines
-
-
-def _line(
-    name: str, rate: str, values: Values, full: Values | None, flops: str, seconds: str
-) -> str:
-    parts = [
-        name,
-        rate,
-        *(over_seeds(values(f"retrieval {length}")).text() for length in LENGTHS),
-        difference(values(_FAR), full(_FAR)).text(sign=True) if full else "",
-        share(values(_FAR), full(_FAR)).text(2) if full else "",
-        *(over_seeds(values(f"nats/byte {length}")).text() for length in (LENGTHS[0], TARGET)),
-        over_seeds(values("short cloze")).text(),
-        over_seeds(values("short kl")).text(),
-        flops,
-        seconds,
-    ]
-    return f"| {' | '.join(parts)} |"
 
 
 def _mean_of(runs: Found, what: str) -> float:
@@ -114,9 +141,9 @@ def _merge_lines(found: Found) -> list[str]:
             *(over_seeds(values(f"retrieval {length}")).text() for length in LENGTHS),
             *(
                 share(values(measure), base(measure)).text()
-                for measure in (f"retrieval {LENGTHS[0]}", "short cloze", "short nats/byte")
+                for measure in (_NEAR, "short cloze", "short nats/byte")
             ),
-            over_seeds(values(f"nats/byte {TARGET}")).text(),
+            over_seeds(values(_TEXT_FAR)).text(),
             over_seeds(values("short kl")).text(),
         ]
         lines.append(f"| {' | '.join(parts)} |")

@@ -1,0 +1,143 @@
+"""`python bench/proof` runs to its end in a smoke test, and goes on from where it was."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrdata.draws import Draws
+from lrtrain.demo.corpus import CODE_PREFIX
+
+PROOF = Path(__file__).parents[2] / "bench" / "proof"
+
+
+def module(name: str) -> ModuleType:
+    """A file of the proof that imports none of its neighbours."""
+    spec = importlib.util.spec_from_file_location(f"proof_{name}", PROOF / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # dataclasses look there for their own annotations
+    spec.loader.exec_module(made)
+    return made
+
+
+def bench(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, PROOF, *map(str, arguments)]
+    threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **threads})
+
+
+@pytest.mark.slow
+def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
+    done = bench("small", "--out", tmp_path, "--smoke", "--seconds", 0)
+    assert done.returncode == 0, done.stderr
+    assert "cells of base models are left, base/0 is the next; run the same" in done.stderr
+    done = bench("small", "--out", tmp_path, "--smoke")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "small.json").read_text())
+    methods = ["full length", "LongRecipe, evidence, scale"]
+    for budget, rows in (("tokens", (3, 10)), ("rows", (3, 3))):
+        for method, of_a_step, tokens in zip(methods, rows, (2048, 608), strict=True):
+            runs = found["trained"][budget][method]
+            assert list(runs) == ["0", "1"]
+            assert {run["rows"] for run in runs.values()} == {of_a_step}
+            assert {run["row_tokens"] for run in runs.values()} == {tokens}
+            assert all(0 <= run["measured"]["retrieval 2048"] <= 1 for run in runs.values())
+    losses = [
+        run["loss"]
+        for budget in found["trained"].values()
+        for runs in budget.values()
+        for run in runs.values()
+    ]
+    assert len(set(losses)) == len(losses), "no run stands in two tables"
+    for title in ("### Equal tokens", "### Equal rows and steps", "### Anneal and merge"):
+        assert title in done.stdout
+    again = bench("small", "--out", tmp_path, "--smoke")
+    assert again.stdout == done.stdout, "what is kept is not done again"
+
+    done = bench("scale", "--out", tmp_path, "--smoke")
+    assert done.returncode == 0, done.stderr
+    scales = {one["method"]: one["scale"] for one in json.loads(_text(tmp_path))["scales"]}
+    law = math.log(192) / math.log(2048)
+    assert scales["0.1, power 0"] == scales["full length"] == 1
+    assert scales["0.1, power 2"] == pytest.approx(law**2, abs=1e-4)
+    assert "| 10% | 1 |" in done.stdout
+
+
+def _text(out: Path) -> str:
+    return (out / "scale.json").read_text()
+
+
+def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
+    """Large files are cut, and come back byte for byte; a part that is damaged is named."""
+    there = tmp_path / "there"
+    large = np.random.default_rng(0).bytes(101 * 1024**2)
+    files = {"smollm2/model.safetensors": large, "32768/shards/a/manifest.json": b"{}", **_SMALL}
+    for name, content in files.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    packed = bench("real", "pack", "--out", there)
+    assert packed.returncode == 0, packed.stderr
+    parts = list((there / "parts").iterdir())
+    assert max(part.stat().st_size for part in parts) <= 60 * 10**6
+    here = tmp_path / "here"
+    here.mkdir()
+    (there / "parts").rename(here / "parts")
+    unpacked = bench("real", "unpack", "--out", here)
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert all((here / name).read_bytes() == content for name, content in files.items())
+    (here / "parts" / "0000-0").write_bytes(b"damaged")
+    again = bench("real", "unpack", "--out", here)
+    assert again.returncode == 1
+    assert "is not what was packed" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+_SMALL = {"held-out.jsonl": b'{"text": "a"}\n', "32768/shards/a/empty": b""}
+
+
+@given(st.integers(0, 1000))
+def test_a_record_has_each_code_twice(seed: int) -> None:
+    prose = [f"Sentence number {number} says nothing." for number in range(50)]
+    record = module("corpus").record(Draws(seed, "record"), prose)
+    lines = record.splitlines()
+    codes = Counter(line for line in lines if line.startswith(CODE_PREFIX))
+    assert set(codes.values()) == {2}
+    sentences = len(lines) - 2 * len(codes)
+    assert 12 <= sentences < 45
+    assert len(codes) == int(sentences / 3.5)
+
+
+def test_codes_are_restated_mostly_near_and_sometimes_far() -> None:
+    """Each octave of distances is as likely as another: P(d <= x) = log(x + 1) / log(most + 1)."""
+    distances = module("corpus").log_uniform(Draws(0, "many"), 31, 20_000)
+    assert distances.min() == 1
+    assert distances.max() == 31
+    for most, share in ((1, 0.2), (3, 0.4), (7, 0.6), (15, 0.8)):
+        assert np.mean(distances <= most) == pytest.approx(share, abs=0.02)
+
+
+def test_intervals_are_those_of_students_t() -> None:
+    """The quantiles, by integrating the density; and an interval by hand."""
+    intervals = module("intervals")
+    at = np.linspace(-2000, 2000, 8_000_001)
+    for freedom, quantile in enumerate(intervals._T, 1):
+        density = (1 + at**2 / freedom) ** (-(freedom + 1) / 2)
+        inside = density[np.abs(at) <= quantile].sum() / density.sum()
+        assert inside == pytest.approx(0.95, abs=5e-4), freedom
+    found = intervals.over_seeds([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.half == pytest.approx(4.303 / math.sqrt(3))
+    assert intervals.difference([3.0, 4.0], [1.0, 2.0]).half == 0
+    assert math.isnan(intervals.share([1.0, 1.0], [0.0, 1.0]).mean)
