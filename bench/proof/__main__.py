@@ -14,15 +14,16 @@ figures.
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-import figures
 import real as real_proof
 import scale as scale_study
 import tables
-from cells import OutOfTime, Study
+from cells import OutOfTime, Study, made
 from small import SEEDS, SmallProof
 
 from lrdata.atomic import write_json
@@ -50,14 +51,25 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
         except OutOfTime as left:
             click.echo(f"{left}; run the same command to go on", err=True)
 
-    made: Callable[..., None] = in_time
+    wrapped: Callable[..., None] = in_time
     for option in reversed(_OPTIONS):
-        made = option(made)
-    return made
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def study_of(out: Path, workers: int | None, seconds: float) -> Study:
-    return Study(out, workers or os.cpu_count() or 1, seconds)
+    made()  # by what is here now, whatever becomes of it meanwhile
+    return Study(out, workers or os.cpu_count() or 1, seconds=seconds)
+
+
+def draw(what: str, found: dict[str, Any], path: Path) -> None:
+    """The figure of a study, where there is matplotlib."""
+    if find_spec("matplotlib") is None:
+        click.echo(f"no {path.name}: install matplotlib", err=True)
+        return
+    import figures
+
+    figures.FIGURES[what](found, path)
 
 
 @click.group(cls=Commands, help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
@@ -67,29 +79,29 @@ def main() -> None:
 
 @main.command()
 @study_options
-@click.option("--seeds", type=click.IntRange(2), default=SEEDS, show_default=True)
 @click.option("--smoke", is_flag=True, help="A step each: figures mean nothing.")
-def small(seeds: int, smoke: bool, **options: Any) -> None:
+def small(smoke: bool, **options: Any) -> None:
     """Fifteen methods on a tiny model, with equal tokens and with equal rows; anneal and merge."""
     study = study_of(**options)
-    proof = SmallProof.smoke(study) if smoke else SmallProof(study, tuple(range(seeds)))
-    found = proof.run()
+    proof = SmallProof.smoke(study) if smoke else SmallProof(study)
+    found = {**proof.run(), "made": made()}
     write_json(study.out / "small.json", found)
     tables.show(found)
-    figures.small(found, study.out / "small.png")
+    draw("small", found, study.out / "small.png")
 
 
 @main.command()
 @study_options
-@click.option("--seeds", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--seeds", type=click.IntRange(2, len(SEEDS)), default=3, show_default=True)
 @click.option("--smoke", is_flag=True, help="A step each: figures mean nothing.")
 def scale(seeds: int, smoke: bool, **options: Any) -> None:
     """Retrieval and text against the softmax scale in training, for rows of 10 to 50 %."""
     study = study_of(**options)
-    found = scale_study.run(study, tuple(range(seeds)), smoke)
+    numbers = (0, 1) if smoke else SEEDS[:seeds]
+    found = {**scale_study.run(study, numbers, smoke), "made": made()}
     write_json(study.out / "scale.json", found)
     scale_study.show(found)
-    figures.scale(found, study.out / "scale.png")
+    draw("scale", found, study.out / "scale.png")
 
 
 @main.group(cls=Commands, help=(real_proof.__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
@@ -115,8 +127,8 @@ def prepare_real(out: Path, plan: str) -> None:
 @_PLAN
 def run_real(plan: str, **options: Any) -> None:
     """Train and measure every method; one process, on a GPU where there is one."""
-    study = study_of(**{**options, "workers": options["workers"] or 1})
-    found = real_proof.run(study, real_proof.PLANS[plan])
+    study = replace(study_of(**{**options, "workers": options["workers"] or 1}), threads=None)
+    found = {**real_proof.run(study, real_proof.PLANS[plan]), "made": made()}
     write_json(study.out / f"real-{plan}.json", found)
     real_proof.show(found)
 

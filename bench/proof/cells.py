@@ -2,11 +2,15 @@
 
 import json
 import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
 from itertools import islice
 from math import inf
 from multiprocessing import get_context
@@ -15,6 +19,15 @@ from typing import Any
 
 from lrdata.atomic import write_json
 from lrdata.progress import progress
+
+
+@lru_cache(1)
+def made() -> dict[str, str]:
+    """With what something was found: the commit of this repository, and versions."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    versions = {name: version(name) for name in ("torch", "transformers", "numpy", "tokenizers")}
+    return {"commit": commit, "python": platform.python_version(), **versions}
 
 
 class OutOfTime(Exception):
@@ -42,23 +55,25 @@ class Cell:
 
     def keep(self, out: Path, found: dict[str, Any]) -> None:
         self.path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path(out), {"asked": repr(self.arguments), "found": found})
+        write_json(self.path(out), {"asked": repr(self.arguments), "found": found, "made": made()})
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where cells are kept, and how many are worked on at a time, a process and a thread each.
+    """Where cells are kept, and how many are worked on at a time, each in a process.
 
-    One thread, so that figures do not depend on how many there are.
+    One thread each, if not told otherwise, so that figures do not depend on how many there are.
     """
 
     out: Path
     workers: int
+    threads: int | None = 1
+    """Of a process; None leaves it to torch."""
     seconds: float = inf
     """No cell is begun after so many; the same command goes on."""
     begun: float = field(default_factory=time.monotonic)
 
-    def found(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
+    def results(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
         """What every cell found, by the same keys; those that are missing are done.
 
         Raises OutOfTime when some are not.
@@ -72,14 +87,20 @@ class Study:
                 for key in islice(waiting, self.workers)
                 if self._has_time()
             }
+            failed = None
             while running:
                 done = next(as_completed(running))
                 key = running.pop(done)
+                if problem := done.exception():  # what still runs is finished, and kept
+                    failed = failed or (cells[key].name, problem)
+                    continue
                 found[key] = done.result()
                 cells[key].keep(self.out, done.result())
                 task.advance(note=cells[key].name)
-                if self._has_time() and (key := next(waiting, None)) is not None:
+                if failed is None and self._has_time() and (key := next(waiting, None)) is not None:
                     running[pool.submit(cells[key].work, *cells[key].arguments)] = key
+        if failed is not None:
+            raise RuntimeError(f"{failed[0]} failed") from failed[1]
         missing = [cells[key].name for key in cells if found[key] is None]
         if missing:
             raise OutOfTime(f"{len(missing)} cells of {what} are left, {missing[0]} is the next")
@@ -91,14 +112,15 @@ class Study:
     def _pool(self) -> ProcessPoolExecutor:
         log = self.out / "log"
         log.mkdir(parents=True, exist_ok=True)
-        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin, (log,))
+        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin, (log, self.threads))
 
 
-def _begin(log: Path) -> None:
-    """A process of the pool: one thread, and what commands say goes to a file."""
+def _begin(log: Path, threads: int | None) -> None:
+    """A process of the pool: what commands say goes to a file."""
     import torch
 
-    torch.set_num_threads(1)
+    if threads is not None:
+        torch.set_num_threads(threads)
     with open(log / f"{os.getpid()}.txt", "w") as stream:
         os.dup2(stream.fileno(), sys.stderr.fileno())
         os.dup2(stream.fileno(), sys.stdout.fileno())

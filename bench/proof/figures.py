@@ -99,6 +99,8 @@ def _line(axes: Axes, points: Sequence[tuple[float, Interval]], colour: str, lab
     axes.set_xticks(places)
 
 
+FIGURES = {"small": small, "scale": scale}
+
 if __name__ == "__main__":
     what, source, target = sys.argv[1:]
-    {"small": small, "scale": scale}[what](json.loads(Path(source).read_text()), Path(target))
+    FIGURES[what](json.loads(Path(source).read_text(encoding="utf-8")), Path(target))

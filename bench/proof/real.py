@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from training import Setting, Training, train
 sys.path.append(str(Path(__file__).parents[2]))
 
 from bench.corpora import default_corpora
+from lrdata.atomic import write_text
 from lrdata.errors import LongRecipeError
 from lrtrain.evaluate import evaluate
+from lrtrain.model import TORCH_DTYPES, load_model, save_model
 from tests.fetch import fetch
 
-WINDOW = 8192
 _PART_BYTES = 48 * 1024**2
 
 
@@ -50,10 +52,10 @@ class Plan:
     @property
     def methods(self) -> tuple[Method, ...]:
         """Full length last: it takes longest."""
-        back = self.target // 8
+        far = evidence(self.target // 32)  # where `--impact returns` begins by itself
         return (
-            Method("LongRecipe, evidence, scale", evidence(back), scale="auto"),
-            Method("LongRecipe, evidence", evidence(back)),
+            Method("LongRecipe, evidence, scale", far, scale="auto"),
+            Method("LongRecipe, evidence", far),
             *map(as_published, ("PoSE", "RandPos")),
             FULL,
         )
@@ -63,7 +65,7 @@ _TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquer
 PLANS = {
     "16k": Plan(
         target=16_384,
-        budget=Budget("tokens", "equal tokens", full_rows=1, short_rows=3, steps=8),
+        budget=Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=6),
         rate=1e-4,
         lengths=(4096, 8192, 16_384),
         tasks=_TASKS[:2],
@@ -111,8 +113,9 @@ class Skills:
 
     def __call__(self, setting: Setting, model: str, out: Path) -> dict[str, Any]:
         shared: dict[str, Any] = {
-            "text": setting.folder.parent / "held-out.jsonl",
+            "text": setting.unseen,
             "windows": self.windows,
+            "seed": setting.seed,
             "dtype": {"bf16": "bfloat16", "fp32": "float32"}[self.dtype],
             "device": "auto",
             "plots": False,
@@ -142,47 +145,88 @@ def skills_of(plan: Plan) -> Skills:
 
 
 def setting_of(out: Path, plan: Plan, seed: int) -> Setting:
-    folder = out / str(plan.target)
-    corpora = tuple(str(out / f"{name}.jsonl") for name in ("english", "code"))
-    options = {
-        "dtype": plan.dtype,
-        "device": "auto",
-        "checkpointing": True,
-        "micro_tokens": 0,
-    }
-    return Setting(folder, str(out / "smollm2"), corpora, corpora, plan.target, seed, options)
+    """The same model and texts for all seeds; rows and their order are drawn anew."""
+    return Setting(
+        folder=out / str(plan.target) / f"seed-{seed}",
+        base=str(out / f"smollm2-{plan.dtype}"),
+        unseen=out / "unseen.jsonl",
+        corpora=(str(out / "corpus.jsonl"),),
+        target=plan.target,
+        seed=seed,
+        options={
+            "dtype": plan.dtype,
+            "device": "auto",
+            "checkpointing": True,
+            "micro_tokens": 0,
+        },
+    )
 
 
 def prepare(out: Path, plan: Plan) -> None:
-    """The base model, corpora without what is held out, and every method's rows."""
-    if not (out / "smollm2").exists():
-        shutil.copytree(fetch("smollm2"), out / "smollm2")
-    if not (out / "held-out.jsonl").exists():
-        _write_corpora(out, plan.megabytes)
+    """The base model, the corpus and what is held out of it, and the rows that methods take.
+
+    Raises LongRecipeError where `out` has a corpus of another size.
+    """
+    base = out / f"smollm2-{plan.dtype}"
+    if not base.exists():
+        _write_base(base, plan.dtype)
+    said, asked = out / "corpus.txt", f"{plan.megabytes} MB of each kind"
+    if said.exists() and said.read_text() != asked:
+        raise LongRecipeError(
+            f"{out} has a corpus of {said.read_text()}, not {asked}; choose another --out"
+        )
+    if not said.exists():
+        _write_corpus(out, plan.megabytes)
+        write_text(said, asked)
     for seed in plan.seeds:
         setting = setting_of(out, plan, seed)
         for method in plan.methods:
-            setting.shards(method)
+            setting.shards(method, rows=plan.budget.rows(method) * plan.budget.steps)
 
 
-def _write_corpora(out: Path, megabytes: int) -> None:
-    """Every 20th document of both is held out, whole."""
-    held_out = list[str]()
-    for corpus in default_corpora(megabytes):
-        if corpus.name not in ("english", "code"):
-            continue
-        kept = list[str]()
-        for number, line in enumerate(corpus.path.read_text(encoding="utf-8").splitlines()):
-            (held_out if number % 20 == 19 else kept).append(line)
-        (out / f"{corpus.name}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
-    (out / "held-out.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")
+def _write_base(out: Path, dtype: str) -> None:
+    """SmolLM2 in the dtype that it is trained in: half of it travels in bf16."""
+    source = str(fetch("smollm2"))
+    model = load_model(source, dtype=TORCH_DTYPES[dtype])
+    save_model(model, source, out, target_len=None, card="# SmolLM2-135M-Instruct\n")
+
+
+def _write_corpus(out: Path, megabytes: int) -> None:
+    """English and code in turns; every 20th document is held out, unless its lines are elsewhere.
+
+    English has the docstrings of the sources that are the code, and sources have each other's.
+    """
+    kinds = [
+        corpus.path.read_text(encoding="utf-8").split("\n")
+        for corpus in default_corpora(megabytes)
+        if corpus.name in ("english", "code")
+    ]
+    documents = [line for pair in zip_longest(*kinds) for line in pair if line]
+    held_out = documents[19::20]
+    del documents[19::20]
+    trained = {line for document in documents for line in _long_lines(document)}
+    unseen = [document for document in held_out if _is_new(document, trained)]
+    write_text(out / "unseen.jsonl", "".join(f"{document}\n" for document in unseen))
+    write_text(out / "corpus.jsonl", "".join(f"{document}\n" for document in documents))
+
+
+def _long_lines(document: str) -> set[int]:
+    """Hashes of the lines of 40 characters or more of a record."""
+    text = json.loads(document)["text"]
+    return {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 40}
+
+
+def _is_new(document: str, trained: set[int]) -> bool:
+    """Whether at most one in twenty of its long lines is trained on."""
+    lines = _long_lines(document)
+    return bool(lines) and len(lines & trained) <= len(lines) / 20
 
 
 def run(study: Study, plan: Plan) -> dict[str, Any]:
     """The base as it is and with its new theta, and every method: what was measured of each."""
     skills = skills_of(plan)
     setting = setting_of(study.out, plan, plan.seeds[0])
-    base = study.found(
+    base = study.results(
         "base model",
         {
             name: Cell(f"{plan.target}/{name.replace(' ', '-')}", measured, (setting, name, skills))
@@ -195,7 +239,7 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
             training = Training(setting_of(study.out, plan, seed), method, plan.budget, plan.rate)
             name = f"{plan.target}/{method.key}-{seed}"
             cells[method.name, seed] = Cell(name, train, (training, skills))
-    trained = study.found("methods", cells)
+    trained = study.results("methods", cells)
     return {
         "target": plan.target,
         "budget": plan.budget.title,
@@ -213,19 +257,14 @@ def measured(setting: Setting, name: str, skills: Skills) -> dict[str, Any]:
 
 
 def pack(out: Path) -> list[Path]:
-    """Everything but corpora and results as files of at most 48 MB in OUT/parts, with a list."""
+    """Everything but the corpus and results as files of at most 48 MB in OUT/parts, with a list."""
     parts = out / "parts"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
-    wanted = [
-        path
-        for folder in (out / "smollm2", *out.glob("*/shards"))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-    wanted.append(out / "held-out.jsonl")
-    listed = []
-    for path in wanted:
+    folders = (*out.glob("smollm2-*"), *out.glob("*/seed-*/shards"))
+    wanted = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    listed = list[dict[str, Any]]()
+    for path in (*wanted, out / "unseen.jsonl"):
         with open(path, "rb") as stream:
             pieces = list[str]()
             while (piece := stream.read(_PART_BYTES)) or not pieces:

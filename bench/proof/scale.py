@@ -6,13 +6,14 @@ small proof. For each, the softmax scale in training is (log L / log T)^k: k = 0
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cells import Cell, Study
 from intervals import Interval, difference, over_seeds
 from methods import FULL, Budget, Method, evidence
-from small import SMOKE, TARGET, Codes, Sizes, lengths, prepare, setting_of
-from training import Training, train
+from small import SMOKE, TARGET, Codes, Sizes, lengths, make_base, prepare, setting_of
+from training import Setting, Training, train
 
 from lrtrain.attention_scale import scale_in_training
 from lrtrain.demo.base import WINDOW
@@ -20,8 +21,8 @@ from lrtrain.demo.base import WINDOW
 SHARES = {TARGET: (0.1, 0.2, 0.3, 0.5), TARGET // 2: (0.3,), 2 * TARGET: (0.1, 0.3)}
 """Of each target, which shares of it rows have."""
 POWERS = (0, 1, 2, 3)
-RATE = 2e-3
-_STEP_TOKENS, _STEPS = 6144, 120
+RATE = 1e-3
+_STEP_TOKENS, _STEPS = 12_288, 60
 
 
 def method_of(target: int, share: float, power: int) -> Method:
@@ -42,29 +43,39 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
         ]
         for target in shares
     }
-    prepared = study.found(
+    settings = {
+        (target, seed): replace(setting_of(study.out, seed, target), lexicon=None)
+        for target in shares
+        for seed in seeds
+    }
+    study.results(
         "base models",
         {
-            (target, seed): Cell(
-                f"scale/base-{target}-{seed}",
-                prepare,
-                (setting_of(study.out, seed, target), tuple(methods[target]), sizes),
-            )
-            for target in shares
+            seed: Cell(f"base/{seed}", make_base, (setting_of(study.out, seed), sizes))
             for seed in seeds
         },
     )
-    trained = study.found(
+    prepared = study.results(
+        "rows",
+        {
+            (target, seed): Cell(
+                f"scale/rows-{target}-{seed}",
+                prepare,
+                (setting, tuple(methods[target]), sizes),
+            )
+            for (target, seed), setting in settings.items()
+        },
+    )
+    trained = study.results(
         "scales",
         {
             (target, method.name, seed): Cell(
                 f"scale/{target}-{method.key}-{seed}",
                 train,
-                (_training(study, seed, target, method, steps), Codes(sizes)),
+                (_training(setting, method, steps), Codes(sizes)),
             )
-            for target in shares
+            for (target, seed), setting in settings.items()
             for method in methods[target]
-            for seed in seeds
         },
     )
     return {
@@ -81,10 +92,9 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
     }
 
 
-def _training(study: Study, seed: int, target: int, method: Method, steps: int) -> Training:
-    rows = max(1, round(_STEP_TOKENS / method.train_len(target)))
-    budget = Budget("scale", "equal tokens", rows, rows, steps)
-    return Training(setting_of(study.out, seed, target), method, budget, RATE)
+def _training(setting: Setting, method: Method, steps: int) -> Training:
+    rows = round(_STEP_TOKENS / method.train_len(setting.target))
+    return Training(setting, method, Budget("scale", "equal tokens", rows, rows, steps), RATE)
 
 
 def show(found: dict[str, Any]) -> None:

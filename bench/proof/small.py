@@ -10,14 +10,17 @@ from cells import Cell, Study
 from corpus import CODES, write_corpus
 from measures import read_measures
 from methods import FULL, Budget, Method, as_published, evidence
+from price import price
 from training import Setting, Training, finish, quiet, train
 
+from lrdata.atomic import write_text
 from lrdata.lexicon import make_lexicon, write_lexicon
 from lrtrain.demo.base import PHASES, WINDOW, train_base
 from lrtrain.evaluate import evaluate
 from lrtrain.score import ScoreRecipe, score
 
 TARGET = 2048
+_LEXICON = {"impact": "lexicon"}
 METHODS = (
     FULL,
     # As published: a piece of the document, other positions.
@@ -26,28 +29,30 @@ METHODS = (
     Method("LongRecipe, none", {"impact": "none"}),
     Method("LongRecipe, random", {"impact": "random"}),
     Method("LongRecipe, digits", {"impact": "digits"}),
-    Method("LongRecipe, lexicon", {"impact": "lexicon"}),
     Method("LongRecipe, evidence", evidence(WINDOW)),
+    Method("LongRecipe, lexicon", _LEXICON),
     # The same sentences as the last one, other positions: what is left are the positions.
-    Method("RandPos, evidence", {"positions": "randpos", **evidence(WINDOW)}),
-    Method("PoSE, evidence", {"positions": "pose", **evidence(WINDOW)}),
+    Method("RandPos, lexicon", {"positions": "randpos", **_LEXICON}),
+    Method("PoSE, lexicon", {"positions": "pose", **_LEXICON}),
     # And a smaller softmax scale while training.
     Method("LongRecipe, evidence, scale", evidence(WINDOW), scale="auto"),
-    Method("LongRecipe, none, scale", {"impact": "none"}, scale="auto"),
     Method("PoSE, scale", {"positions": "pose", "impact": "none"}, scale="auto"),
+    Method("LongRecipe, lexicon, scale", _LEXICON, scale="auto"),
 )
 """In the order of the tables."""
 
-CHOSEN = METHODS[-3]
+CHOSEN = METHODS[-1]
 """The one that is annealed and merged; fixed before the runs."""
 
 BUDGETS = (
     Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=120),
     Budget("rows", "equal rows and steps", full_rows=3, short_rows=3, steps=120, first_seed=1000),
 )
-RATES = (5e-4, 1e-3, 2e-3)
-"""Every method is trained with each of them on the tuning seed, with equal tokens."""
-SEEDS, TUNING_SEED = 5, 100
+RATES, MORE_RATES = (5e-4, 1e-3, 2e-3), 2
+"""Every method is trained with each of them on the tuning seed, with equal tokens; where the best
+is the least or the greatest, half or twice of it is tried too, so many times at most."""
+SEEDS, TUNING_SEED = tuple(range(10, 15)), 200
+"""Others than those of the pilot."""
 
 _TRAINING = {
     "micro_tokens": 8192,
@@ -78,44 +83,50 @@ def setting_of(out: Path, seed: int, target: int = TARGET) -> Setting:
     folder = out / f"seed-{seed}"
     corpus = folder / "corpus"
     return Setting(
-        folder,
-        str(folder / "base"),
-        (str(corpus / "records.jsonl"), str(corpus / "python.jsonl")),
-        (str(corpus / "pretraining.jsonl"),),
-        target,
-        seed,
-        _TRAINING,
-        folder / "lexicon.parquet",
+        folder=folder,
+        base=str(folder / "base"),
+        unseen=corpus,
+        corpora=(str(corpus / "records.jsonl"), str(corpus / "python.jsonl")),
+        target=target,
+        seed=seed,
+        options=_TRAINING,
+        replay=(str(corpus / "pretraining.jsonl"),),
+        lexicon=folder / "lexicon.parquet",
     )
 
 
-def prepare(setting: Setting, methods: Sequence[Method], sizes: Sizes) -> dict[str, Any]:
-    """Corpus, tokenizer, base model, lexicon and all rows of a seed; measures the base as it is and
-    with its new theta.
-    """
-    at, base = setting.folder, Path(setting.base)
-    if not base.exists():
+def make_base(setting: Setting, sizes: Sizes) -> dict[str, Any]:
+    """Corpus, tokenizer, base model and lexicon of a seed, anew where the sizes were others."""
+    at, base, lexicon = setting.folder, Path(setting.base), setting.lexicon
+    said, asked = at / "sizes.txt", repr((setting.seed, sizes))
+    if not said.exists() or said.read_text() != asked:
         shutil.rmtree(at, ignore_errors=True)
         corpus, tokenizer = at / "corpus", at / "tokenizer"
         texts = write_corpus(corpus, tokenizer, setting.seed, WINDOW, sizes.records)
-        train_base(tokenizer, texts, base, setting.seed, _phases(sizes))
-    new_theta = f"{base}@target={setting.target}"
-    lexicon = setting.lexicon
-    if lexicon is not None and not lexicon.exists():
-        recipe = ScoreRecipe(
-            setting.corpora,
-            model=new_theta,
-            short_context=WINDOW,
-            tokens=sizes.lexicon_tokens,
-            device="cpu",
-        )
-        write_lexicon(lexicon, make_lexicon([score(recipe, at / "scores", say=quiet)]))
+        tokens = train_base(tokenizer, texts, base, setting.seed, _phases(sizes))
+        write_text(said, asked)
+    else:
+        tokens = 0
+    assert lexicon is not None, "small settings have one"
+    recipe = ScoreRecipe(
+        setting.corpora,
+        model=f"{base}@target={setting.target}",
+        short_context=WINDOW,
+        tokens=sizes.lexicon_tokens,
+        device="cpu",
+    )
+    write_lexicon(lexicon, make_lexicon([score(recipe, at / "scores", say=quiet)]))
+    return {"tokens": tokens}
+
+
+def prepare(setting: Setting, methods: Sequence[Method], sizes: Sizes) -> dict[str, Any]:
+    """The rows of all methods; measures the base as it is and with its new theta."""
     for method in methods:
         setting.shards(method)
-    measure, target = Codes(sizes), setting.target
+    measure, at = Codes(sizes), setting.folder / f"eval-{setting.target}"
     return {
-        "base": measure(setting, setting.base, at / f"eval-base-{target}"),
-        "new theta": measure(setting, new_theta, at / f"eval-theta-{target}"),
+        "base": measure(setting, setting.base, at / "base"),
+        "new theta": measure(setting, f"{setting.base}@target={setting.target}", at / "new-theta"),
     }
 
 
@@ -141,15 +152,19 @@ class Codes:
     sizes: Sizes
 
     def __call__(self, setting: Setting, model: str, out: Path) -> dict[str, Any]:
-        corpus = setting.folder / "corpus"
-        text = corpus / "text.jsonl"
-        shared: dict[str, Any] = {"device": "cpu", "plots": False, "windows": self.sizes.windows}
+        text = setting.unseen / "text.jsonl"
+        shared: dict[str, Any] = {
+            "windows": self.sizes.windows,
+            "seed": setting.seed,
+            "device": "cpu",
+            "plots": False,
+        }
         evaluate(
             [f"model={model}"],
             suites=("needle", "ppl"),
             lengths=lengths(setting.target),
             samples=self.sizes.samples,
-            haystack=corpus / "needles.jsonl",
+            haystack=setting.unseen / "needles.jsonl",
             text=text,
             needle=CODES,
             out=out,
@@ -172,7 +187,8 @@ class SmallProof:
     """The whole comparison, or a smoke run of a few methods."""
 
     study: Study
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = SEEDS
+    tuning_seed: int = TUNING_SEED
     methods: tuple[Method, ...] = METHODS
     budgets: tuple[Budget, ...] = BUDGETS
     rates: tuple[float, ...] = RATES
@@ -182,19 +198,27 @@ class SmallProof:
     def smoke(cls, study: Study) -> "SmallProof":
         """Two seeds, two methods, a step each."""
         budgets = tuple(replace(budget, steps=1) for budget in BUDGETS)
-        return cls(study, (0, 1), (FULL, CHOSEN), budgets, RATES[:1], SMOKE)
+        return cls(study, (0, 1), 2, (FULL, CHOSEN), budgets, RATES[:1], SMOKE)
 
     def run(self) -> dict[str, Any]:
         """Everything that the tables are made of."""
-        prepared = self.study.found(
+        every = (*self.seeds, self.tuning_seed)
+        self._results(
             "base models",
             {
-                seed: Cell(f"base/{seed}", prepare, (self._setting(seed), self.methods, self.sizes))
-                for seed in (*self.seeds, TUNING_SEED)
+                seed: Cell(f"base/{seed}", make_base, (self._setting(seed), self.sizes))
+                for seed in every
+            },
+        )
+        prepared = self._results(
+            "rows",
+            {
+                seed: Cell(f"rows/{seed}", prepare, (self._setting(seed), self.methods, self.sizes))
+                for seed in every
             },
         )
         rates = self._rates()
-        trained = self.study.found(
+        trained = self._results(
             "methods",
             {
                 (budget.name, method.name, seed): self._training(
@@ -205,7 +229,9 @@ class SmallProof:
                 for seed in self.seeds
             },
         )
-        finished = self.study.found("anneal and merge", dict(self._finishing(rates[CHOSEN])))
+        finished = self._results("anneal and merge", dict(self._finishing(rates[CHOSEN])))
+        priced = (self._setting(self.seeds[0]), (FULL, CHOSEN), self.budgets[0])
+        prices = self._results("price", {None: Cell("price", price, priced)})[None]
         return {
             "base": {seed: prepared[seed] for seed in self.seeds},
             "rates": {method.name: rate for method, rate in rates.items()},
@@ -219,23 +245,37 @@ class SmallProof:
                 for budget in self.budgets
             },
             "finished": finished,
+            "price": prices,
         }
 
     def _rates(self) -> dict[Method, float]:
         """For each method the learning rate that retrieves most at the target length."""
-        searched = self.study.found(
+        tried = dict.fromkeys((method, rate) for method in self.methods for rate in self.rates)
+        for _ in range(MORE_RATES + 1):
+            retrieved = self._search(list(tried))
+            best = {
+                method: max(rates, key=lambda rate: (rates[rate], -rate))
+                for method, rates in retrieved.items()
+            }
+            for method, rate in best.items():
+                rates = retrieved[method]
+                if len(self.rates) > 1 and rate in (min(rates), max(rates)):
+                    tried[method, rate / 2 if rate == min(rates) else rate * 2] = None
+        return best
+
+    def _search(self, tried: Sequence[tuple[Method, float]]) -> dict[Method, dict[float, float]]:
+        """What each method retrieves of the tuning seed with each rate."""
+        found = self._results(
             "learning rates",
             {
-                (method, rate): self._training(TUNING_SEED, method, self.budgets[0], rate)
-                for method in self.methods
-                for rate in self.rates
+                (method, rate): self._training(self.tuning_seed, method, self.budgets[0], rate)
+                for method, rate in tried
             },
         )
-
-        def retrieved(key: tuple[Method, float]) -> float:
-            return float(searched[key]["measured"][f"retrieval {TARGET}"])
-
-        return dict(sorted(searched, key=retrieved))  # the last of a method stays: its best
+        retrieved: dict[Method, dict[float, float]] = {}
+        for (method, rate), one in found.items():
+            retrieved.setdefault(method, {})[rate] = one["measured"][f"retrieval {TARGET}"]
+        return retrieved
 
     def _training(
         self, seed: int, method: Method, budget: Budget, rate: float, keep: bool = False
@@ -248,6 +288,9 @@ class SmallProof:
         for seed in self.seeds:
             training = Training(self._setting(seed), CHOSEN, self.budgets[0], rate)
             yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
+
+    def _results(self, what: str, cells: dict[Any, Cell]) -> dict[Any, dict[str, Any]]:
+        return self.study.results(what, cells)
 
     def _setting(self, seed: int) -> Setting:
         return setting_of(self.study.out, seed)

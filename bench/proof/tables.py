@@ -1,6 +1,6 @@
-"""The tables and figures of the small proof, from OUT/results.json alone.
+"""The tables of the small proof, from small.json alone.
 
-python bench/proof/tables.py /tmp/proof
+python bench/proof/tables.py small.json
 """
 
 import json
@@ -55,6 +55,20 @@ class Line:
         return f"{_mean_of(self.runs, what):{form}}" if self.runs else ""
 
 
+PAIRS = (
+    ("LongRecipe, lexicon", "PoSE"),
+    ("LongRecipe, lexicon", "RandPos"),
+    ("LongRecipe, lexicon", "PoSE, lexicon"),
+    ("LongRecipe, lexicon", "RandPos, lexicon"),
+    ("LongRecipe, lexicon", "LongRecipe, digits"),
+    ("LongRecipe, lexicon", "LongRecipe, random"),
+    ("LongRecipe, none", "PoSE"),
+    ("LongRecipe, lexicon, scale", "LongRecipe, lexicon"),
+    ("LongRecipe, evidence, scale", "LongRecipe, evidence"),
+    ("PoSE, scale", "PoSE"),
+)
+"""What the protocol asks about, beside full length."""
+
 RETRIEVAL: dict[str, Callable[[Line], str]] = {
     **{
         f"{length:,}": lambda line, length=length: line.mean(f"retrieval {length}")
@@ -73,7 +87,6 @@ TEXT_AND_PRICE: dict[str, Callable[[Line], str]] = {
     "rate": lambda line: line.run("rate", "g"),
     "operations": lambda line: line.price("flops"),
     "all pairs": lambda line: line.price("flops_all_pairs"),
-    "seconds": lambda line: line.run("seconds", ".0f"),
 }
 
 
@@ -84,7 +97,40 @@ def show(found: Found) -> None:
         print(f"### {budget.title.capitalize()}\n")
         _print(lines, RETRIEVAL)
         _print(lines, TEXT_AND_PRICE)
-    print("\n".join(_merge_lines(found)))
+        _print_pairs(found, budget)
+    print("\n".join(_merge_lines(found)), end="\n\n")
+    _print_price(found)
+
+
+def _print_pairs(found: Found, budget: Budget) -> None:
+    """Differences between methods, seed by seed."""
+    lines = dict(_lines(found, budget))
+    print("| | less | retrieval 2,048 | 256 | text 2,048, of its | short text, of its |")
+    print("|---|---|---|---|---|---|")
+    for one, other in PAIRS:
+        if one in lines and other in lines:  # a smoke run has some of them
+            a, b = lines[one].values, lines[other].values
+            parts = [
+                one,
+                other,
+                *(difference(a(what), b(what)).text(sign=True) for what in (_FAR, _NEAR)),
+                *(share(a(what), b(what)).text() for what in (_TEXT_FAR, "short nats/byte")),
+            ]
+            print(f"| {' | '.join(parts)} |")
+    print()
+
+
+def _print_price(found: Found) -> None:
+    """Of a row, beside one of full length."""
+    full = found["price"][FULL.name]
+    print("### The price of a row\n")
+    print("| | tokens | operations | with all pairs | seconds |\n|---|---|---|---|---|")
+    for name, one in found["price"].items():
+        prices = (
+            f"{one[what]:.3g} ({one[what] / full[what]:.3f})"
+            for what in ("row_flops", "row_flops_all_pairs", "row_seconds")
+        )
+        print(f"| {name} | {one['row_tokens']:,} | {' | '.join(prices)} |")
 
 
 def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) -> None:

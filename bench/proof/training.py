@@ -35,17 +35,24 @@ class Setting:
     folder: Path = field(repr=False)
     base: str = field(repr=False)
     """A model folder."""
+    unseen: Path = field(repr=False)
+    """A folder with texts that nobody trains on."""
     corpora: tuple[str, ...] = field(repr=False)
-    replay: tuple[str, ...] = field(repr=False)
     target: int
     seed: int
     options: Mapping[str, Any] = field(hash=False)
     """Of every run: fields of a TrainRecipe."""
+    replay: tuple[str, ...] = field(default=(), repr=False)
     lexicon: Path | None = field(default=None, repr=False)
 
-    def shards(self, method: Method) -> Path:
-        """The rows of a method, built where they are not there; replay rows are in all of them."""
+    def shards(self, method: Method, rows: int | None = None) -> Path:
+        """The rows of a method, at most so many, built where they are not there.
+
+        Replay rows are in all of them. Where they are, the corpora need not be.
+        """
         out = self.folder / "shards" / method.rows_key(self.target)
+        if (out / "manifest.json").exists():
+            return out
         options = dict(method.build)
         if options.get("impact") == "lexicon":
             options["impact"] = f"lexicon:{self.lexicon}"
@@ -56,6 +63,7 @@ class Setting:
             train_len=0 if method.is_full else method.train_len(self.target),
             replay=self.replay,
             replay_ratio=0.1,
+            max_rows=rows,
             seed=self.seed,
             **options,
         )
@@ -82,7 +90,7 @@ class Training:
 
     @property
     def out(self) -> Path:
-        name = f"{self.budget.name}-{self.method.key}-{self.rate:g}"
+        name = f"{self.setting.target}-{self.budget.name}-{self.method.key}-{self.rate:g}"
         return self.setting.folder / "runs" / name
 
     def run(self, stage: str) -> Path:
@@ -114,7 +122,7 @@ def train(training: Training, measure: Measure, keep: bool = False) -> dict[str,
         "rate": training.rate,
         "rows": rows,
         "row_tokens": row,
-        "seconds": sum(step["seconds"] for step in steps),
+        "seconds": sum(step["seconds"] for step in steps),  # beside whatever else there was
         "flops": rows * training_flops(config, [row]),
         "flops_all_pairs": rows * training_flops(config, [row], causal=False),
         "loss": steps[-1]["loss"],

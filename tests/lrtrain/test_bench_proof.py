@@ -46,7 +46,7 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
     done = bench("small", "--out", tmp_path, "--smoke")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "small.json").read_text())
-    methods = ["full length", "LongRecipe, evidence, scale"]
+    methods = ["full length", "LongRecipe, lexicon, scale"]
     for budget, rows in (("tokens", (3, 10)), ("rows", (3, 3))):
         for method, of_a_step, tokens in zip(methods, rows, (2048, 608), strict=True):
             runs = found["trained"][budget][method]
@@ -63,8 +63,13 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
     assert len(set(losses)) == len(losses), "no run stands in two tables"
     for title in ("### Equal tokens", "### Equal rows and steps", "### Anneal and merge"):
         assert title in done.stdout
+    price = found["price"]["LongRecipe, lexicon, scale"]
+    assert 0 < price["row_seconds"] < found["price"]["full length"]["row_seconds"]
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
     again = bench("small", "--out", tmp_path, "--smoke")
-    assert again.stdout == done.stdout, "what is kept is not done again"
+    assert again.stdout == done.stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in cells.items())
+    assert len(list((tmp_path / "cells").rglob("*.json"))) == len(cells)
 
     done = bench("scale", "--out", tmp_path, "--smoke")
     assert done.returncode == 0, done.stderr
@@ -83,7 +88,12 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
     """Large files are cut, and come back byte for byte; a part that is damaged is named."""
     there = tmp_path / "there"
     large = np.random.default_rng(0).bytes(101 * 1024**2)
-    files = {"smollm2/model.safetensors": large, "32768/shards/a/manifest.json": b"{}", **_SMALL}
+    files = {
+        "smollm2-bf16/model.safetensors": large,
+        "32768/seed-0/shards/a/manifest.json": b"{}",
+        "32768/seed-0/shards/a/empty": b"",
+        "unseen.jsonl": b'{"text": "a"}\n',
+    }
     for name, content in files.items():
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_bytes(content)
@@ -102,9 +112,6 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "is not what was packed" in again.stderr
     assert "Traceback" not in again.stderr
-
-
-_SMALL = {"held-out.jsonl": b'{"text": "a"}\n', "32768/shards/a/empty": b""}
 
 
 @given(st.integers(0, 1000))
