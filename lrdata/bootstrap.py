@@ -29,22 +29,62 @@ def resamples(units: int, group: int = 0) -> np.ndarray:
     return draws.below(units, units * RESAMPLES).reshape(RESAMPLES, units)
 
 
+def picks(units: int, group: int = 0) -> np.ndarray:
+    """The units as they are, and then those of each resample: int64 [1 + RESAMPLES, units].
+
+    What is found of the first row is the value, and is summed just as its resamples are.
+    """
+    return np.concatenate([np.arange(units)[None], resamples(units, group)])
+
+
+def interval(found: np.ndarray) -> Interval:
+    """A value with the percentiles of its resamples. It is inside them: low <= value <= high.
+
+    found: the value, and what the resamples have instead of it: [1 + resamples].
+    """
+    value = float(found[0])
+    low, high = np.percentile(found[1:], [2.5, 97.5]).tolist()
+    return Interval(value, min(low, value), max(high, value))
+
+
 def ratio(
     top: np.ndarray, bottom: np.ndarray, groups: Sequence[int] | np.ndarray | None = None
 ) -> Interval:
     """sum(top) / sum(bottom), with the percentiles of its resamples over units.
 
+    With several groups, units are drawn within theirs: how groups differ does not widen the
+    interval. Drawn from n units, a mean has but (n - 1) / n of the variance that it should have,
+    and groups are often small. So what resamples are off the value is multiplied by
+    sqrt(n / (n - 1)), n being the size of the smallest group: exact for groups of one size, else a
+    little wide (Rao and Wu, "Resampling Inference With Complex Survey Data", 1988). It does
+    not leave the range of the units' own ratios. Where a group has a single unit, which says
+    nothing of how others would differ from it, all units are drawn together.
+
     Args:
         top, bottom: [units] each. Resamples without anything at the bottom are left out.
-        groups: int [units], where units are drawn within groups and these stay as large as they
-            are: such as the seeds of an experiment.
+        groups: int [units], the group of each: strata that another sample would have too, such as
+            the tasks of a benchmark. The seeds that units were drawn with are none.
     """
-    tops, bottoms = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
-    labels = np.zeros(len(top), int) if groups is None else np.asarray(groups)
-    for index, label in enumerate(np.unique(labels).tolist()):
-        members = np.flatnonzero(labels == label)
-        picked = members[resamples(len(members), index)]
+    tops, bottoms = np.zeros(1 + RESAMPLES), np.zeros(1 + RESAMPLES)
+    members = _members(len(top), groups)
+    for index, units in enumerate(members):
+        picked = units[picks(len(units), index)]
         tops, bottoms = tops + top[picked].sum(1), bottoms + bottom[picked].sum(1)
     full = bottoms > 0
-    low, high = np.percentile(tops[full] / bottoms[full], [2.5, 97.5])
-    return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
+    found = tops[full] / bottoms[full]
+    if len(members) > 1:
+        smallest = min(map(len, members))
+        alone = np.append(top[bottom > 0] / bottom[bottom > 0], found)
+        stretched = found[0] + np.sqrt(smallest / (smallest - 1)) * (found - found[0])
+        found = np.clip(stretched, alone.min(), alone.max())
+    return interval(found)
+
+
+def _members(units: int, groups: Sequence[int] | np.ndarray | None) -> list[np.ndarray]:
+    """The units of each group; all of them where there are none, or a group has but one."""
+    everything = [np.arange(units)]
+    if groups is None:
+        return everything
+    labels = np.asarray(groups)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels).tolist()]
+    return everything if min(map(len, members)) == 1 else members

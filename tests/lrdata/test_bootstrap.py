@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lrdata.bootstrap import RESAMPLES, ratio, resamples
+from lrdata.bootstrap import RESAMPLES, Interval, ratio, resamples
 from tests.chi_square import assert_follows, evenly
 
 
@@ -43,13 +43,68 @@ def test_where_all_units_have_the_same_ratio_there_is_no_doubt(
     assert ratio(times * np.array(bottom), np.array(bottom)) == (times, times, times)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    units=st.lists(
+        st.tuples(st.floats(0, 1), st.floats(0.1, 3), st.integers(0, 3)), min_size=1, max_size=24
+    ),
+    grouped=st.booleans(),
+)
+def test_a_value_is_inside_its_interval_and_both_inside_the_range_of_the_units(
+    units: list[tuple[float, float, int]], grouped: bool
+) -> None:
+    top, bottom, groups = map(np.array, zip(*units, strict=True))
+    found = ratio(top, bottom, groups if grouped else None)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(top.sum() / bottom.sum())
+    assert found.low >= (top / bottom).min() - 1e-12
+    assert found.high <= (top / bottom).max() + 1e-12
+
+
+@given(share=st.floats(0, 1), each=st.integers(1, 12), groups=st.integers(1, 12))
+@example(share=0.8, each=10, groups=11)
+@settings(max_examples=20, deadline=None)
+def test_where_all_units_agree_there_is_no_doubt_in_any_groups(
+    share: float, each: int, groups: int
+) -> None:
+    """To the last bit: sums of groups are not the sum of all."""
+    top = np.full(each * groups, share)
+    found = ratio(top, np.ones(len(top)), np.arange(len(top)) % groups)
+    assert found.low == found.value == found.high
+    assert found.value == pytest.approx(share)
+
+
+def half_of(found: Interval) -> float:
+    return (found.high - found.low) / 2
+
+
+@pytest.mark.parametrize("each", [2, 3, 5, 20])
+def test_the_interval_of_small_groups_has_the_analytic_standard_error(each: int) -> None:
+    """That of a stratified mean, sqrt(sum of n s^2) / N with the unbiased s^2 of each group."""
+    draw = np.random.default_rng(each)
+    groups = np.arange(600) % (600 // each)
+    top = groups + draw.normal(0.0, 1.0, 600)
+    variances = [each * top[groups == group].var(ddof=1) for group in range(600 // each)]
+    found = ratio(top, np.ones(600), groups)
+    assert half_of(found) == pytest.approx(1.96 * np.sqrt(sum(variances)) / 600, rel=0.06)
+
+
+def test_a_group_of_a_single_unit_leaves_no_groups() -> None:
+    draw = np.random.default_rng(5)
+    top = draw.normal(0.0, 1.0, 300)
+    found = ratio(top, np.ones(300), np.arange(300))
+    assert found == ratio(top, np.ones(300))
+    assert half_of(found) == pytest.approx(1.96 * top.std(ddof=1) / np.sqrt(300), rel=0.06)
+    assert ratio(top, np.ones(300), [0, *[1] * 299]) == found
+
+
 def test_units_of_a_group_are_drawn_within_it() -> None:
     """Independently of the other group, in proportions that stay: as if each were drawn alone."""
     draw = np.random.default_rng(3)
     top = np.concatenate([draw.normal(1.0, 1.0, 60), draw.normal(9.0, 2.0, 20)])
     groups, ones = np.array([7] * 60 + [2] * 20), np.ones(80)
     found = ratio(top, ones, groups)
-    spread = np.sqrt(60 * top[:60].var() + 20 * top[60:].var()) / 80
+    spread = np.sqrt(60 * top[:60].var(ddof=1) + 20 * top[60:].var(ddof=1)) / 80
     assert found.value == pytest.approx(top.mean())
     assert found.low == pytest.approx(top.mean() - 1.96 * spread, abs=0.1 * spread)
     assert found.high == pytest.approx(top.mean() + 1.96 * spread, abs=0.1 * spread)

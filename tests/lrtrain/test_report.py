@@ -278,8 +278,22 @@ def test_what_is_beyond_a_window_does_not_set_the_scale(report: Report) -> None:
 # Seeds
 
 
-def test_samples_of_several_seeds_are_pooled_and_drawn_within_their_seed(report: Report) -> None:
-    """All samples of a seed agree here: what is between seeds is no doubt about their samples."""
+def test_seeds_are_further_draws_of_samples(report: Report) -> None:
+    """As uncertain as so many samples of one seed, by the analytic standard error."""
+    draw = np.random.default_rng(6)
+    share = draw.uniform(0, 1, 400)
+    expected = 1.96 * share.std(ddof=1) / math.sqrt(400)
+    for seeds in (range(1), range(4), range(400)):  # of 400, 100 and a single sample each
+        exact = tuple((share > 0.5).tolist())
+        cell = NeedleCell("base", 512, 0.0, exact, tuple(share.tolist()), tuple(seeds))
+        report.cells = [cell]
+        found = needle_at(report, "base", 512)
+        assert found
+        assert (found[1].high - found[1].low) / 2 == pytest.approx(expected, rel=0.06)
+        assert found[0].count == 400
+
+
+def test_what_each_seed_found_is_written(report: Report) -> None:
     share = (1.0,) * 4 + (0.5,) * 4
     exact = (True,) * 4 + (False,) * 4
     cell = NeedleCell("base", 512, 0.0, exact, share, (3, 4))
@@ -287,14 +301,12 @@ def test_samples_of_several_seeds_are_pooled_and_drawn_within_their_seed(report:
     report.cells = [cell, other]
     found = needle_at(report, "base", 512)
     assert found
-    assert found[1].as_list() == [0.75, 0.75, 0.75]
+    assert found[1].value == 0.75
     assert found[0].count == 16
     written = content(report)["needle"]
     by_seed = [{"seed": 3, "exact": 1.0, "share": 1.0}, {"seed": 4, "exact": 0.0, "share": 0.5}]
     assert written["by_length"][0]["by_seed"] == by_seed
     assert [entry["by_seed"] for entry in written["cells"]] == [by_seed, by_seed]
-    mixed = mean(list(share), groups=[0, 1] * 4)
-    assert mixed.low < 0.75 < mixed.high
 
 
 def test_without_matplotlib_the_error_names_the_extra(

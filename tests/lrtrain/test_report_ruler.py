@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lrtrain.cli import main
-from lrtrain.evaluate.report import ModelEntry, Report, print_report, write_report
+from lrtrain.evaluate.report import ModelEntry, Report, mean, print_report, write_report
 from lrtrain.evaluate.report.ruler import SHOWN, score_at
+from lrtrain.evaluate.report.tables import half
 from lrtrain.evaluate.ruler import TASKS, RulerCell
 from tests.lrtrain.tiny_models import save_tiny
 
@@ -72,6 +74,46 @@ def test_what_differs_between_tasks_does_not_widen_the_interval() -> None:
     found = score_at(report, "one", 1024)
     assert found
     assert found.as_list() == [0.5, 0.5, 0.5]
+
+
+def test_a_mean_over_tasks_has_the_analytic_standard_error() -> None:
+    """That of a stratified mean, whatever seeds its samples are of."""
+    draw = np.random.default_rng(7)
+    for seeds in (1, 5):
+        report = Report(settings={}, versions={}, models=[entry("one", 1024)])
+        variance = 0.0
+        for index, task in enumerate(TASKS):
+            scores = index / 20 + draw.uniform(0, 0.5, 5)
+            variance += scores.var(ddof=1) / 5 / len(TASKS) ** 2
+            values, seed = tuple(scores.tolist()), tuple(range(seeds))
+            report.cells.append(
+                RulerCell("one", task, 1024, 30, values, ("",) * 5, (("a",),) * 5, seed)
+            )
+        found = score_at(report, "one", 1024)
+        assert found
+        assert half(found) == pytest.approx(1.96 * math.sqrt(variance), rel=0.06)
+
+
+def test_tasks_of_a_sample_each_are_one_sample() -> None:
+    report = Report(settings={}, versions={}, models=[entry("one", 1024)])
+    for index, task in enumerate(TASKS):
+        cell = RulerCell("one", task, 1024, 30, (index / 10,), ("",), (("a",),))
+        report.cells.append(cell)
+    found = score_at(report, "one", 1024)
+    assert found
+    assert found == mean([index / 10 for index in range(len(TASKS))])
+    assert found.low < found.value < found.high
+
+
+def test_scores_that_are_all_the_same_can_be_drawn(tmp_path: Path) -> None:
+    report = Report(settings={}, versions={})
+    for name in ("one", "two"):
+        report.models.append(entry(name, 1024))
+        for task in TASKS:
+            cell = RulerCell(name, task, 1024, 30, (0.8,) * 10, ("",) * 10, (("a",),) * 10)
+            report.cells.append(cell)
+    written = write_report(report, tmp_path)
+    assert [path.name for path in written] == ["eval.json", "ruler.png", "compare.png"]
 
 
 def test_the_json_has_every_score_and_the_first_answers(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 def needle_at(
     report: Report, model: str, length: int, depth: float | None = None
 ) -> tuple[Mean, Mean] | None:
-    """Exact and share at one depth, or over all depths; None where nothing was measured."""
+    """Exact and share at one depth, or over all depths; None where nothing was measured.
+
+    Seeds are but further draws of prompts: their samples are one sample.
+    """
     cells = _cells_at(report, model, length, depth)
     if not cells:
         return None
-    seeds = [seed for cell in cells for seed in cell.sample_seeds]
     exact = [float(value) for cell in cells for value in cell.exact]
     share = [value for cell in cells for value in cell.share]
-    return mean(exact, groups=seeds), mean(share, groups=seeds)
+    return mean(exact), mean(share)
 
 
 def _cells_at(

@@ -24,7 +24,8 @@ SHOWN = 3
 def score_at(report: Report, model: str, length: int, task: str | None = None) -> Mean | None:
     """The score in one task, or over all tasks; None where nothing was measured.
 
-    Resamples are drawn within the tasks and seeds.
+    The tasks are given, and resamples are drawn within them. Seeds are but further draws of
+    prompts: their samples are one sample.
     """
     cells = [
         cell
@@ -33,13 +34,8 @@ def score_at(report: Report, model: str, length: int, task: str | None = None) -
     ]
     if not cells:
         return None
-    groups = dict[tuple[str, int], int]()
-    labels = [
-        groups.setdefault((cell.task, seed), len(groups))
-        for cell in cells
-        for seed in cell.sample_seeds
-    ]
-    return mean([value for cell in cells for value in cell.score], groups=labels)
+    tasks = [index for index, cell in enumerate(cells) for _ in cell.score]
+    return mean([value for cell in cells for value in cell.score], groups=tasks)
 
 
 def _lengths(report: Report) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lrdata.bootstrap import ratio, resamples
+from lrdata.bootstrap import interval, picks, ratio
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def mean(
     """sum(values) / sum(weights), weights 1 if not given, with its bootstrap interval.
 
     Samples are drawn with replacement, the pairs (value, weight) kept together; within groups,
-    such as the samples of one seed, where there are several.
+    such as the tasks of a benchmark, where there are any: see `lrdata.bootstrap.ratio`.
     """
     top = np.asarray(values, np.float64)
     bottom = np.ones(len(top)) if weights is None else np.asarray(weights, np.float64)
@@ -75,16 +75,14 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
     themselves have none.
     """
     count = len(one.values)
-    picked = np.concatenate([np.arange(count)[None], resamples(count)])
+    picked = picks(count)
     tops, bottoms = one.sums(picked)
     others, under = other.sums(picked)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = compare(tops / bottoms, others / under)
     if not np.isfinite(found[0]):
         return None
-    drawn = found[1:][np.isfinite(found[1:])]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Mean(float(found[0]), float(low), float(high), count)
+    return Mean(*interval(found[np.isfinite(found)]), count)
 
 
 def as_perplexity(nats: Mean) -> list[float]:
