@@ -9,7 +9,9 @@ nearest sentence end of the filler where one is near. With the model's chat temp
 
     [template]  filler  needle  filler  question  [template]  answer
 
-and what stands behind the question mark begins the assistant's turn, before the answer.
+and what stands behind the question mark begins the assistant's turn, before the answer. Documents
+of the filler have the end of text between them; in a chat they are one line instead, as that token
+would often end the user's turn.
 
 The answer is part of the prompt: one forward pass gives the model's first choice at every token of
 the answer, given the right tokens before it. All of them right (`exact`) is the same as greedy
@@ -33,7 +35,7 @@ from lrdata.sentences import sentence_lengths, sentence_tables
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.models import LoadedModel
 from lrtrain.evaluate.prompts import WRAPPINGS, Wrapping
-from lrtrain.evaluate.text import Text, encode_text
+from lrtrain.evaluate.text import Text, encode_line, encode_text
 
 if TYPE_CHECKING:
     import torch
@@ -321,8 +323,9 @@ class NeedleSuite:
 
         Raises LongRecipeError where a prompt has no room, or the model no chat template.
         """
-        filler = Haystack(encode_text(self.haystack, loaded.tokenizer), loaded.tokenizer)
         wrapping = WRAPPINGS[self.prompt](loaded.tokenizer)
+        encode = encode_line if wrapping.turns else encode_text
+        filler = Haystack(encode(self.haystack, loaded.tokenizer), loaded.tokenizer)
         maker = PromptMaker(self.template, filler, loaded.tokenizer, wrapping)
         maker.make(0, min(self.lengths), 0.0, 0)  # too short a length: say so at once
         model, device, name = loaded.model, loaded.device, loaded.spec.name

@@ -124,6 +124,16 @@ def encode_text(text: Text, tokenizer: Tokenizer) -> np.ndarray:
     return np.insert(ids, offsets[1:], tokenizer.eot_id)
 
 
+def encode_line(text: Text, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids int32 [n] of all documents as one line of text, without any other token between them.
+
+    For what is to be inside one message of a chat, where many models end a turn with what is their
+    end of text.
+    """
+    lines = [" ".join(document.split()) for document in text.documents]
+    return np.asarray(tokenizer.encode([f" {line}" for line in lines if line])[0])
+
+
 def holdout_rows(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
     """The holdout windows of a dataset, int32 each, without start-of-text token; at most 256.
 

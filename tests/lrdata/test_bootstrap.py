@@ -43,7 +43,7 @@ def test_where_all_units_have_the_same_ratio_there_is_no_doubt(
     assert ratio(times * np.array(bottom), np.array(bottom)) == (times, times, times)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     units=st.lists(
         st.tuples(st.floats(0, 1), st.floats(0.1, 3), st.integers(0, 3)), min_size=1, max_size=24
@@ -63,7 +63,7 @@ def test_a_value_is_inside_its_interval_and_both_inside_the_range_of_the_units(
 
 @given(share=st.floats(0, 1), each=st.integers(1, 12), groups=st.integers(1, 12))
 @example(share=0.8, each=10, groups=11)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_where_all_units_agree_there_is_no_doubt_in_any_groups(
     share: float, each: int, groups: int
 ) -> None:

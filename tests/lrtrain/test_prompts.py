@@ -3,16 +3,22 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import evaluate
-from lrtrain.evaluate.needle import Haystack, NeedleTemplate, PromptMaker
+from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.needle import Haystack, NeedleSuite, NeedleTemplate, PromptMaker
 from lrtrain.evaluate.prompts import WRAPPINGS, Wrapping
+from lrtrain.evaluate.text import Text
+from lrtrain.model_spec import ModelSpec
 from tests.conftest import generated_text
 from tests.fetch import fetch
 
@@ -172,6 +178,45 @@ def test_base_prompts_are_what_they_were(tokenizer: Tokenizer) -> None:
     assert np.array_equal(made.ids, prompt.ids)
     end = f"\nWhat is the pass key? The pass key is {made.value}"
     assert tokenizer.decode(made.ids).endswith(end)
+
+
+class Listener:
+    """A model that keeps what it reads, and says nothing."""
+
+    def __init__(self) -> None:
+        self.read = list[np.ndarray]()
+
+    def __call__(self, input_ids: torch.Tensor, use_cache: bool, logits_to_keep: int) -> Any:
+        self.read += list(input_ids.numpy())
+        return SimpleNamespace(logits=torch.zeros(len(input_ids), logits_to_keep, 1000))
+
+
+@pytest.mark.parametrize("eot", ["<|endoftext|>", "<|im_end|>"])
+@pytest.mark.parametrize("prompt", WRAPPINGS)
+def test_the_filler_of_a_chat_does_not_end_the_users_turn(
+    tiny_tokenizer: Path, prompt: str, eot: str
+) -> None:
+    """Documents of a haystack have the end of text between them, but are one text in a chat."""
+    tokenizer = Tokenizer.load(str(tiny_tokenizer), eot=eot)
+    model: Any = Listener()
+    loaded = LoadedModel(
+        ModelSpec("m", "m"), model, tokenizer, torch.device("cpu"), 512, None, "default", 0
+    )
+    text = Text(list(generated_text(60, seed=7)), "generated", "")
+    suite = NeedleSuite(text, [300], [0.0, 0.5, 1.0], 3, NeedleTemplate(), [0], prompt)
+    list(suite.cells(loaded))
+    wrapping = WRAPPINGS[prompt](tokenizer)
+    around = np.concatenate([wrapping.before, wrapping.after])
+    words = {word for document in text.documents for word in document.split()}
+    assert len(model.read) == 9
+    for ids in model.read:
+        special = ids[tokenizer.special[ids]]
+        if prompt == "base":
+            assert set(special.tolist()) == {tokenizer.eot_id}
+            continue
+        assert special.tolist() == around[tokenizer.special[around]].tolist()
+        filler = tokenizer.decode(ids[60:110])  # between the needles of all depths
+        assert set(filler.split()[1:-1]) <= words  # documents are apart from each other
 
 
 def test_the_same_values_are_asked_for_in_base_and_chat(tokenizer: Tokenizer) -> None:

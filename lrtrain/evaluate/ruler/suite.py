@@ -18,7 +18,7 @@ from lrtrain.evaluate.prompts import WRAPPINGS
 from lrtrain.evaluate.ruler.question import Source
 from lrtrain.evaluate.ruler.scoring import score
 from lrtrain.evaluate.ruler.tasks import Prompt, PromptMaker, Task
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluate.text import Text, encode_line
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +57,7 @@ class RulerCell:
 
 def haystack_of(text: Text, tokenizer: Tokenizer) -> Haystack:
     """All documents as one line, so that a needle between two sentences looks like one of them."""
-    lines = [" ".join(document.split()) for document in text.documents]
-    ids, _ = tokenizer.encode([f" {line}" for line in lines if line])
-    return Haystack(ids, tokenizer)
+    return Haystack(encode_line(text, tokenizer), tokenizer)
 
 
 def stop_tokens(model: Any, tokenizer: Tokenizer, chat: bool) -> set[int]:
