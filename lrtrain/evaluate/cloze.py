@@ -9,8 +9,8 @@ import unicodedata
 
 import numpy as np
 
-from lrdata.vocabulary import Vocabulary, spell
-from lrtrain.evaluate.spelling import Spelled
+from lrdata.vocabulary import Vocabulary
+from lrtrain.evaluate.spelling import Spelled, texts_between_specials
 
 LEAST_LETTERS = 4
 
@@ -44,12 +44,8 @@ def words_asked(read: Spelled, vocabulary: Vocabulary) -> np.ndarray:
 
     A word does not go beyond a special token.
     """
-    breaks = np.flatnonzero(vocabulary.special[read.ids])
-    found = [np.zeros((0, 2), np.int64)]
-    for start, stop in zip([0, *(breaks + 1)], [*breaks, len(read.ids)], strict=True):
-        piece = spell(read.ids[start:stop], vocabulary.token_bytes)
-        found.append(words_of(piece) + read.edges[start])
-    words = np.concatenate(found)
+    texts = texts_between_specials(read, vocabulary)
+    words = np.concatenate([words_of(text) + offset for offset, text in texts])
     return words[words[:, 0] * 2 >= read.edges[-1]]
 
 

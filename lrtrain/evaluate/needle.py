@@ -126,13 +126,7 @@ class NeedleCell:
     exact: tuple[bool, ...]
     share: tuple[float, ...]
     seeds: tuple[int, ...] = (0,)
-    """The samples are those of the first seed, then of the next one, as many of each."""
-
-    @property
-    def sample_seeds(self) -> list[int]:
-        """The seed of each sample."""
-        each = len(self.exact) // len(self.seeds)
-        return [seed for seed in self.seeds for _ in range(each)]
+    """Whose samples they are: see `seed_of_each`."""
 
     @property
     def tokens_read(self) -> int:

@@ -5,6 +5,7 @@ question.
 """
 
 import codecs
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -53,21 +54,29 @@ def encode_spelled(text: bytes, tokenizer: Tokenizer) -> Spelled | None:
     return Spelled(ids, np.maximum(edges, first))
 
 
+def texts_between_specials(read: Spelled, vocabulary: Vocabulary) -> Iterator[tuple[int, bytes]]:
+    """The texts before, between and behind special tokens: the byte where each begins, and it.
+
+    One more than there are special tokens; what has no token is empty.
+    """
+    breaks = np.flatnonzero(vocabulary.special[read.ids]).tolist()
+    for start, stop in zip([0, *(at + 1 for at in breaks)], [*breaks, len(read.ids)], strict=True):
+        yield int(read.edges[start]), spell(read.ids[start:stop], vocabulary.token_bytes)
+
+
 def respell(read: Spelled, vocabulary: Vocabulary, tokenizer: Tokenizer) -> Spelled | None:
     """The same text as another tokenizer reads it, edges in the same bytes.
 
     vocabulary: that of `read`. Its special tokens become the tokenizer's end of text; characters
     cut at the ends are left out. None where the tokenizer does not spell the text.
     """
-    breaks = np.flatnonzero(vocabulary.special[read.ids])
     parts = list[np.ndarray]()
     edges = list[np.ndarray]()
-    for start, stop in zip([0, *(breaks + 1)], [*breaks, len(read.ids)], strict=True):
-        offset = read.edges[start]
-        part = encode_spelled(spell(read.ids[start:stop], vocabulary.token_bytes), tokenizer)
+    for offset, text in texts_between_specials(read, vocabulary):
+        part = encode_spelled(text, tokenizer)
         if part is None:
             return None
-        lead = [] if start == 0 else [tokenizer.eot_id]
+        lead = [tokenizer.eot_id] if parts else []
         parts += [np.array(lead, np.int32), part.ids]
         edges += [np.full(len(lead), offset), part.edges[:-1] + offset]
         end = part.edges[-1:] + offset

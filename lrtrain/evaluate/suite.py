@@ -8,7 +8,7 @@ same. It measures and no more: how its cells are written and shown is a section 
 `lrtrain.evaluate.report.section`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from lrtrain.evaluate.models import LoadedModel
@@ -28,6 +28,11 @@ class Cell(Protocol):
     @property
     def longest_read(self) -> int:
         """Tokens of the longest sample."""
+
+
+def seed_of_each(samples: int, seeds: Sequence[int]) -> list[int]:
+    """The seed of each sample: as many of the first seed, then of the next one, and so on."""
+    return [seed for seed in seeds for _ in range(samples // len(seeds))]
 
 
 class Suite(Protocol):

@@ -20,6 +20,7 @@ from lrtrain.evaluate import NeedleTemplate, Report, evaluate
 from lrtrain.evaluate.models import load_model
 from lrtrain.evaluate.needle import NeedleCell
 from lrtrain.evaluate.perplexity import PerplexityCell
+from lrtrain.evaluate.suite import seed_of_each
 from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
 
@@ -130,7 +131,7 @@ def test_several_seeds_are_the_prompts_of_each(two_models: list[str], tmp_path: 
         assert cell.seeds == (5, 6, 7)
         assert cell.share == tuple(value for one in each for value in one.share)
         assert cell.exact == tuple(value for one in each for value in one.exact)
-        assert cell.sample_seeds == [5, 5, 6, 6, 7, 7]
+        assert seed_of_each(len(cell.share), cell.seeds) == [5, 5, 6, 6, 7, 7]
     assert three.models[0].tokens == sum(report.models[0].tokens for report in alone)
     written = json.loads((tmp_path / "all" / "eval.json").read_text())["needle"]
     by_seed = written["by_length"][0]["by_seed"]

@@ -27,6 +27,7 @@ from lrtrain.evaluate.ruler import (
     score,
 )
 from lrtrain.evaluate.ruler.suite import stop_tokens
+from lrtrain.evaluate.suite import seed_of_each
 from lrtrain.evaluate.text import Text
 from lrtrain.model_spec import parse_models
 from tests.conftest import CHAT_TOKENS, generated_text
@@ -114,7 +115,7 @@ def test_answers_are_scored(loaded: LoadedModel) -> None:
             assert cell.model == "tiny"
             assert cell.tokens_read == 4 * (cell.length - TASKS[cell.task].answer_tokens)
             assert cell.longest_read == cell.length
-            assert cell.sample_seeds == [0, 0, 1, 1]
+            assert seed_of_each(len(cell.score), cell.seeds) == [0, 0, 1, 1]
             assert all(answer.startswith(" They are: ") for answer in cell.answers)
     half = suite_of(tasks=parse_tasks(["niah_multiquery"]))
     for cell in half.cells(scripted(loaded, half, [True, False])):

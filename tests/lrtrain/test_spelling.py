@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
-from lrtrain.evaluate.spelling import respell, spelled_as_is, token_spans
+from lrtrain.evaluate.spelling import (
+    respell,
+    spelled_as_is,
+    texts_between_specials,
+    token_spans,
+)
 from tests.conftest import generated_text
 from tests.fetch import fetch
 
@@ -69,6 +74,23 @@ def test_another_tokenizer_reads_the_same_bytes(
     for at, id_ in enumerate(read.ids.tolist()):
         token = b"" if other.special[id_] else spell(read.ids[at : at + 1], other.token_bytes)
         assert text[read.edges[at] : read.edges[at + 1]] == token
+
+
+@given(st.lists(st.lists(st.integers(0, 999), max_size=6), min_size=1, max_size=6))
+def test_texts_are_what_is_between_special_tokens(
+    tiny_tokenizer: Path, texts: list[list[int]]
+) -> None:
+    """Empty ones too, wherever special tokens follow each other or are at an end."""
+    own = loaded(tiny_tokenizer)
+    texts = [[id_ for id_ in text if not own.special[id_]] for text in texts]
+    joined = [id_ for text in texts for id_ in (own.eot_id, *text)][1:]
+    read = spelled_as_is(np.array(joined, np.int32), own)
+    found = list(texts_between_specials(read, own))
+    spelled = [spell(np.array(text, np.int32), own.token_bytes) for text in texts]
+    assert [text for _, text in found] == spelled
+    assert [start for start, _ in found] == [
+        len(b"".join(spelled[:at])) for at in range(len(texts))
+    ]
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen", "smollm2", "mistral-tekken"])

@@ -9,7 +9,8 @@ from lrtrain.evaluate.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
-from lrtrain.evaluate.report.tables import add_model, half, mark, new_table, size_text
+from lrtrain.evaluate.report.tables import add_model, graded, half, mark, new_table, size_text
+from lrtrain.evaluate.suite import seed_of_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def _cells_at(
 
 def _by_seed(cells: list[NeedleCell]) -> list[dict[str, Any]]:
     """The means of each seed."""
-    seeds = np.array([seed for cell in cells for seed in cell.sample_seeds])
+    seeds = np.concatenate([seed_of_each(len(cell.share), cell.seeds) for cell in cells])
     exact = np.array([value for cell in cells for value in cell.exact])
     share = np.array([value for cell in cells for value in cell.share])
     return [
@@ -115,9 +116,8 @@ def _cell(report: Report, model: ModelEntry, length: int) -> str:
     if found is None:
         return ""
     exact, share = found
-    colour = "green" if share.value >= 0.9 else "yellow" if share.value >= 0.5 else "red"
     return (
-        f"[{colour}]{share.value:.3f}[/]{mark(length, model)}\n"
+        f"{graded(share.value)}{mark(length, model)}\n"
         f"[dim]±{half(share):.3f} [/]\n[dim]{exact.value:.0%} [/]"
     )
 

@@ -9,8 +9,17 @@ from lrtrain.evaluate.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
-from lrtrain.evaluate.report.tables import add_model, half, mark, new_table, plain, size_text
+from lrtrain.evaluate.report.tables import (
+    add_model,
+    graded,
+    half,
+    mark,
+    new_table,
+    plain,
+    size_text,
+)
 from lrtrain.evaluate.ruler import TASKS, RulerCell
+from lrtrain.evaluate.suite import seed_of_each
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +86,7 @@ def _cell_values(cell: RulerCell, found: Mean) -> dict[str, Any]:
         "score": found.as_list(),
         "samples": found.count,
         "score_samples": [round(value, 6) for value in cell.score],
-        "sample_seeds": cell.sample_seeds,
+        "sample_seeds": seed_of_each(len(cell.score), cell.seeds),
         "answers": [
             {"references": list(references), "answer": answer} for references, answer in first
         ],
@@ -100,7 +109,7 @@ def _show(report: Report, console: "Console") -> None:
 
 
 def _show_tasks(report: Report, console: "Console", lengths: list[int]) -> None:
-    """Tasks as rows; a column for each length and model."""
+    """A table for each model: tasks as rows, lengths as columns."""
     from rich.table import Table
 
     for model in report.models:
@@ -113,7 +122,7 @@ def _show_tasks(report: Report, console: "Console", lengths: list[int]) -> None:
             table.add_row(
                 task,
                 *(
-                    _coloured(score, mark(length, model)) if score else ""
+                    f"{graded(score.value)}{mark(length, model)}" if score else ""
                     for score, length in zip(found, lengths, strict=True)
                 ),
             )
@@ -124,12 +133,7 @@ def _mean_cell(report: Report, model: ModelEntry, length: int) -> str:
     found = score_at(report, model.name, length)
     if found is None:
         return ""
-    return f"{_coloured(found, mark(length, model))}\n[dim]±{half(found):.3f} [/]"
-
-
-def _coloured(found: Mean, behind: str) -> str:
-    colour = "green" if found.value >= 0.9 else "yellow" if found.value >= 0.5 else "red"
-    return f"[{colour}]{found.value:.3f}[/]{behind}"
+    return f"{graded(found.value)}{mark(length, model)}\n[dim]±{half(found):.3f} [/]"
 
 
 def _draw(report: Report) -> "Figure":

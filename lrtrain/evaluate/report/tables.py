@@ -38,6 +38,12 @@ def plain(text: str) -> str:
     return escape(text)
 
 
+def graded(share: float) -> str:
+    """A share in green from 0.9 on, in yellow from 0.5 on, else in red."""
+    colour = "green" if share >= 0.9 else "yellow" if share >= 0.5 else "red"
+    return f"[{colour}]{share:.3f}[/]"
+
+
 def mark(length: int, model: ModelEntry) -> str:
     """A star behind what was read beyond the model's window."""
     return "*" if length > model.window else " "

@@ -38,13 +38,7 @@ class RulerCell:
     answers: tuple[str, ...]
     references: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...] = (0,)
-    """The samples are those of the first seed, then of the next one, as many of each."""
-
-    @property
-    def sample_seeds(self) -> list[int]:
-        """The seed of each sample."""
-        each = len(self.score) // len(self.seeds)
-        return [seed for seed in self.seeds for _ in range(each)]
+    """Whose samples they are: see `seed_of_each`."""
 
     @property
     def tokens_read(self) -> int:
