@@ -2,10 +2,12 @@
 
     answers = generate(model, ids, most=128, stop={tokenizer.eot_id})
 
-Prompts of one length need no padding and so no mask, and a batch gives what its rows give alone.
-The same as `model.generate(do_sample=False)` of transformers, without what a generation_config may
-add to it (penalties, forced or forbidden tokens). Keys and values are kept by transformers' own
-cache, which copies them as it grows: little beside reading them for every token.
+Prompts of one length need no padding and so no mask, and a batch gives what its rows give alone, up
+to rounding: kernels differ with the size of a batch, and where two tokens are as good as equally
+likely the other one may be chosen. The same as `model.generate(do_sample=False)` of transformers,
+without what a generation_config may add to it (penalties, forced or forbidden tokens). Keys and
+values are kept by transformers' own cache, which copies all of them for every token: a read and a
+write, about twice what attention itself reads.
 """
 
 from collections.abc import Set
