@@ -4,18 +4,21 @@ A target span is `stride` tokens of a text. At a context length L it is read as 
 of L tokens, so at a longer one the same targets have more text before them. Spans follow each other
 through the text; when there are more than asked for, evenly spread ones are taken. With a
 tokenizer that adds a start-of-text token, it is the window's first.
+
+As in the suites short and longppl, special tokens, such as the end of text between documents, are
+context but never targets, and have no bytes: they are not text.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
-from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.models import LoadedModel
+from lrtrain.evaluate.spelling import Spelled, spelled_as_is
 from lrtrain.evaluate.text import Holdout, Text
 
 if TYPE_CHECKING:
@@ -25,11 +28,11 @@ BATCH_TOKENS = 8192
 MAX_STRIDE = 1024
 _CHUNK = 256  # targets whose logits are made float32 at once
 _BATCH_TARGETS = 2048  # targets whose logits exist at once
+_NO_TARGET = -100
 
 
-@dataclass(frozen=True)
-class Span:
-    """Targets [stop - stride, stop) of a token stream."""
+class Span(NamedTuple):
+    """Targets [stop - stride, stop) of a token stream: those of them that are text."""
 
     stream: int
     stop: int
@@ -55,26 +58,29 @@ class PerplexityCell:
 
 
 def stride_for(lengths: Sequence[int]) -> int:
-    """Targets per window: half the shortest context, at most 1,024."""
+    """Tokens of a span: half the shortest context, at most 1,024."""
     return min(MAX_STRIDE, min(lengths) // 2)
 
 
 def target_spans(
-    sizes: list[int], longest: int, stride: int, count: int, *, bos: bool, where: str
+    streams: list[np.ndarray], longest: int, stride: int, count: int, *, bos: bool, where: str
 ) -> list[Span]:
-    """At most `count` spans of streams of `sizes` tokens, with room for a window of `longest`.
+    """At most `count` spans of streams, with some text and with room for a window of `longest`.
 
-    Spans do not overlap. `bos`: the window's first token is the start of text and not the stream's.
-    Raises LongRecipeError when no stream is long enough; `where` names the text then.
+    streams: which of their tokens are text, bool [n] each. Spans do not overlap. `bos`: the
+    window's first token is the start of text and not the stream's. Raises LongRecipeError when no
+    stream is long enough; `where` names the text then.
     """
     spans = [
-        Span(stream, stop)
-        for stream, size in enumerate(sizes)
-        for stop in range(longest - bos, size + 1, stride)
+        Span(index, stop)
+        for index, text in enumerate(streams)
+        for stop in range(longest - bos, len(text) + 1, stride)
+        if text[stop - stride : stop].any()
     ]
     if not spans:
+        size = max(map(len, streams), default=0)
         raise LongRecipeError(
-            f"the text of {where} has {max(sizes, default=0)} tokens in one piece, fewer than the "
+            f"the text of {where} has {size} tokens in one piece, fewer than the "
             f"{longest} of the longest context; name a longer text or shorter lengths"
         )
     picked = np.unique(np.linspace(0, len(spans) - 1, min(count, len(spans))).round().astype(int))
@@ -88,23 +94,28 @@ def window(stream: np.ndarray, stop: int, length: int, bos_id: int | None) -> np
     return np.concatenate([[bos_id], stream[stop - length + 1 : stop]]).astype(np.int64)
 
 
-def span_nats(model: Any, ids: "torch.Tensor", stride: int) -> np.ndarray:
-    """Summed cross-entropy of the last `stride` tokens of each window: ids int64 [B, S] -> [B].
+def span_nats(model: Any, ids: "torch.Tensor", text: "torch.Tensor") -> np.ndarray:
+    """Summed cross-entropy of the targets at the end of each window: ids int64 [B, S] -> [B].
 
-    Logits exist for the targets alone, in float32 for a chunk of them at a time.
+    text: bool [B, stride], which of the last `stride` tokens are targets. Logits exist for these
+    tokens alone, in float32 for a chunk of them at a time.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
+    stride = text.shape[1]
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=stride + 1).logits[:, :-1]
-        targets = ids[:, -stride:]
+        targets = ids[:, -stride:].masked_fill(~text, _NO_TARGET)
         total = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
         for first in range(0, stride, _CHUNK):
             part = slice(first, first + _CHUNK)
             chunk = logits[:, part].float()
             losses = cross_entropy(
-                chunk.flatten(0, 1), targets[:, part].flatten(), reduction="none"
+                chunk.flatten(0, 1),
+                targets[:, part].flatten(),
+                ignore_index=_NO_TARGET,
+                reduction="none",
             )
             total += losses.view(len(ids), -1).double().sum(1)
     return np.asarray(total.cpu().numpy())
@@ -114,11 +125,11 @@ def measure(
     model: Any,
     device: "torch.device | str",
     name: str,
-    streams: list[np.ndarray],
+    streams: list[Spelled],
     spans: list[Span],
     length: int,
     stride: int,
-    tokenizer: Tokenizer,
+    bos_id: int | None,
 ) -> Iterator[tuple[int, PerplexityCell | None]]:
     """Read all spans at one context length, a batch at a time.
 
@@ -126,23 +137,22 @@ def measure(
     """
     import torch
 
-    sizes = np.diff(tokenizer.token_bytes[1])
+    edges = np.stack([streams[at].edges[stop - stride : stop + 1] for at, stop in spans])
+    text = np.diff(edges) > 0
     nats, size = list[float](), max(1, min(BATCH_TOKENS // length, _BATCH_TARGETS // stride))
     for first in range(0, len(spans), size):
-        batch = [
-            window(streams[span.stream], span.stop, length, tokenizer.bos_id)
-            for span in spans[first : first + size]
-        ]
-        nats += span_nats(model, torch.from_numpy(np.stack(batch)).to(device), stride).tolist()
-        done = len(nats) == len(spans)
+        part = slice(first, first + size)
+        rows = [window(streams[at].ids, stop, length, bos_id) for at, stop in spans[part]]
+        ids, targets = torch.from_numpy(np.stack(rows)), torch.from_numpy(text[part])
+        nats += span_nats(model, ids.to(device), targets.to(device)).tolist()
         cell = PerplexityCell(
             name,
             length,
             tuple(nats),
-            (stride,) * len(spans),
-            tuple(int(sizes[streams[s.stream][s.stop - stride : s.stop]].sum()) for s in spans),
+            tuple(text.sum(1).tolist()),
+            tuple((edges[:, -1] - edges[:, 0]).tolist()),
         )
-        yield len(batch), cell if done else None
+        yield len(rows), cell if len(nats) == len(spans) else None
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,9 @@ class PerplexitySuite:
     def cells(self, loaded: LoadedModel) -> Iterator[PerplexityCell]:
         """A cell for each length. Raises LongRecipeError where the text is too short."""
         tokenizer, stride = loaded.tokenizer, stride_for(self.lengths)
-        streams = self.text.streams(tokenizer)
+        streams = [spelled_as_is(ids, tokenizer) for ids in self.text.streams(tokenizer)]
         spans = target_spans(
-            [len(stream) for stream in streams],
+            [np.diff(read.edges) > 0 for read in streams],
             max(self.lengths),
             stride,
             self.windows,
@@ -174,7 +184,14 @@ class PerplexitySuite:
         with progress(f"{name}: perplexity", len(self.lengths) * len(spans)) as task:
             for length in self.lengths:
                 for done, cell in measure(
-                    loaded.model, loaded.device, name, streams, spans, length, stride, tokenizer
+                    loaded.model,
+                    loaded.device,
+                    name,
+                    streams,
+                    spans,
+                    length,
+                    stride,
+                    tokenizer.bos_id,
                 ):
                     task.advance(done, note=f"{length:,} tokens")
                     if cell:

@@ -51,7 +51,7 @@ def _show(report: Report, console: "Console") -> None:
     console.print("\n[bold]Perplexity[/] of the same tokens after more or less context")
     console.print(
         f"below it: nats per byte, ± half of its 95 % interval "
-        f"(the last {first.tokens[0]:,} tokens of {len(first.nats)} windows)",
+        f"({sum(first.tokens):,} tokens of text, at the ends of {len(first.nats)} windows)",
         style="dim",
     )
     lengths = _lengths(report)
