@@ -223,14 +223,21 @@ def _is_new(document: str, trained: set[int]) -> bool:
 
 
 def run(study: Study, plan: Plan) -> dict[str, Any]:
-    """The base as it is and with its new theta, and every method: what was measured of each."""
+    """The base as it is and with its new theta, and every method: what was measured of each.
+
+    The base with the texts and prompts of every seed, as the methods are.
+    """
     skills = skills_of(plan)
-    setting = setting_of(study.out, plan, plan.seeds[0])
     base = study.results(
         "base model",
         {
-            name: Cell(f"{plan.target}/{name.replace(' ', '-')}", measured, (setting, name, skills))
+            (name, seed): Cell(
+                f"{plan.target}/{name.replace(' ', '-')}-{seed}",
+                measured,
+                (setting_of(study.out, plan, seed), name, skills),
+            )
             for name in ("base", "new theta")
+            for seed in plan.seeds
         },
     )
     cells = {}
@@ -243,7 +250,10 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
     return {
         "target": plan.target,
         "budget": plan.budget.title,
-        "base": base,
+        "base": [
+            {"method": name, "seed": seed, "measured": found}
+            for (name, seed), found in base.items()
+        ],
         "trained": [
             {"method": name, "seed": seed, **found} for (name, seed), found in trained.items()
         ],
@@ -292,18 +302,16 @@ def unpack(out: Path) -> None:
 
 def show(found: dict[str, Any]) -> None:
     """A table: every measure of every model, means over seeds."""
+    models = [*found["base"], *found["trained"]]
     methods = dict.fromkeys(one["method"] for one in found["trained"])
     columns = {
-        **found["base"],
-        **{
-            name: _mean([one["measured"] for one in found["trained"] if one["method"] == name])
-            for name in methods
-        },
+        name: _mean([one["measured"] for one in models if one["method"] == name])
+        for name in dict.fromkeys(one["method"] for one in models)
     }
     print(f"### To {found['target']:,} tokens, {found['budget']}\n")
     print(f"| | {' | '.join(columns)} |")
     print(f"|---|{'---|' * len(columns)}")
-    for measure in found["base"]["base"]:
+    for measure in found["base"][0]["measured"]:
         values = [f"{values[measure]:.3f}" for values in columns.values()]
         print(f"| {measure} | {' | '.join(values)} |")
     for what in ("row_tokens", "rows", "flops", "flops_all_pairs", "seconds"):
