@@ -13,6 +13,7 @@ from typing import Any
 from intervals import Interval, over_seeds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from measures import values_of
 
 _BLUE, _ORANGE, _GREY = "#1f77b4", "#ff7f0e", "#888888"
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
@@ -77,11 +78,7 @@ def _powers(axes: Axes, found: dict[str, Any], target: int, measure: str) -> Non
     names = [one["method"] for one in found["scales"] if one["target"] == target]
     lines = dict[str, list[tuple[float, Interval]]]()
     for name in names:
-        values = [
-            one["measured"][measure]
-            for one in found["trained"]
-            if (one["target"], one["method"]) == (target, name)
-        ]
+        values = values_of(found, target, name, measure)
         share, _, power = name.partition(", power ")
         if power:
             lines.setdefault(share, []).append((float(power), over_seeds(values)))

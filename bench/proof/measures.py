@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 def read_measures(*folders: Path) -> dict[str, float]:
@@ -21,3 +22,12 @@ def read_measures(*folders: Path) -> dict[str, float]:
                 measures["short cloze"] = found["cloze"][0]
                 measures["short kl"] = found["kl"][0]
     return measures
+
+
+def values_of(found: dict[str, Any], target: int, method: str, measure: str) -> list[float]:
+    """What the scale study found of a method, seed by seed."""
+    return [
+        one["measured"][measure]
+        for one in found["trained"]
+        if (one["target"], one["method"]) == (target, method)
+    ]

@@ -57,9 +57,9 @@ class Budget:
 FULL = Method("full length", {"positions": "full"})
 
 
-def evidence(window: int) -> dict[str, Any]:
-    """Tokens that return after the base's window, with what they may be copied from."""
-    return {"impact": f"returns:{window}", "evidence": window}
+def evidence(distance: int) -> dict[str, Any]:
+    """Tokens that return after so many others, with what they may be copied from."""
+    return {"impact": f"returns:{distance}", "evidence": distance}
 
 
 def as_published(name: str) -> Method:

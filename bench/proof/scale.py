@@ -11,6 +11,7 @@ from typing import Any
 
 from cells import Cell, Study
 from intervals import Interval, difference, over_seeds
+from measures import values_of
 from methods import FULL, Budget, Method, evidence
 from small import SMOKE, TARGET, Codes, Sizes, lengths, make_base, prepare, setting_of
 from training import Setting, Training, train
@@ -113,11 +114,11 @@ def show(found: dict[str, Any]) -> None:
 def _line(found: dict[str, Any], target: int, one: dict[str, Any]) -> str:
     far = f"retrieval {target}"
     rows, _, power = one["method"].partition(", power ")
-    values = _values(found, target, one["method"], far)
-    plain = _values(found, target, f"{rows}, power 0", far)
+    values = values_of(found, target, one["method"], far)
+    plain = values_of(found, target, f"{rows}, power 0", far)
 
     def mean(measure: str) -> Interval:
-        return over_seeds(_values(found, target, one["method"], measure))
+        return over_seeds(values_of(found, target, one["method"], measure))
 
     parts = [
         f"{float(rows):.0%}" if power else rows,
@@ -131,11 +132,3 @@ def _line(found: dict[str, Any], target: int, one: dict[str, Any]) -> str:
         mean("short cloze").text(),
     ]
     return f"| {' | '.join(parts)} |"
-
-
-def _values(found: dict[str, Any], target: int, method: str, measure: str) -> list[float]:
-    return [
-        one["measured"][measure]
-        for one in found["trained"]
-        if (one["target"], one["method"]) == (target, method)
-    ]

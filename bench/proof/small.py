@@ -203,14 +203,14 @@ class SmallProof:
     def run(self) -> dict[str, Any]:
         """Everything that the tables are made of."""
         every = (*self.seeds, self.tuning_seed)
-        self._results(
+        self.study.results(
             "base models",
             {
                 seed: Cell(f"base/{seed}", make_base, (self._setting(seed), self.sizes))
                 for seed in every
             },
         )
-        prepared = self._results(
+        prepared = self.study.results(
             "rows",
             {
                 seed: Cell(f"rows/{seed}", prepare, (self._setting(seed), self.methods, self.sizes))
@@ -218,7 +218,7 @@ class SmallProof:
             },
         )
         rates = self._rates()
-        trained = self._results(
+        trained = self.study.results(
             "methods",
             {
                 (budget.name, method.name, seed): self._training(
@@ -229,9 +229,9 @@ class SmallProof:
                 for seed in self.seeds
             },
         )
-        finished = self._results("anneal and merge", dict(self._finishing(rates[CHOSEN])))
+        finished = self.study.results("anneal and merge", dict(self._finishing(rates[CHOSEN])))
         priced = (self._setting(self.seeds[0]), (FULL, CHOSEN), self.budgets[0])
-        prices = self._results("price", {None: Cell("price", price, priced)})[None]
+        prices = self.study.results("price", {None: Cell("price", price, priced)})[None]
         return {
             "base": {seed: prepared[seed] for seed in self.seeds},
             "rates": {method.name: rate for method, rate in rates.items()},
@@ -265,7 +265,7 @@ class SmallProof:
 
     def _search(self, tried: Sequence[tuple[Method, float]]) -> dict[Method, dict[float, float]]:
         """What each method retrieves of the tuning seed with each rate."""
-        found = self._results(
+        found = self.study.results(
             "learning rates",
             {
                 (method, rate): self._training(self.tuning_seed, method, self.budgets[0], rate)
@@ -288,9 +288,6 @@ class SmallProof:
         for seed in self.seeds:
             training = Training(self._setting(seed), CHOSEN, self.budgets[0], rate)
             yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
-
-    def _results(self, what: str, cells: dict[Any, Cell]) -> dict[Any, dict[str, Any]]:
-        return self.study.results(what, cells)
 
     def _setting(self, seed: int) -> Setting:
         return setting_of(self.study.out, seed)

@@ -26,6 +26,7 @@ from lrdata.scores import KEY_GAIN, KEY_LOG_PROB, SCORES, ScoredWindow, Scores, 
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.models import LoadedModel
 from lrtrain.evaluate.spelling import encode_spelled, overlapping
+from lrtrain.evaluate.suite import OfWindows
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class KeyedTokens(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LongPplCell:
+class LongPplCell(OfWindows):
     """One model on all windows that it can be asked about: an entry for each.
 
     Key tokens are counted by how many tokens the model read before them: bin i holds those after
@@ -65,14 +66,6 @@ class LongPplCell:
     bytes: tuple[int, ...]
     left_out: int
     """Windows whose text the model's tokenizer does not spell."""
-
-    @property
-    def tokens_read(self) -> int:
-        return sum(self.context)
-
-    @property
-    def longest_read(self) -> int:
-        return max(self.context)
 
 
 class KeyWindows:

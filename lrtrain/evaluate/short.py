@@ -27,6 +27,7 @@ from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluate.cloze import words_asked, words_right
 from lrtrain.evaluate.models import LoadedModel
 from lrtrain.evaluate.spelling import Spelled, respell, spelled_as_is, token_spans
+from lrtrain.evaluate.suite import OfWindows
 from lrtrain.evaluate.text import Holdout, Text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _CHUNK = 256  # logits that are made float32 at once
 
 
 @dataclass(frozen=True)
-class ShortCell:
+class ShortCell(OfWindows):
     """What one model did on all windows that it can be asked about: an entry for each."""
 
     model: str
@@ -64,14 +65,6 @@ class ShortCell:
     """Where it was measured: how many tokens of each window."""
     left_out: int
     """Windows whose text the model's tokenizer does not spell."""
-
-    @property
-    def tokens_read(self) -> int:
-        return sum(self.context)
-
-    @property
-    def longest_read(self) -> int:
-        return max(self.context)
 
 
 # What is asked

@@ -35,6 +35,20 @@ def seed_of_each(samples: int, seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds for _ in range(samples // len(seeds))]
 
 
+class OfWindows:
+    """Of a cell with an entry for each window: tokens read of each are its `context`."""
+
+    context: tuple[int, ...]
+
+    @property
+    def tokens_read(self) -> int:
+        return sum(self.context)
+
+    @property
+    def longest_read(self) -> int:
+        return max(self.context)
+
+
 class Suite(Protocol):
     """One thing that is measured of every model."""
 

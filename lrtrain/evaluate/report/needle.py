@@ -1,5 +1,6 @@
 """Needle retrieval in the report: maps of length and depth."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from lrtrain.evaluate.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
-from lrtrain.evaluate.report.tables import add_model, graded, half, mark, new_table, size_text
+from lrtrain.evaluate.report.tables import by_length, graded, half, mark
 from lrtrain.evaluate.suite import seed_of_each
 
 if TYPE_CHECKING:
@@ -104,11 +105,7 @@ def _show(report: Report, console: "Console") -> None:
         f"({depths} depths x {samples} samples{f' x {seeds} seeds' if seeds > 1 else ''})",
         style="dim",
     )
-    lengths = _lengths(report)
-    table = new_table(list(map(size_text, lengths)))
-    for model in report.models:
-        add_model(table, model, [_cell(report, model, length) for length in lengths])
-    console.print(table)
+    console.print(by_length(report.models, _lengths(report), partial(_cell, report)))
 
 
 def _cell(report: Report, model: ModelEntry, length: int) -> str:

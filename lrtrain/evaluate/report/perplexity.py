@@ -1,6 +1,7 @@
 """Perplexity by context length in the report."""
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lrtrain.evaluate.perplexity import PerplexityCell
@@ -8,7 +9,7 @@ from lrtrain.evaluate.report.figures import draw_by_length, draw_line, label_len
 from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, as_perplexity, mean
-from lrtrain.evaluate.report.tables import add_model, half, mark, new_table, shortly, size_text
+from lrtrain.evaluate.report.tables import by_length, half, mark, shortly, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,11 +55,7 @@ def _show(report: Report, console: "Console") -> None:
         f"({sum(first.tokens):,} tokens of text, at the ends of {len(first.nats)} windows)",
         style="dim",
     )
-    lengths = _lengths(report)
-    table = new_table(list(map(size_text, lengths)))
-    for model in report.models:
-        add_model(table, model, [_cell(report, model, length) for length in lengths])
-    console.print(table)
+    console.print(by_length(report.models, _lengths(report), partial(_cell, report)))
 
 
 def _cell(report: Report, model: ModelEntry, length: int) -> str:

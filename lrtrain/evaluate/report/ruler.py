@@ -10,11 +10,10 @@ from lrtrain.evaluate.report.results import ModelEntry, Report
 from lrtrain.evaluate.report.section import Section
 from lrtrain.evaluate.report.statistics import Mean, mean
 from lrtrain.evaluate.report.tables import (
-    add_model,
+    by_length,
     graded,
     half,
     mark,
-    new_table,
     plain,
     size_text,
 )
@@ -101,10 +100,7 @@ def _show(report: Report, console: "Console") -> None:
         "below it: ± half of its 95 % interval",
         style="dim",
     )
-    table = new_table(list(map(size_text, lengths)))
-    for model in report.models:
-        add_model(table, model, [_mean_cell(report, model, length) for length in lengths])
-    console.print(table)
+    console.print(by_length(report.models, lengths, partial(_mean_cell, report)))
     _show_tasks(report, console, lengths)
 
 

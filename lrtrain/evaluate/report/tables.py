@@ -1,5 +1,6 @@
 """What the tables of all sections have in common."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lrtrain.evaluate.report.results import ModelEntry
@@ -29,6 +30,16 @@ def new_table(columns: list[str]) -> "Table":
 def add_model(table: "Table", model: ModelEntry, cells: list[str]) -> None:
     """Add its row, and a line below it."""
     table.add_row(plain(model.name), size_text(model.window), *cells, end_section=True)
+
+
+def by_length(
+    models: Sequence[ModelEntry], lengths: list[int], cell: Callable[[ModelEntry, int], str]
+) -> "Table":
+    """A row for each model, a column for each length."""
+    table = new_table(list(map(size_text, lengths)))
+    for model in models:
+        add_model(table, model, [cell(model, length) for length in lengths])
+    return table
 
 
 def plain(text: str) -> str:
