@@ -25,7 +25,7 @@ from rich.table import Table
 from lrdata.parquet import ParquetFile
 from lrdata.runtime import prepare_for_bulk_work
 from lrdata.shard_writer import DELTA_COLUMNS, columns_of
-from lrdata.shards import SCHEMA, Row, open_shards, table_to_rows
+from lrdata.shards import SCHEMA, Row, open_dataset, table_to_rows
 
 PAGE_ROWS = 20
 ROUNDS = 5
@@ -35,7 +35,7 @@ ROUNDS = 5
 @click.argument("shards", type=click.Path(exists=True, path_type=Path))
 def main(shards: Path) -> None:
     prepare_for_bulk_work()
-    opened = open_shards(shards)
+    opened = open_dataset(shards)
     table = pq.read_table(opened.path(opened.files("extend")[0])).combine_chunks()
     rows = list(table_to_rows(table))
     kept = sum(len(row.input_ids) for row in rows)

@@ -1,1 +1,47 @@
-"""LongRecipe, offline half: a text corpus to shards of compressed long-context rows."""
+"""LongRecipe, offline half: a text corpus to shards of compressed long-context rows.
+
+    import lrdata
+
+    recipe = lrdata.BuildRecipe(corpora=("books/",), tokenizer="./llama3-8b", target_len=131072)
+    lrdata.build(recipe, "shards")
+    row = lrdata.open_dataset("shards").read_row("extend", 0)
+
+What is here is what the commands are made of, and stays; other modules may change.
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from lrdata.public import late
+
+if TYPE_CHECKING:
+    from lrdata.building import build as build
+    from lrdata.errors import LongRecipeError as LongRecipeError
+    from lrdata.lexicon import make_lexicon as make_lexicon
+    from lrdata.manifest import Manifest as Manifest
+    from lrdata.plan import make_plan as make_plan
+    from lrdata.recipe import BuildRecipe as BuildRecipe
+    from lrdata.retargeting import retarget as retarget
+    from lrdata.scores import open_scores as open_scores
+    from lrdata.shards import Row as Row
+    from lrdata.shards import Shards as Shards
+    from lrdata.shards import open_dataset as open_dataset
+    from lrdata.verifying import verify as verify
+
+__version__ = version("longrecipe")
+
+__getattr__, __dir__ = late(
+    __name__,
+    {
+        "building": ("build",),
+        "errors": ("LongRecipeError",),
+        "lexicon": ("make_lexicon",),
+        "manifest": ("Manifest",),
+        "plan": ("make_plan",),
+        "recipe": ("BuildRecipe",),
+        "retargeting": ("retarget",),
+        "scores": ("open_scores",),
+        "shards": ("Row", "Shards", "open_dataset"),
+        "verifying": ("verify",),
+    },
+)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lrdata.cli_look import inspect
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.cli_scores import lexicon, survival
 from lrdata.errors import Commands, LongRecipeError
@@ -83,8 +84,8 @@ def build(
 
     # First of all: the engine's own start takes as long as the imports and the tokenizer here.
     open_engine(engine).begin(recipe, workers or os.cpu_count() or 1)
-    from lrdata.build import build as build_dataset
-    from lrdata.build import describe, refuse_bad
+    from lrdata.building import build as build_dataset
+    from lrdata.building import describe, refuse_bad
     from lrdata.runtime import prepare_for_bulk_work
     from lrdata.stopwatch import Timing
 
@@ -139,7 +140,7 @@ def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None) -> 
 @click.option("--deep", is_flag=True, help="Also hash the decoded columns.")
 def verify(folder: Path, deep: bool) -> None:
     """Check a dataset: schema, ranges, sums, checksums, accounting."""
-    from lrdata.verify import verify as problems_of
+    from lrdata.verifying import verify as problems_of
 
     problems = problems_of(folder, deep=deep)
     for problem in problems:
@@ -147,26 +148,6 @@ def verify(folder: Path, deep: bool) -> None:
     if problems:
         raise LongRecipeError(f"{folder} has {len(problems)} problems; build or pull it again")
     click.echo(f"{folder} is whole")
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--row", type=int, default=0, show_default=True, help="Which row of its kind.")
-@click.option(
-    "--kind",
-    type=click.Choice(["extend", "replay", "holdout"]),
-    default="extend",
-    show_default=True,
-)
-@click.option("--tokenizer", help="A folder or hub id.  [default: the one of the build]")
-@click.option("--full", is_flag=True, help="Show the whole row, however long.")
-def inspect(folder: Path, row: int, kind: str, tokenizer: str | None, full: bool) -> None:
-    """Show what a row became: kept text, gaps with their sizes, span, documents."""
-    from rich.console import Console
-
-    from lrdata.inspect import open_tokenizer, show
-
-    show(folder, kind, row, open_tokenizer(folder, tokenizer), Console(), full=full)
 
 
 @main.command()
@@ -190,8 +171,8 @@ def retarget(folder: Path, target_len: int, out: Path | None) -> None:
     Example:
       lrdata retarget shards/ --target-len 256k      # writes shards-256k/
     """
-    from lrdata.retarget import default_out
-    from lrdata.retarget import retarget as write_retargeted
+    from lrdata.retargeting import default_out
+    from lrdata.retargeting import retarget as write_retargeted
 
     made = default_out(folder, target_len) if out is None else out
     manifest = write_retargeted(folder, target_len, made)
@@ -199,5 +180,5 @@ def retarget(folder: Path, target_len: int, out: Path | None) -> None:
     click.echo(f"{made} is complete: {rows:,} rows whose positions span {target_len:,} tokens")
 
 
-main.add_command(lexicon)
-main.add_command(survival)
+for command in (inspect, lexicon, survival):
+    main.add_command(command)

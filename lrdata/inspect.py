@@ -20,7 +20,7 @@ from rich.text import Text
 
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest, read_manifest
-from lrdata.shards import Row, open_shards
+from lrdata.shards import Row, open_dataset
 from lrdata.tokenizer import Tokenizer
 
 _HEAD_TOKENS, _TAIL_TOKENS = 500, 200
@@ -73,7 +73,7 @@ def show(
     Without a tokenizer the text is replaced by the number of tokens in each stretch. Raises
     LongRecipeError when there is no such row or the tokenizer is another.
     """
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     if tokenizer is not None:
         check_tokenizer(shards.manifest, tokenizer)
     chosen = shards.read_row(kind, row)

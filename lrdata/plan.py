@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from lrdata.build import units_of
+from lrdata.building import units_of
 from lrdata.corpus import SourceFile, Unit, find_files, text_bytes
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger

@@ -123,7 +123,7 @@ def file_sha256(path: Path) -> str:
 
 
 class Shards:
-    """A built dataset, opened for reading. Use through `open_shards`."""
+    """A built dataset, opened for reading. Use through `open_dataset`."""
 
     def __init__(self, folder: Path, manifest: Manifest, cached_groups: int = 4) -> None:
         self.folder, self.manifest = folder, manifest
@@ -245,7 +245,7 @@ def _read_group(path: Path, group: int) -> pa.Table:
             ) from None
 
 
-def open_shards(folder: str | Path) -> Shards:
+def open_dataset(folder: str | Path) -> Shards:
     """Open a built dataset; raises LongRecipeError when it is not one that this version reads."""
     root = Path(folder)
     shards = Shards(root, read_manifest(root))

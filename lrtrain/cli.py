@@ -165,8 +165,8 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
       lrtrain score books/ --model ./judge-8b --out scores
       lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys scores
     """
-    from lrtrain.evaluate import NeedleTemplate, print_report
-    from lrtrain.evaluate import evaluate as run_evaluation
+    from lrtrain.evaluation import NeedleTemplate, print_report
+    from lrtrain.evaluation import evaluate as run_evaluation
 
     given = {
         "needle": options.pop("needle"),

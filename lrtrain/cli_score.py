@@ -90,8 +90,8 @@ def score(
       lrtrain score books/ --model ./llama3-8b --out scores --tokens 10M
       lrtrain score books/ --model ./llama3-8b@target=128k --long-model runs/128k/extend --out gain
     """
-    from lrtrain.score import ScoreRecipe
-    from lrtrain.score import score as run_score
+    from lrtrain.scoring import ScoreRecipe
+    from lrtrain.scoring import score as run_score
 
     recipe = ScoreRecipe(
         corpora=corpora,

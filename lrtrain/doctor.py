@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from lrdata.errors import LongRecipeError, describe
-from lrdata.shards import Shards, open_shards
-from lrdata.verify import verify
+from lrdata.shards import Shards, open_dataset
+from lrdata.verifying import verify
 from lrtrain.attention import choose_backend, heads_of
 from lrtrain.checks import (
     attention_crosses_gaps,
@@ -90,7 +90,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _shards(folder: Path, opened: list[Shards]) -> str:
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     opened.append(shards)
     problems = verify(folder)
     if problems:

@@ -18,7 +18,7 @@ import torch
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import duration, progress
-from lrdata.shards import Shards, open_shards
+from lrdata.shards import Shards, open_dataset
 from lrdata.sizes import format_bytes
 from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
 from lrtrain.memory import StepMemory, step_memory
@@ -113,7 +113,7 @@ def make_plan(
     memory, device_name: of the device, host_memory: beside it; else those of the GPU that is here.
     Ways end with the first that fits. Raises LongRecipeError.
     """
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     rows = shards.rows("extend")
     if not rows:
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")

@@ -22,7 +22,7 @@ import torch
 from lrdata.atomic import locked, write_json
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
-from lrdata.shards import Shards, file_sha256, open_shards
+from lrdata.shards import Shards, file_sha256, open_dataset
 from lrdata.tokenizer import Tokenizer
 from lrtrain.activations import prepare
 from lrtrain.attention import choose_backend, heads_of
@@ -107,7 +107,7 @@ def _stages(opened: Run) -> Iterator[Path]:
 
 
 def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     parse_rope(recipe.rope)
     if recipe.tensorboard:
         summary_writer()

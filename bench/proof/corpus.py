@@ -23,7 +23,7 @@ from lrtrain.demo.corpus import (
     write_jsonl,
 )
 from lrtrain.demo.tokenizer import train_tokenizer
-from lrtrain.evaluate import NeedleTemplate
+from lrtrain.evaluation import NeedleTemplate
 
 CODES = NeedleTemplate(
     needle="Code:{name}{value}.",

@@ -9,7 +9,7 @@ import torch
 from methods import Budget, Method
 from training import Setting
 
-from lrdata.shards import open_shards
+from lrdata.shards import open_dataset
 from lrtrain.attention import choose_backend, heads_of
 from lrtrain.flops import training_flops
 from lrtrain.loader import StepLoader
@@ -40,7 +40,7 @@ def price(setting: Setting, methods: Sequence[Method], budget: Budget) -> dict[s
     optimizer = AdamW(model, 1e-6, (0.9, 0.95), 0.0, recipe.storage)
     loaders = {
         method.name: StepLoader(
-            open_shards(setting.shards(method)),
+            open_dataset(setting.shards(method)),
             "extend",
             setting.seed,
             budget.rows(method),

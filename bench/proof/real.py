@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 from bench.corpora import default_corpora
 from lrdata.atomic import write_text
 from lrdata.errors import LongRecipeError
-from lrtrain.evaluate import evaluate
+from lrtrain.evaluation import evaluate
 from lrtrain.model import TORCH_DTYPES, load_model, save_model
 from tests.fetch import fetch
 

@@ -16,8 +16,8 @@ from training import Setting, Training, finish, quiet, train
 from lrdata.atomic import write_text
 from lrdata.lexicon import make_lexicon, write_lexicon
 from lrtrain.demo.base import PHASES, WINDOW, train_base
-from lrtrain.evaluate import evaluate
-from lrtrain.score import ScoreRecipe, score
+from lrtrain.evaluation import evaluate
+from lrtrain.scoring import ScoreRecipe, score
 
 TARGET = 2048
 _LEXICON = {"impact": "lexicon"}

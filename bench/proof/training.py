@@ -14,9 +14,9 @@ from typing import Any
 
 from methods import Budget, Method
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import open_shards
+from lrdata.shards import open_dataset
 from lrtrain.flops import training_flops
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, read_metrics
@@ -115,7 +115,7 @@ def train(training: Training, measure: Measure, keep: bool = False) -> dict[str,
     shutil.rmtree(training.out, ignore_errors=True)
     extended = training.run("extend")
     steps = read_metrics(training.out / METRICS)
-    row = open_shards(setting.shards(method)).train_len
+    row = open_dataset(setting.shards(method)).train_len
     config = load_config(setting.base)
     rows = budget.rows(method) * budget.steps
     found = {

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lrdata.manifest import read_manifest
-from lrtrain.evaluate.report import size_text
+from lrtrain.evaluation.report import size_text
 from lrtrain.metrics import read_metrics
 
 

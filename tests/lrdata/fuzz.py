@@ -32,11 +32,11 @@ from unittest import mock
 
 import tokenizers
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest
 from lrdata.recipe import BuildRecipe
-from lrdata.verify import verify
+from lrdata.verifying import verify
 from tests.conftest import train_tokenizer
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.damage import GOOD, Damaged, damaged_corpus

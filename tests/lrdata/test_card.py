@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.recipe import BuildRecipe
-from lrdata.retarget import retarget
+from lrdata.retargeting import retarget
 from lrdata.shards import SCHEMA
-from tests.lrdata.test_build import some_texts, write_jsonl
+from tests.lrdata.test_building import some_texts, write_jsonl
 
 _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 

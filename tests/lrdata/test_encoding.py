@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrdata import columnar, encoding, jsonl, long_text
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.encoding import DocumentEncoder
 from lrdata.long_text import LongText
 from lrdata.manifest import Manifest

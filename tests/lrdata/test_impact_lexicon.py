@@ -21,7 +21,7 @@ from lrdata.impact.lexicon import LexiconImpact
 from lrdata.lexicon import Lexicon, make_lexicon, write_lexicon
 from lrdata.manifest import read_manifest
 from lrdata.scores import open_scores
-from lrdata.shards import SCHEMA, Row, file_sha256, open_shards
+from lrdata.shards import SCHEMA, Row, file_sha256, open_dataset
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
 from tests.lrdata.made_scores import made_texts, random_window, tokens_of, write_scores
@@ -148,7 +148,7 @@ def built(builds: Builds, lexicons: list[Path], tmp_path_factory: pytest.TempPat
 
 
 def rows_of(folder: Path, *kinds: str) -> Iterator[Row]:
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     for kind in kinds:
         for index in range(shards.rows(kind)):
             yield shards.read_row(kind, index)
@@ -184,7 +184,7 @@ def test_datasets_loads_it(kind: str, built: Path, tmp_path: Path) -> None:
     split = "test" if kind == "holdout" else "train"
     loaded = load_dataset(str(built), kind, split=split, cache_dir=str(tmp_path))
     assert loaded.column_names == SCHEMA.names
-    assert len(loaded) == open_shards(built).rows(kind) > 0
+    assert len(loaded) == open_dataset(built).rows(kind) > 0
 
 
 def test_the_most_significant_tokens_of_a_window_are_impactful(

@@ -16,7 +16,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.impact import open_scorer
 from lrdata.impact.returns import Returns
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import open_shards
+from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import StoredVocabulary
 from lrdata.windows import Window
@@ -149,7 +149,7 @@ def test_a_build_marks_the_tokens_that_return(tiny_tokenizer: Path, tmp_path: Pa
         command = ["build", str(tmp_path / "books.jsonl"), *options, "--impact", impact]
         result = CliRunner().invoke(main, [*command, "--out", str(out), "--workers", "1"])
         assert result.exit_code == 0, result.output
-        shards = open_shards(out)
+        shards = open_dataset(out)
         distance = 100 if impact.endswith("100") else 16
         marks = []
         for index in range(shards.rows("extend")):

@@ -22,7 +22,7 @@ from lrdata.impact.scores import DirectScores
 from lrdata.lexicon import make_lexicon
 from lrdata.manifest import TokenizerEntry, read_manifest
 from lrdata.scores import ScoredWindow, open_scores
-from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_shards
+from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_dataset
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
 from tests.lrdata.made_scores import (
@@ -281,7 +281,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def rows_of(folder: Path, kind: str) -> Iterator[Row]:
-    shards = open_shards(folder)
+    shards = open_dataset(folder)
     return (shards.read_row(kind, index) for index in range(shards.rows(kind)))
 
 
@@ -368,7 +368,7 @@ def test_datasets_loads_it(kind: str, built: Path, tmp_path: Path) -> None:
 
     split = "test" if kind == "holdout" else "train"
     loaded = load_dataset(str(built), kind, split=split, cache_dir=str(tmp_path))
-    assert len(loaded) == open_shards(built).rows(kind) > 0
+    assert len(loaded) == open_dataset(built).rows(kind) > 0
     assert ("lsd" in loaded.column_names) == (kind != "replay")
     if kind != "replay":
         first = next(rows_of(built, kind))

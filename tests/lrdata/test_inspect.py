@@ -12,7 +12,7 @@ from rich.console import Console
 from lrdata.cli import main
 from lrdata.errors import LongRecipeError
 from lrdata.inspect import show
-from lrdata.shards import open_shards
+from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from tests.lrdata.made_dataset import extend_row, tokenizer_entry, write_dataset
 
@@ -90,6 +90,6 @@ def test_a_folder_that_is_no_dataset_and_another_tokenizer(
     done = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert "is not a built dataset" in done.stderr
     write_dataset(tmp_path)
-    assert open_shards(tmp_path).rows("extend")
+    assert open_dataset(tmp_path).rows("extend")
     with pytest.raises(LongRecipeError, match="not the tokenizer of the dataset"):
         _shown(tmp_path, "extend", 0, Tokenizer.load(str(tiny_tokenizer)), full=False)

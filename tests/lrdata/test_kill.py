@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lrdata.manifest import MANIFEST
-from lrdata.verify import verify
+from lrdata.verifying import verify
 from tests.corpora import content, several_files
 from tests.lrdata.build_runs import Death, command, error_lines, kill, run, start, wait_until_gone
 

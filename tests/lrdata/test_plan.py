@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lrdata import plan as plan_module
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.cli import main
 from lrdata.plan import make_plan, plan_table
 from lrdata.recipe import BuildRecipe
-from tests.lrdata.test_build import some_texts, write_jsonl
+from tests.lrdata.test_building import some_texts, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.cli import main
 from lrdata.corpus import SourceFile, find_files, open_source, source_hash
 from lrdata.errors import LongRecipeError

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.chat import plain_conversation, template_conversation
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import BuildRecipe
 from lrdata.replay import best_fit
-from lrdata.shards import open_shards
+from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
-from tests.lrdata.test_build import some_texts, write_jsonl
+from tests.lrdata.test_building import some_texts, write_jsonl
 
 
 @given(st.lists(st.integers(1, 100), max_size=200))
@@ -44,7 +44,7 @@ def test_rows_of_prompts_and_responses(tiny_bos_tokenizer: Path, tmp_path: Path)
         response_field="a",
     )
     manifest = build(recipe, tmp_path / "out", workers=1)
-    shards = open_shards(tmp_path / "out")
+    shards = open_dataset(tmp_path / "out")
     tokenizer = Tokenizer.load(str(tiny_bos_tokenizer))
     assert shards.tokens("replay") >= 0.1 * shards.tokens("extend")
     assert manifest.replay_ledger is not None
@@ -109,7 +109,7 @@ def test_long_documents_are_cut_into_rows(count: int, tiny_tokenizer: Path, tmp_
         replay_ratio=0.2,
     )
     manifest = build(recipe, tmp_path / "out", workers=1)
-    shards = open_shards(tmp_path / "out")
+    shards = open_dataset(tmp_path / "out")
     assert (
         max(len(shards.read_row("replay", i).input_ids) for i in range(shards.rows("replay")))
         == manifest.train_len

@@ -12,7 +12,7 @@ import pytest
 
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger, read_manifest, safe_path
-from lrdata.shards import SCHEMA, Row, Shards, open_shards
+from lrdata.shards import SCHEMA, Row, Shards, open_dataset
 from tests.lrdata.made_dataset import TRAIN, good_rows, write_dataset
 
 
@@ -37,7 +37,7 @@ def test_a_shard_has_what_the_contract_says(tmp_path: Path) -> None:
 
 def test_any_row_is_read_by_its_number(tmp_path: Path) -> None:
     write_dataset(tmp_path)
-    shards = open_shards(tmp_path)
+    shards = open_dataset(tmp_path)
     for kind, files in good_rows().items():
         rows = [row for file in files for row in file]
         for index in (*range(len(rows)), 0):
@@ -78,7 +78,7 @@ def test_a_spoiled_file_is_said(tmp_path: Path, spoil: Any, line: str) -> None:
     write_dataset(tmp_path)
     spoil(tmp_path / "extend/train-00000-of-00002.parquet")
     with pytest.raises(LongRecipeError, match=line):
-        open_shards(tmp_path).read_row("extend", 0)
+        open_dataset(tmp_path).read_row("extend", 0)
 
 
 def test_a_manifest_comes_back_equal_and_unknown_keys_are_passed_over(tmp_path: Path) -> None:

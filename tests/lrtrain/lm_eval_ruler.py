@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from lrtrain.evaluate.ruler.texts import Frame, Kind, Texts
+from lrtrain.evaluation.ruler.texts import Frame, Kind, Texts
 from tests.fetch import fetch
 from tests.lrtrain.ruler_reading import pattern
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from lrtrain.evaluate.ruler.texts import Frame, Texts
+from lrtrain.evaluation.ruler.texts import Frame, Texts
 
 _NAME = r"(\S+)"
 

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST
 from lrdata.scores import SCORES, VOCABULARY, Scores
-from lrtrain.score import ScoreRecipe, score
+from lrtrain.scoring import ScoreRecipe, score
 from tests.conftest import generated_text
 from tests.lrtrain.tiny_runs import save_tiny_model
 
@@ -79,7 +79,7 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, reads: int) -> list[str]:
     """Have the scoring stop before its reading number `reads`, counted from 0; what was read."""
-    import lrtrain.score.plan as module
+    import lrtrain.scoring.plan as module
 
     done: list[str] = []
 

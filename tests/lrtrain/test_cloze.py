@@ -5,7 +5,7 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lrtrain.evaluate.cloze import words_of, words_right
+from lrtrain.evaluation.cloze import words_of, words_right
 
 TEXTS = st.text(
     st.sampled_from("ab e.\n0é я的人😀\u0301\u094d\u00a0_-") | st.sampled_from(list("the andof ")),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from lrtrain.evaluate.generate import generate
-from lrtrain.evaluate.models import load_model
+from lrtrain.evaluation.generate import generate
+from lrtrain.evaluation.models import load_model
 from lrtrain.model_spec import parse_models
 from tests.conftest import BOS
 from tests.lrtrain.tiny_models import FAMILIES, VOCABULARY, save_tiny

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.errors import LongRecipeError
-from lrdata.shards import Shards, open_shards
+from lrdata.shards import Shards, open_dataset
 from lrtrain.loader import Batch, StepLoader, order, to_batch
 from lrtrain.weights import impact, longce
 from tests.lrtrain.tiny_runs import build_shards
@@ -19,7 +19,7 @@ from tests.lrtrain.tiny_runs import build_shards
 
 @pytest.fixture(scope="module")
 def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    return open_shards(build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards"))
+    return open_dataset(build_shards(tiny_tokenizer, tmp_path_factory.mktemp("data") / "shards"))
 
 
 @given(rows=st.integers(0, 300), seed=st.integers(0, 2**31), epoch=st.integers(0, 50))

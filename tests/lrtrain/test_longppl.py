@@ -35,10 +35,10 @@ from lrdata.scores import (
 from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import main
-from lrtrain.evaluate import Report, evaluate
-from lrtrain.evaluate.longppl import LongPplCell, bin_ends, encode_keys, open_keys
-from lrtrain.evaluate.report.longppl import longppl_of
-from lrtrain.evaluate.spelling import overlapping
+from lrtrain.evaluation import Report, evaluate
+from lrtrain.evaluation.longppl import LongPplCell, bin_ends, encode_keys, open_keys
+from lrtrain.evaluation.report.longppl import longppl_of
+from lrtrain.evaluation.spelling import overlapping
 from tests.conftest import EOT, generated_text
 
 WINDOW = 128
@@ -324,7 +324,7 @@ def test_characters_cut_at_the_ends_are_left_out(
 def test_windows_that_a_tokenizer_does_not_spell_are_left_out_and_counted(
     tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lrtrain.evaluate import print_report
+    from lrtrain.evaluation import print_report
 
     tokenizer = Tokenizer.load(str(tiny_tokenizer))
     apart, plain = "so e\u0301 one. " * 20, "so it is one. " * 20

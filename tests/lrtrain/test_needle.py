@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.needle import (
+from lrtrain.evaluation.needle import (
     Haystack,
     NeedleTemplate,
     PromptMaker,

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
-from lrtrain.evaluate.models import LoadedModel
-from lrtrain.evaluate.perplexity import (
+from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.perplexity import (
     PerplexityCell,
     PerplexitySuite,
     Span,
@@ -27,8 +27,8 @@ from lrtrain.evaluate.perplexity import (
     target_spans,
     window,
 )
-from lrtrain.evaluate.spelling import spelled_as_is
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.spelling import spelled_as_is
+from lrtrain.evaluation.text import Text
 from lrtrain.model_spec import ModelSpec
 from tests.conftest import generated_text
 

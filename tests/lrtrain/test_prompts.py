@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import evaluate
-from lrtrain.evaluate.models import LoadedModel
-from lrtrain.evaluate.needle import Haystack, NeedleSuite, NeedleTemplate, PromptMaker
-from lrtrain.evaluate.prompts import WRAPPINGS, Wrapping
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.needle import Haystack, NeedleSuite, NeedleTemplate, PromptMaker
+from lrtrain.evaluation.prompts import WRAPPINGS, Wrapping
+from lrtrain.evaluation.text import Text
 from lrtrain.model_spec import ModelSpec
 from tests.conftest import generated_text
 from tests.fetch import fetch

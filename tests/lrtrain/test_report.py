@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from lrdata.errors import LongRecipeError
-from lrtrain.evaluate.needle import NeedleCell
-from lrtrain.evaluate.perplexity import PerplexityCell
-from lrtrain.evaluate.report import (
+from lrtrain.evaluation.needle import NeedleCell
+from lrtrain.evaluation.perplexity import PerplexityCell
+from lrtrain.evaluation.report import (
     SECTIONS,
     ModelEntry,
     Report,
@@ -25,13 +25,13 @@ from lrtrain.evaluate.report import (
     print_report,
     write_report,
 )
-from lrtrain.evaluate.report.compare import draw_comparison
-from lrtrain.evaluate.report.needle import needle_at
-from lrtrain.evaluate.report.perplexity import perplexity_at
-from lrtrain.evaluate.report.short import short_of
-from lrtrain.evaluate.report.statistics import Samples, difference, share
-from lrtrain.evaluate.short import ShortCell
-from lrtrain.evaluate.suite import Cell
+from lrtrain.evaluation.report.compare import draw_comparison
+from lrtrain.evaluation.report.needle import needle_at
+from lrtrain.evaluation.report.perplexity import perplexity_at
+from lrtrain.evaluation.report.short import short_of
+from lrtrain.evaluation.report.statistics import Samples, difference, share
+from lrtrain.evaluation.short import ShortCell
+from lrtrain.evaluation.suite import Cell
 
 
 def entry(name: str, window: int) -> ModelEntry:

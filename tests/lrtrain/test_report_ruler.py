@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lrtrain.cli import main
-from lrtrain.evaluate.report import ModelEntry, Report, mean, print_report, write_report
-from lrtrain.evaluate.report.ruler import SHOWN, score_at
-from lrtrain.evaluate.report.tables import half
-from lrtrain.evaluate.ruler import TASKS, RulerCell
+from lrtrain.evaluation.report import ModelEntry, Report, mean, print_report, write_report
+from lrtrain.evaluation.report.ruler import SHOWN, score_at
+from lrtrain.evaluation.report.tables import half
+from lrtrain.evaluation.ruler import TASKS, RulerCell
 from tests.lrtrain.tiny_models import save_tiny
 
 NAMES = ("niah_single_1", "vt")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.prompts import Wrapping
-from lrtrain.evaluate.ruler import (
+from lrtrain.evaluation.prompts import Wrapping
+from lrtrain.evaluation.ruler import (
     TASKS,
     Prompt,
     PromptMaker,
@@ -25,9 +25,9 @@ from lrtrain.evaluate.ruler import (
     parse_tasks,
     score,
 )
-from lrtrain.evaluate.ruler.counting import zipf_counts
-from lrtrain.evaluate.ruler.texts import Texts
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.ruler.counting import zipf_counts
+from lrtrain.evaluation.ruler.texts import Texts
+from lrtrain.evaluation.text import Text
 from tests.conftest import generated_text
 from tests.fetch import fetch
 from tests.lrtrain.ruler_reading import (

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.draws import Draws
-from lrtrain.evaluate.needle import Haystack
-from lrtrain.evaluate.ruler.filling import (
+from lrtrain.evaluation.needle import Haystack
+from lrtrain.evaluation.ruler.filling import (
     NoRoom,
     fill_with_lines,
     fill_with_text,

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.needle import Haystack
-from lrtrain.evaluate.prompts import Wrapping
-from lrtrain.evaluate.ruler import (
+from lrtrain.evaluation.needle import Haystack
+from lrtrain.evaluation.prompts import Wrapping
+from lrtrain.evaluation.ruler import (
     TASKS,
     Prompt,
     PromptMaker,
@@ -31,12 +31,12 @@ from lrtrain.evaluate.ruler import (
     haystack_of,
     score,
 )
-from lrtrain.evaluate.ruler.counting import CodeDraw, Common, Frequent, ListDraw
-from lrtrain.evaluate.ruler.niah import Niah, NiahDraw
-from lrtrain.evaluate.ruler.question import Question
-from lrtrain.evaluate.ruler.texts import Texts
-from lrtrain.evaluate.ruler.tracking import Chain, Tracking, worked
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.ruler.counting import CodeDraw, Common, Frequent, ListDraw
+from lrtrain.evaluation.ruler.niah import Niah, NiahDraw
+from lrtrain.evaluation.ruler.question import Question
+from lrtrain.evaluation.ruler.texts import Texts
+from lrtrain.evaluation.ruler.tracking import Chain, Tracking, worked
+from lrtrain.evaluation.text import Text
 from tests.fetch import fetch
 from tests.lrtrain.lm_eval_ruler import (
     FOLDER,

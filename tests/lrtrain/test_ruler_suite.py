@@ -12,10 +12,10 @@ import torch
 
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluate.generate import generate
-from lrtrain.evaluate.models import LoadedModel, load_model
-from lrtrain.evaluate.prompts import WRAPPINGS
-from lrtrain.evaluate.ruler import (
+from lrtrain.evaluation.generate import generate
+from lrtrain.evaluation.models import LoadedModel, load_model
+from lrtrain.evaluation.prompts import WRAPPINGS
+from lrtrain.evaluation.ruler import (
     TASKS,
     Prompt,
     PromptMaker,
@@ -26,9 +26,9 @@ from lrtrain.evaluate.ruler import (
     parse_tasks,
     score,
 )
-from lrtrain.evaluate.ruler.suite import stop_tokens
-from lrtrain.evaluate.suite import seed_of_each
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.ruler.suite import stop_tokens
+from lrtrain.evaluation.suite import seed_of_each
+from lrtrain.evaluation.text import Text
 from lrtrain.model_spec import parse_models
 from tests.conftest import CHAT_TOKENS, generated_text
 from tests.lrtrain.tiny_models import save_tiny

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.draws import Draws, Stream
-from lrtrain.evaluate.ruler.words import (
+from lrtrain.evaluation.ruler.words import (
     WORDS,
     distinct,
     letters,

@@ -13,7 +13,7 @@ import pytest
 
 from lrdata.manifest import MANIFEST
 from lrdata.scores import open_scores
-from lrtrain.score import ScoreRecipe
+from lrtrain.scoring import ScoreRecipe
 from tests.corpora import content
 from tests.lrtrain.scoring import FILES, RECIPES, TEXTS, lsd, save_models, write_corpus
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lrtrain.loss import chunked_log_probs
 from lrtrain.model import load_model
-from lrtrain.score.readings import Block, read_short, read_whole, short_blocks
+from lrtrain.scoring.readings import Block, read_short, read_whole, short_blocks
 from tests.lrtrain.tiny_models import FAMILIES, VOCABULARY, WINDOW, save_tiny
 
 BOS = 3

@@ -16,7 +16,7 @@ from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
 from lrdata.records import Fields, Rejected
 from lrdata.tokenizer import Tokenizer
-from lrtrain.score.sample import (
+from lrtrain.scoring.sample import (
     LeftOut,
     TextWindow,
     cut,

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
-from lrtrain.evaluate import evaluate
-from lrtrain.evaluate.models import LoadedModel, load_model
-from lrtrain.evaluate.short import (
+from lrtrain.evaluation import evaluate
+from lrtrain.evaluation.models import LoadedModel, load_model
+from lrtrain.evaluation.short import (
     ShortCell,
     ShortSuite,
     Windows,
@@ -31,8 +31,8 @@ from lrtrain.evaluate.short import (
     pick_windows,
     read_rows,
 )
-from lrtrain.evaluate.spelling import spelled_as_is
-from lrtrain.evaluate.text import Text
+from lrtrain.evaluation.spelling import spelled_as_is
+from lrtrain.evaluation.text import Text
 from lrtrain.model_spec import ModelSpec
 from tests.conftest import generated_text
 from tests.fetch import fetch

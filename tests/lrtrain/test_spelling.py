@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
-from lrtrain.evaluate.spelling import (
+from lrtrain.evaluation.spelling import (
     respell,
     spelled_as_is,
     texts_between_specials,

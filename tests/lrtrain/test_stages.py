@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
-from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_shards
+from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_dataset
 from lrtrain import loop, stages
 from lrtrain.cli import main
 from lrtrain.metrics import read_metrics
@@ -56,7 +56,7 @@ def scored(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows, of every kind, with a made-up lsd; a quarter of them was not measured."""
     folder = tmp_path_factory.mktemp("scored") / "shards"
     shutil.copytree(shards, folder)
-    opened, manifest, draw = open_shards(shards), read_manifest(folder), np.random.default_rng(0)
+    opened, manifest, draw = open_dataset(shards), read_manifest(folder), np.random.default_rng(0)
     firsts: dict[str, int] = {}
     for place, entry in enumerate(manifest.files):
         first = firsts.setdefault(entry.kind, 0)
@@ -146,7 +146,7 @@ def test_the_first_loss_is_torchs_own(shards: Path, model: Path, done: Path) -> 
 
 
 def _first_loss(shards: Path, model: Path, token_weights: str) -> float:
-    opened = open_shards(shards)
+    opened = open_dataset(shards)
     first = set(_rows_of_the_first_step(opened))
     config = AutoModelForCausalLM.from_pretrained(model).config
     theta = extended_theta(10_000.0, WINDOW, TARGET, 8)
@@ -248,7 +248,7 @@ def test_attention_scale_changes_extend_rows_only(
 
 def test_attention_scale_auto_is_log_l_by_log_t(shards: Path, model: Path, tmp_path: Path) -> None:
     """And the card of the extended model says the number, for the extend stage alone."""
-    opened = open_shards(shards)
+    opened = open_dataset(shards)
     scale = math.log(opened.train_len) / math.log(opened.target_len)
     recipe = replace(RECIPE, stages=("extend", "anneal"))
     losses = {}
@@ -449,7 +449,7 @@ def test_smollm2_goes_through_every_stage(tmp_path: Path) -> None:
 def _build_smollm2_shards(base: Path, out: Path, target: int) -> None:
     from pydoc_data.topics import topics
 
-    from lrdata.build import build
+    from lrdata.building import build
     from lrdata.recipe import BuildRecipe
 
     corpus = out.with_name("corpus")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lrdata.build import build
+from lrdata.building import build
 from lrdata.recipe import BuildRecipe
 from lrtrain.model import copy_tokenizer
 from tests.conftest import generated_text

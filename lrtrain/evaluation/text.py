@@ -1,0 +1,156 @@
+"""Real text to hide needles in and to measure perplexity on: files, shards, or Python's own."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lrdata.corpus import find_files, plan_units
+from lrdata.errors import LongRecipeError
+from lrdata.reader import read_unit
+from lrdata.records import Fields
+from lrdata.shards import open_dataset
+from lrdata.tokenizer import Tokenizer
+
+_BYTES_PER_TOKEN = 16
+_LEAST_BYTES = 8 * 1024**2
+_MOST_HOLDOUT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents, in order. `origin` says where they are from, `sha256` what they are."""
+
+    documents: list[str]
+    origin: str
+    sha256: str
+
+    def streams(self, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """What a model reads of it, int32 each: see `encode_text`."""
+        return [encode_text(self, tokenizer)]
+
+    def describe(self) -> dict[str, str]:
+        """What is to be said of it in a report."""
+        return {"origin": self.origin, "sha256": self.sha256}
+
+    def settings(self) -> dict[str, object]:
+        """The same, where it is what a suite is measured on."""
+        return {"text": self.describe(), "shards": None}
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The holdout rows of a dataset, as a text that a suite is measured on."""
+
+    folder: Path
+
+    @property
+    def origin(self) -> str:
+        return str(self.folder)
+
+    def streams(self, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """What a model reads of it, int32 each: see `holdout_rows`."""
+        return holdout_rows(self.folder, tokenizer)
+
+    def settings(self) -> dict[str, object]:
+        """What is to be said of it in a report."""
+        return {"text": None, "shards": self.folder.name}
+
+
+class Texts:
+    """The texts of one evaluation, each read once. `longest`: tokens of the longest context."""
+
+    def __init__(self, longest: int) -> None:
+        self._read = cache(lambda path: read_text(path, longest))
+
+    def read(self, path: Path | None) -> Text:
+        """See `read_text`."""
+        return self._read(path)
+
+    def held_out(self, path: Path | None, shards: Path | None) -> Text | Holdout:
+        """The holdout rows of `shards` if there is such a dataset, else the text at `path`."""
+        return Holdout(shards) if shards else self.read(path)
+
+
+def read_text(path: Path | None, longest: int) -> Text:
+    """The documents of a file or folder, or of the running Python's documentation.
+
+    Of a large corpus only the beginning is read: some 16 bytes for every token of the `longest`
+    context, at least 8 MB. Files may have any format that `lrdata build` reads.
+    """
+    if path is None:
+        origin, documents = "pydoc_data.topics of the Python standard library", _python_topics()
+    else:
+        origin, documents = path.name, _read(path, max(_LEAST_BYTES, _BYTES_PER_TOKEN * longest))
+    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+    return Text(documents, origin, digest)
+
+
+def _python_topics() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def _read(path: Path, most_bytes: int) -> list[str]:
+    documents, size = list[str](), 0
+    for text in _texts(path):
+        documents.append(text)
+        size += len(text)
+        if size >= most_bytes:
+            break
+    if not documents:
+        raise LongRecipeError(f"{path} holds no text; name a file or folder with text in UTF-8")
+    return documents
+
+
+def _texts(path: Path) -> Iterator[str]:
+    for unit in plan_units(find_files([str(path)])):
+        for documents, _ in read_unit(unit, Fields()):
+            yield from map(str, documents.texts)
+
+
+def encode_text(text: Text, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids int32 [n] of all documents, each followed by the end-of-text token if there are several.
+
+    As in a training window, joined documents see each other.
+    """
+    ids, offsets = tokenizer.encode(text.documents)
+    if len(text.documents) == 1:
+        return np.asarray(ids)
+    return np.insert(ids, offsets[1:], tokenizer.eot_id)
+
+
+def encode_line(text: Text, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids int32 [n] of all documents as one line of text, without any other token between them.
+
+    For what is to be inside one message of a chat, where many models end a turn with what is their
+    end of text.
+    """
+    lines = [" ".join(document.split()) for document in text.documents]
+    return np.asarray(tokenizer.encode([f" {line}" for line in lines if line])[0])
+
+
+def holdout_rows(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The holdout windows of a dataset, int32 each, without start-of-text token; at most 256.
+
+    Raises LongRecipeError when there are none, or when they were made with another tokenizer.
+    """
+    shards = open_dataset(folder)
+    if shards.fingerprint != tokenizer.fingerprint:
+        raise LongRecipeError(
+            f"{folder} was built with another tokenizer than {tokenizer.name}; name a text instead"
+        )
+    count = shards.rows("holdout")
+    if not count:
+        raise LongRecipeError(f"{folder} has no holdout rows; build with --holdout, or name a text")
+    picked = np.unique(np.linspace(0, count - 1, min(count, _MOST_HOLDOUT_ROWS)).astype(int))
+    rows = []
+    for index in picked.tolist():
+        ids = shards.read_row("holdout", index).input_ids
+        first = 1 if shards.bos_id is not None and len(ids) and ids[0] == shards.bos_id else 0
+        rows.append(np.array(ids[first:]))
+    return rows

@@ -1,0 +1,451 @@
+"""The whole of `lrdata build`: every row rebuilt from its sources, equal bytes, clear errors."""
+
+import gzip
+import json
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+import zstandard
+from click.testing import CliRunner
+
+from lrdata.building import build
+from lrdata.cli import main
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import Manifest, read_manifest
+from lrdata.positions import SCHEMES
+from lrdata.recipe import BuildRecipe
+from lrdata.shards import Row, open_dataset
+from tests.conftest import generated_text
+from tests.fetch import fetch
+
+TARGET = 1024
+
+
+def write_jsonl(path: Path, texts: list[str], **fields: object) -> Path:
+    records = [{"id": f"{path.stem}-{i}", "text": text, **fields} for i, text in enumerate(texts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def some_texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(generated_text(draw.randint(1, longest), seed + i)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_jsonl(folder / "books" / "a.jsonl", some_texts(40, 1))
+    text = write_jsonl(folder / "b.jsonl", some_texts(30, 2)).read_bytes()
+    (folder / "books" / "b.jsonl.gz").write_bytes(gzip.compress(text, mtime=0))
+    (folder / "books" / "c.jsonl.zst").write_bytes(zstandard.compress(text.replace(b"b-", b"c-")))
+    write_jsonl(folder / "short.jsonl", some_texts(200, 3, longest=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(corpus: Path, tiny_bos_tokenizer: Path) -> BuildRecipe:
+    return BuildRecipe(
+        corpora=(str(corpus / "books"), str(corpus / "short.jsonl")),
+        tokenizer=str(tiny_bos_tokenizer),
+        target_len=TARGET,
+        segment_tokens=40,
+        holdout=0.2,
+        id_field="id",
+        replay=(str(corpus / "short.jsonl"),),
+        unit_bytes=60_000,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(recipe: BuildRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "shards"
+    build(recipe, out, workers=1)
+    return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+
+
+def rebuild(row: Row, texts: dict[str, str], library: tokenizers.Tokenizer, manifest: Manifest):
+    """A row's ids from the source texts and its provenance columns, and nothing of ours."""
+    eot, bos = manifest.tokenizer.eot_id, manifest.tokenizer.bos_id
+    lead = [] if bos is None else [bos]
+    window: list[int] = [] if row.kind == "replay" else list(lead)
+    for name, start, length in zip(row.doc_ids, row.doc_offsets, row.doc_lengths, strict=True):
+        tokens = [*library.encode(texts[name], add_special_tokens=False).ids, eot]
+        if row.kind == "replay":
+            tokens = lead + tokens
+        window += tokens[start : start + length]
+    assert len(window) == row.window_tokens
+    pieces = zip(row.segment_starts, row.segment_lengths, strict=True)
+    return [token for start, length in pieces for token in window[start : start + length]]
+
+
+def assert_rebuilt(folder: Path, texts: dict[str, str], tokenizer: Path) -> dict[str, int]:
+    library = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    library.encode_special_tokens = True
+    shards = open_dataset(folder)
+    seen = {}
+    for kind in shards.kinds:
+        for index in range(shards.rows(kind)):
+            row = shards.read_row(kind, index)
+            assert row.input_ids.tolist() == rebuild(row, texts, library, shards.manifest)
+        seen[kind] = shards.rows(kind)
+    return seen
+
+
+def texts_of(corpus: Path) -> dict[str, str]:
+    texts = {}
+    for name in ("books/a.jsonl", "b.jsonl", "short.jsonl"):
+        for line in (corpus / name).read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            texts[record["id"]] = record["text"]
+            texts[record["id"].replace("b-", "c-")] = record["text"]
+    return texts
+
+
+def test_every_row_is_rebuilt_from_its_sources(
+    built: Path, corpus: Path, tiny_bos_tokenizer: Path
+) -> None:
+    seen = assert_rebuilt(built, texts_of(corpus), tiny_bos_tokenizer)
+    assert set(seen) == {"extend", "replay", "holdout"}
+    assert min(seen.values()) >= 1
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen", "smollm2"])
+def test_real_multilingual_text_is_rebuilt(name: str, tmp_path: Path) -> None:
+    source = fetch("locales") / "texts.jsonl"
+    records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    recipe = BuildRecipe(
+        corpora=(str(source),),
+        tokenizer=str(fetch(name)),
+        target_len=4096,
+        holdout=0.2,
+        id_field="id",
+        replay=(str(source),),
+    )
+    build(recipe, tmp_path / "out", workers=1)
+    texts = {record["id"]: record["text"] for record in records}
+    seen = assert_rebuilt(tmp_path / "out", texts, fetch(name))
+    assert seen["extend"] > 20
+    assert seen["holdout"] > 0
+    joined = pq.read_table(tmp_path / "out" / "extend").column("doc_ids").to_pylist()
+    assert max(map(len, joined)) > 1, "some windows are joined from several documents"
+
+
+def test_rows_keep_their_promises(built: Path, recipe: BuildRecipe) -> None:
+    shards = open_dataset(built)
+    for index in range(shards.rows("extend")):
+        row = shards.read_row("extend", index)
+        assert len(row.input_ids) == recipe.train_len == 304
+        assert row.input_ids[0] == shards.bos_id
+        assert (row.position_ids[0], row.position_ids.max() < TARGET) == (0, True)
+        assert (np.diff(row.position_ids) >= 1).all()
+        ends = set(np.cumsum(row.segment_lengths).tolist())
+        gaps = np.flatnonzero(np.diff(row.position_ids) > 1) + 1
+        assert set(gaps.tolist()) <= ends
+        assert row.impact_mask.any()
+    for index in range(shards.rows("holdout")):
+        row = shards.read_row("holdout", index)
+        assert row.position_ids.tolist() == list(range(TARGET))
+
+
+def test_the_ledger_is_exact(built: Path, corpus: Path, tiny_bos_tokenizer: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(tiny_bos_tokenizer / "tokenizer.json"))
+    ledger = read_manifest(built).ledger
+    texts = texts_of(corpus).values()
+    assert ledger.problems() == []
+    assert ledger.records_built == len(texts)
+    lengths = [len(library.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert ledger.encoded == sum(lengths)
+    assert ledger.inserted == len(texts) + ledger.rows + ledger.holdout_rows
+
+
+def test_workers_do_not_change_a_byte(built: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
+    build(recipe, tmp_path / "shards", workers=2)
+    assert content(tmp_path / "shards") == content(built)
+
+
+def test_a_stopped_build_goes_on_to_the_same_bytes(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    import lrdata.unit
+
+    calls = 0
+    whole = lrdata.unit._UnitBuilder.run
+
+    def stops(self):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    monkeypatch.setattr(lrdata.unit._UnitBuilder, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe, out, workers=1)
+    assert sorted(path.name for path in out.iterdir()) == [".build"]
+    monkeypatch.undo()
+    build(recipe, out, workers=1)
+    assert content(out) == content(built)
+
+
+def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> None:
+    before = content(built)
+    times = {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
+    build(recipe, built, workers=1)
+    assert content(built) == before
+    assert times == {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(
+    built: Path, recipe: BuildRecipe
+) -> None:
+    with pytest.raises(LongRecipeError, match=r"seed: 0, not 1.*--overwrite"):
+        build(replace(recipe, seed=1), built, workers=1)
+
+
+def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    build(recipe, out, workers=1)
+    (out / "notes.txt").write_text("mine")
+    manifest = build(replace(recipe, seed=1), out, workers=1, overwrite=True)
+    assert (manifest.seed, (out / "notes.txt").read_text()) == (1, "mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("dear")
+    with pytest.raises(LongRecipeError, match="no dataset of ours"):
+        build(recipe, other, workers=1, overwrite=True)
+
+
+def test_max_rows_takes_the_first_rows(built: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
+    whole = open_dataset(built)
+    for limit in (1, whole.rows("extend") // 2, whole.rows("extend")):
+        out = tmp_path / f"{limit}"
+        manifest = build(replace(recipe, max_rows=limit, replay=()), out, workers=1)
+        part = open_dataset(out)
+        assert part.rows("extend") == limit
+        assert manifest.ledger.problems() == []
+        for index in range(limit):
+            one, other = part.read_row("extend", index), whole.read_row("extend", index)
+            assert one.sample_id == other.sample_id
+            assert np.array_equal(one.position_ids, other.position_ids)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("join", ["attend", "mask"])
+def test_every_scheme_builds(scheme: str, join: str, recipe: BuildRecipe, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    made = replace(recipe, positions=scheme, join=join, train_len=0, replay=(), max_rows=20)
+    build(made, out, workers=1)
+    shards = open_dataset(out)
+    for index in range(20):
+        row = shards.read_row("extend", index)
+        assert len(row.input_ids) == made.train_len
+        assert row.seq_lengths.sum() == made.train_len
+        assert join == "mask" or len(row.seq_lengths) == 1
+        if scheme == "source":
+            offsets = np.concatenate(
+                [
+                    np.arange(start, start + length)
+                    for start, length in zip(row.segment_starts, row.segment_lengths, strict=True)
+                ]
+            )
+            assert np.array_equal(row.position_ids, offsets)
+        # Documents end where the end-of-text token is, and nowhere else.
+        if join == "mask":
+            ends = np.cumsum(row.seq_lengths)[:-1]
+            kept_ends = np.flatnonzero(row.input_ids == shards.eot_id) + 1
+            assert set(kept_ends.tolist()) - {made.train_len} <= set(ends.tolist())
+
+
+def test_weights_repeat_and_thin_sources(
+    corpus: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    path = str(corpus / "books" / "a.jsonl")
+    base = BuildRecipe(corpora=(path,), tokenizer=str(tiny_tokenizer), target_len=TARGET)
+    once = build(base, tmp_path / "1", workers=1).ledger
+    twice = build(replace(base, weights={"a": 2.0}), tmp_path / "2", workers=1)
+    half = build(replace(base, weights={"a": 0.5}), tmp_path / "h", workers=1).ledger
+    assert (twice.ledger.rows, twice.ledger.encoded) == (2 * once.rows, 2 * once.encoded)
+    assert twice.ledger.problems() == half.problems() == []
+    assert 0 < half.records_built < once.records_built
+    assert half.records_built + half.records_filtered == once.records_built
+    shards = open_dataset(tmp_path / "2")
+    rows = {}
+    for index in range(shards.rows("extend")):
+        row = shards.read_row("extend", index)
+        rows.setdefault(row.sample_id.rsplit(":", 1)[0], []).append(row.position_ids.tolist())
+    assert all(len(pair) == 2 and pair[0] != pair[1] for pair in rows.values()), "new draws"
+
+
+def test_short_documents_are_set_aside(corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = BuildRecipe(
+        corpora=(str(corpus / "books" / "a.jsonl"),),
+        tokenizer=str(tiny_tokenizer),
+        target_len=TARGET,
+        min_doc_tokens=500,
+    )
+    ledger = build(recipe, tmp_path / "out", workers=1).ledger
+    assert ledger.records_filtered > 0
+    assert ledger.problems() == []
+
+
+def test_rejected_records_are_listed(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", some_texts(10, 5))
+    with open(path, "a") as stream:
+        stream.write('{"id": "x", "text": 5}\n{broken secret\n')
+    recipe = BuildRecipe(corpora=(str(path),), tokenizer=str(tiny_tokenizer), target_len=TARGET)
+    ledger = build(recipe, tmp_path / "out", workers=1).ledger
+    lines = [
+        json.loads(line)
+        for file in (tmp_path / "out" / "quarantine").iterdir()
+        for line in file.read_text().splitlines()
+    ]
+    assert (ledger.records_read, ledger.records_built, len(lines)) == (12, 10, 2)
+    assert all(line["file"] == "c.jsonl" and line["reason"] for line in lines)
+    assert "secret" not in json.dumps(lines)
+
+
+def spoiled(folder: Path, good: int, bad: int) -> Path:
+    path = write_jsonl(folder / "c.jsonl", some_texts(good, 5))
+    with open(path, "a") as stream:
+        stream.write('{"id": "x", "text": 5}\n' * bad)
+    return path
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1%", 1), ("10%", 1), ("17%", 0), (None, 1)])
+def test_too_many_bad_records_decide_the_exit_code_and_nothing_else(
+    limit: str | None, code: int, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    path, out = spoiled(tmp_path, good=10, bad=2), tmp_path / "out"
+    options = ["--tokenizer", str(tiny_tokenizer), "--target-len", "1k", "--out", str(out)]
+    options += ["--workers", "1", *(["--max-bad", limit] if limit else [])]
+    for _ in range(2):  # of a finished build too
+        result = CliRunner().invoke(main, ["build", str(path), *options])
+        assert result.exit_code == code, result.output
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == code
+        assert all("2 of 12 records (16.67%)" in line for line in errors)
+    assert read_manifest(out).ledger.records_built == 10
+    accepted = CliRunner().invoke(main, ["build", str(path), *options, "--max-bad", "20%"])
+    assert accepted.exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_line_of_500_mb_is_rejected_without_being_held(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", some_texts(10, 5))
+    with open(path, "ab") as stream:
+        stream.write(b'{"text": "')
+        for _ in range(500):
+            stream.write(b"word " * 200_000)
+        stream.write(b'"}\n' + b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
+        stream.write(json.dumps({"text": some_texts(1, 6)[0]}).encode() + b"\n")
+    recipe = BuildRecipe((str(path),), str(tiny_tokenizer), TARGET)
+    ledger = build(recipe, tmp_path / "out", workers=2).ledger
+    path.unlink()
+    lines = [
+        json.loads(line)["reason"]
+        for file in sorted((tmp_path / "out" / "quarantine").iterdir())
+        for line in file.read_text().splitlines()
+    ]
+    assert lines == ["longer than 384 MB", "not JSON that can be read: nested too deeply"]
+    assert (ledger.records_built, ledger.records_quarantined) == (11, 2)
+
+
+def test_a_second_build_in_the_same_folder_waits_for_nobody(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    other: list[str] = []
+
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(LongRecipeError, match="another run is at work") as problem:
+            build(recipe, out, workers=1)
+        other.append(str(problem.value))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building.units_of", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    assert len(other) == 1
+    build(recipe, out, workers=1)
+
+
+def test_no_path_of_this_machine_is_published(built: Path, corpus: Path) -> None:
+    for name, data in content(built).items():
+        if not name.endswith(".parquet"):
+            assert str(corpus).encode() not in data
+            assert os.fsencode(Path.home()) + b"/" not in data
+
+
+# Bad input: one line, an exit code, nothing left behind
+
+
+def cases(corpus: Path) -> dict[str, tuple[list[str], int, str]]:
+    a = str(corpus / "books" / "a.jsonl")
+    ok = [a, "--target-len", "1k"]
+    return {
+        "missing file": (
+            ["nowhere.jsonl", "--target-len", "1k"],
+            1,
+            "nowhere.jsonl does not exist",
+        ),
+        "empty corpus": ([str(corpus / "empty.jsonl"), "--target-len", "1k"], 1, "no usable doc"),
+        "empty folder": ([str(corpus / "none"), "--target-len", "1k"], 1, "no corpus file"),
+        "wrong field": ([*ok, "--text-field", "body"], 1, "body"),
+        "too few tokens": ([a, "--target-len", "1m"], 1, "too few for one window"),
+        "target below train": ([*ok, "--train-len", "2k"], 1, "--train-len 2048 must be below"),
+        "unknown scheme": ([*ok, "--positions", "yarn"], 1, "--positions yarn is unknown"),
+        "unknown scorer": ([*ok, "--impact", "vibes"], 1, "--impact vibes"),
+        "not a size": ([a, "--target-len", "big"], 2, "'big' is not a size"),
+        "no such end of text": ([*ok, "--eot", "<fin>"], 1, "<fin>"),
+        "replay too short": (
+            [*ok, "--replay", str(corpus / "tiny.jsonl"), "--replay-ratio", "90%"],
+            1,
+            "replay corpus has",
+        ),
+        "no template fields": ([*ok, "--chat-template"], 1, "--prompt-field"),
+        "no such tokenizer": ([*ok, "--tokenizer", "./nope"], 1, "nope"),
+    }
+
+
+@pytest.mark.parametrize("case", list(cases(Path())))
+def test_bad_input_is_one_clear_line(
+    case: str, corpus: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    (corpus / "empty.jsonl").touch()
+    (corpus / "none").mkdir(exist_ok=True)
+    write_jsonl(corpus / "tiny.jsonl", ["A short one."])
+    arguments, code, line = cases(corpus)[case]
+    out = tmp_path / "out"
+    if "--tokenizer" not in arguments:
+        arguments = [*arguments, "--tokenizer", str(tiny_tokenizer)]
+    options = ["--workers", "1", "--out", str(out)]
+    result = CliRunner().invoke(main, ["build", *arguments, *options])
+    errors = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
+    assert (result.exit_code, len(errors)) == (code, 1), result.output
+    assert line in errors[0]
+    if case != "replay too short":  # its units are done: the same command with more text goes on
+        assert not out.exists()
+
+
+def test_a_foreign_folder_is_not_touched(recipe: BuildRecipe, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(LongRecipeError, match="not an empty folder"):
+        build(recipe, tmp_path, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,322 @@
+"""The whole evaluation: models by name, the same prompts for all, errors before the work."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import FileEntry, Ledger, Manifest, TokenizerEntry, write_manifest
+from lrdata.shard_writer import writing_shard
+from lrdata.shards import Row, file_sha256
+from lrdata.tokenizer import Tokenizer
+from lrtrain.evaluation import NeedleTemplate, Report, evaluate
+from lrtrain.evaluation.models import load_model
+from lrtrain.evaluation.needle import NeedleCell
+from lrtrain.evaluation.perplexity import PerplexityCell
+from lrtrain.evaluation.suite import seed_of_each
+from lrtrain.model_spec import ModelSpec, parse_models
+from tests.conftest import generated_text
+
+SMALL: dict[str, Any] = {
+    "suites": ["needle", "ppl"],
+    "lengths": [64, 128],
+    "depths": [0.0, 1.0],
+    "samples": 2,
+    "windows": 4,
+    "plots": False,
+}
+
+
+@pytest.fixture(scope="module")
+def make_model(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bos_tokenizer: Path
+) -> Callable[..., str]:
+    """Saves a tiny random model with the tiny tokenizer and returns its folder."""
+
+    def make(name: str, seed: int, vocab_size: int = 1000) -> str:
+        folder = tmp_path_factory.mktemp("models") / name
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        for file in tiny_bos_tokenizer.iterdir():
+            shutil.copy(file, folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def two_models(make_model: Callable[..., str]) -> list[str]:
+    return [make_model("one", 0), make_model("two", 1)]
+
+
+def outcome(report: Report) -> dict[str, Any]:
+    """What was measured, by model."""
+    return {
+        model.name: (
+            [cell for cell in report.of(NeedleCell) if cell.model == model.name],
+            [cell for cell in report.of(PerplexityCell) if cell.model == model.name],
+        )
+        for model in report.models
+    }
+
+
+def test_results_do_not_depend_on_the_other_models(two_models: list[str], tmp_path: Path) -> None:
+    both = evaluate(two_models, out=tmp_path, **SMALL)
+    turned = evaluate(two_models[::-1], out=tmp_path, **SMALL)
+    alone = evaluate(two_models[:1], out=tmp_path, **SMALL)
+    assert [model.name for model in both.models] == ["one", "two"]
+    assert outcome(both) == outcome(turned)
+    assert outcome(alone)["one"] == outcome(both)["one"]
+    first, _, other, _ = both.of(PerplexityCell)
+    assert first.nats != other.nats  # the models do differ
+    needle, spans = outcome(both)["one"]
+    assert [(cell.length, cell.depth) for cell in needle] == [
+        (64, 0.0), (64, 1.0), (128, 0.0), (128, 1.0),
+    ]  # fmt: skip
+    assert [cell.length for cell in spans] == [64, 128]
+    assert {cell.bytes for cell in both.of(PerplexityCell)} == {spans[0].bytes}
+    tokens = (2 * SMALL["samples"] + SMALL["windows"]) * (64 + 128)
+    assert [model.tokens for model in both.models] == [tokens] * 2
+
+
+def test_the_json_is_enough_to_repeat_it(two_models: list[str], tmp_path: Path) -> None:
+    evaluate(two_models[:1], out=tmp_path / "a", seed=3, **SMALL)
+    first = json.loads((tmp_path / "a" / "eval.json").read_text())
+    said = first["settings"]
+    evaluate(
+        [model["path"] for model in first["models"]],
+        suites=said["suites"],
+        lengths=said["lengths"],
+        depths=said["depths"],
+        samples=said["samples"],
+        windows=said["windows"],
+        needle=NeedleTemplate(**said["template"]),
+        seed=said["seed"],
+        dtype=said["dtype"],
+        device=said["device"],
+        out=tmp_path / "b",
+        plots=False,
+    )
+    again = json.loads((tmp_path / "b" / "eval.json").read_text())
+    for name in ("settings", "versions", "needle", "perplexity"):
+        assert first[name] == again[name]
+
+
+def test_several_seeds_are_the_prompts_of_each(two_models: list[str], tmp_path: Path) -> None:
+    asked = {**SMALL, "suites": ["needle"], "lengths": [128]}
+    three = evaluate(two_models[:1], out=tmp_path / "all", seed=5, seeds=3, **asked)
+    alone = [evaluate(two_models[:1], out=tmp_path, seed=seed, **asked) for seed in (5, 6, 7)]
+    assert three.settings["seeds"] == [5, 6, 7]
+    for index, cell in enumerate(three.of(NeedleCell)):
+        each = [report.of(NeedleCell)[index] for report in alone]
+        assert cell.seeds == (5, 6, 7)
+        assert cell.share == tuple(value for one in each for value in one.share)
+        assert cell.exact == tuple(value for one in each for value in one.exact)
+        assert seed_of_each(len(cell.share), cell.seeds) == [5, 5, 6, 6, 7, 7]
+    assert three.models[0].tokens == sum(report.models[0].tokens for report in alone)
+    written = json.loads((tmp_path / "all" / "eval.json").read_text())["needle"]
+    by_seed = written["by_length"][0]["by_seed"]
+    assert [entry["seed"] for entry in by_seed] == [5, 6, 7]
+    assert np.mean([entry["share"] for entry in by_seed]) == pytest.approx(
+        written["by_length"][0]["share"][0], abs=1e-5
+    )
+
+
+def test_a_text_of_ones_own(two_models: list[str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        text = "".join(generated_text(60, seed=ord(name)))
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    report = evaluate(
+        two_models[:1], haystack=tmp_path / "a.txt", text=tmp_path / "b.txt", out=tmp_path, **SMALL
+    )
+    said = report.settings
+    assert said["haystack"]["origin"] == "a.txt"
+    assert said["text"]["origin"] == "b.txt"
+    own = evaluate(two_models[:1], out=tmp_path, **SMALL)
+    assert own.of(PerplexityCell) != report.of(PerplexityCell)
+    with pytest.raises(LongRecipeError, match="longest context; name a longer text"):
+        evaluate(
+            two_models[:1],
+            suites=["ppl"],
+            lengths=[64, 65536],
+            text=tmp_path / "b.txt",
+            out=tmp_path / "none",
+            plots=False,
+        )
+    assert not (tmp_path / "none").exists()
+
+
+def holdout_of(folder: Path, tokenizer: Tokenizer, window: int, fingerprint: str | None) -> None:
+    """A dataset of two holdout rows, each a whole window with its start-of-text token."""
+    ids = tokenizer.encode(["".join(generated_text(60, seed=4))])[0]
+    path = folder / "holdout" / "test-00000-of-00001.parquet"
+    with writing_shard(path) as writer:
+        for index in range(2):
+            part = ids[index * (window - 1) : (index + 1) * (window - 1)]
+            row = np.concatenate([[tokenizer.bos_id], part]).astype(np.int32)
+            whole = np.array([window], np.int32)
+            writer.write(
+                Row(
+                    input_ids=row,
+                    position_ids=np.arange(window, dtype=np.int32),
+                    seq_lengths=whole,
+                    impact_mask=np.zeros(window, bool),
+                    loss_mask=np.ones(window, bool),
+                    segment_starts=np.zeros(1, np.int32),
+                    segment_lengths=whole,
+                    doc_ids=["d"],
+                    doc_offsets=np.array([index * (window - 1)], np.int64),
+                    doc_lengths=whole - 1,
+                    sample_id=f"s{index}",
+                    source="s",
+                    kind="holdout",
+                    window_tokens=window,
+                    target_len=window,
+                )
+            )
+    content = writer.content.hexdigest()
+    name = path.relative_to(folder).as_posix()
+    size, sha = path.stat().st_size, file_sha256(path)
+    entry = FileEntry(name, "holdout", writer.rows, writer.tokens, size, sha, content)
+    known = TokenizerEntry(
+        tokenizer.name,
+        fingerprint or tokenizer.fingerprint,
+        tokenizer.probe_fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.eot_id,
+        tokenizer.bos_id,
+    )
+    write_manifest(folder, Manifest(window, 48, 0, {}, known, [], [entry], Ledger()))
+
+
+def test_perplexity_of_holdout_rows(two_models: list[str], tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(two_models[0])
+    holdout_of(tmp_path / "shards", tokenizer, 160, None)
+    report = evaluate(
+        two_models[:1],
+        suites=["ppl"],
+        lengths=[80, 160],
+        shards=tmp_path / "shards",
+        out=tmp_path,
+        plots=False,
+    )
+    whole = report.of(PerplexityCell)[1]
+    assert whole.length == 160
+    assert len(whole.nats) == 2  # one window of the full length a row
+
+    ids = tokenizer.encode(["".join(generated_text(60, seed=4))])[0]
+    row = torch.tensor([[tokenizer.bos_id, *ids[:159].tolist()]])
+    labels = row.clone()
+    labels[:, :-40] = -100
+    model = AutoModelForCausalLM.from_pretrained(two_models[0])
+    with torch.no_grad():
+        assert whole.nats[0] == pytest.approx(40 * float(model(row, labels=labels).loss), rel=1e-5)
+
+
+def test_shards_of_another_tokenizer_are_refused(two_models: list[str], tmp_path: Path) -> None:
+    holdout_of(tmp_path / "shards", Tokenizer.load(two_models[0]), 160, "0" * 64)
+    with pytest.raises(LongRecipeError, match="another tokenizer"):
+        evaluate(two_models, suites=["ppl"], lengths=[80], shards=tmp_path / "shards", out=tmp_path)
+
+
+def test_a_model_beyond_its_window_is_measured_all_the_same(
+    two_models: list[str], tmp_path: Path
+) -> None:
+    report = evaluate(two_models[:1], out=tmp_path, **{**SMALL, "suites": ["needle"]})
+    assert report.models[0].window == 64
+    assert {cell.length for cell in report.of(NeedleCell)} == {64, 128}
+    assert report.of(PerplexityCell) == []
+
+
+def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:
+    from lrtrain.rope import extended_theta
+
+    folder = make_model("rope", 0)
+    plain = load_model(ModelSpec("m", folder), dtype="float32", device="cpu")
+    assert (plain.theta, plain.window) == (10_000.0, 64)
+    (spec,) = parse_models([f"{folder}@target=512"])
+    auto = load_model(spec, dtype="float32", device="cpu")
+    assert auto.theta == pytest.approx(extended_theta(10_000.0, 64, 512, 8))
+    assert auto.window == 512
+    (spec,) = parse_models([f"{folder}@theta=8e6"])
+    given = load_model(spec, dtype="float32", device="cpu")
+    assert (given.theta, given.window) == (8e6, 64)
+    for loaded, theta in ((auto, auto.theta), (given, 8e6)):
+        expected = theta ** (-np.arange(0, 8, 2) / 8)
+        found = loaded.model.model.rotary_emb.inv_freq
+        assert found.numpy() == pytest.approx(expected, rel=1e-5)
+        for one, other in zip(loaded.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"suites": ["nedle"]}, "unknown suite nedle"),
+        ({"lengths": []}, "context lengths"),
+        ({"lengths": [1]}, "context lengths"),
+        ({"depths": [0.5, 50.0]}, "must lie between 0"),
+        ({"samples": 0}, "0 samples"),
+        ({"seeds": 0}, "0 samples, windows or seeds"),
+        ({"prompt": "instruct"}, "unknown prompt instruct"),
+        ({"base": "other"}, "--base other is none of the models"),
+        ({"dtype": "int8"}, "unknown dtype int8"),
+        ({"device": "abacus"}, "unknown device abacus"),
+        ({"lengths": [16]}, "has no room"),
+        ({"haystack": Path("nowhere.txt")}, "nowhere.txt"),
+        ({"text": Path("a"), "shards": Path("b")}, "name one of them"),
+        ({"models": []}, "no model"),
+        ({"models": ["nowhere/at/all"]}, "nowhere/at/all"),
+        ({"models": ["a=x", "a=y"]}, "two models are called a"),
+    ],
+)
+def test_a_request_that_cannot_work_is_one_line(
+    two_models: list[str], tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    asked = {"models": two_models[:1], **SMALL, **changed}
+    with pytest.raises(LongRecipeError) as problem:
+        evaluate(asked.pop("models"), out=tmp_path / "out", **asked)
+    assert message in str(problem.value)
+    assert "\n" not in str(problem.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_and_tokenizer_must_be_complete(
+    make_model: Callable[..., str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(make_model("broken", 0))
+    weights = load_file(folder / "model.safetensors")
+    lost = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LongRecipeError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj"):
+        evaluate([str(folder)], out=tmp_path / "out", **SMALL)
+    weights["model.layers.1.mlp.up_proj.weight"] = lost
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()  # pickled weights are never read
+    with pytest.raises(LongRecipeError, match="cannot be loaded"):
+        evaluate([str(folder)], out=tmp_path / "out", **SMALL)
+    small = make_model("small", 0, vocab_size=500)
+    with pytest.raises(LongRecipeError, match="500 embeddings"):
+        evaluate([small], out=tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
