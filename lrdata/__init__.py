@@ -9,7 +9,6 @@
 What is here is what the commands are made of, and stays; other modules may change.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lrdata.public import late
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from lrdata.shards import Shards as Shards
     from lrdata.shards import open_dataset as open_dataset
     from lrdata.verifying import verify as verify
-
-__version__ = version("longrecipe")
 
 __getattr__, __dir__ = late(
     __name__,

@@ -8,7 +8,6 @@
 What is here is what the commands are made of, and stays; other modules may change.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from lrdata.public import late
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from lrtrain.scoring import ScoreRecipe as ScoreRecipe
     from lrtrain.scoring import score as score
     from lrtrain.stages import run as run
-
-__version__ = version("longrecipe")
 
 __getattr__, __dir__ = late(
     __name__,
