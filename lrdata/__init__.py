@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lrdata.lexicon import make_lexicon as make_lexicon
     from lrdata.manifest import Manifest as Manifest
     from lrdata.plan import make_plan as make_plan
+    from lrdata.rebuilding import Rebuilt as Rebuilt
+    from lrdata.rebuilding import rebuild as rebuild
     from lrdata.recipe import BuildRecipe as BuildRecipe
     from lrdata.retargeting import retarget as retarget
     from lrdata.scores import open_scores as open_scores
@@ -35,6 +37,7 @@ __getattr__, __dir__ = late(
         "lexicon": ("make_lexicon",),
         "manifest": ("Manifest",),
         "plan": ("make_plan",),
+        "rebuilding": ("Rebuilt", "rebuild"),
         "recipe": ("BuildRecipe",),
         "retargeting": ("retarget",),
         "scores": ("open_scores",),

@@ -31,7 +31,7 @@ from lrdata.manifest import (
     read_manifest,
 )
 from lrdata.progress import Meter, progress
-from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe
+from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
 from lrdata.replay import build_replay
 from lrdata.shards import KINDS, LSD_FIELD
 from lrdata.staging import Staging, refuse_other, remove_build
@@ -87,11 +87,12 @@ class Sources:
 
 def build(
     recipe: BuildRecipe,
-    out: Path,
+    out: Path | str,
     *,
     workers: int | None = None,
     engine: str = "local",
     overwrite: bool = False,
+    like: Manifest | None = None,
     timing: Timing | None = None,
 ) -> Manifest:
     """Build the dataset that `recipe` describes in the folder `out` and return its manifest.
@@ -101,12 +102,13 @@ def build(
             are processes: a script that builds needs `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`.
+        like: refuse corpus files, a tokenizer or scores that are not those of this manifest.
         timing: takes what the build took.
     Raises:
         LongRecipeError: for anything a person can mend; `out` then holds no half-written dataset.
     """
     began = time.perf_counter()
-    timing = timing or Timing()
+    out, timing = Path(out), timing or Timing()
     workers = workers or os.cpu_count() or 1
     units_engine = open_engine(engine)
     if overwrite:
@@ -114,6 +116,8 @@ def build(
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
         sources = Sources.open(recipe, crew, workers, timing)
+        if like is not None:
+            _refuse_unlike(sources, like)
         finished = _finished(out, sources.identity(recipe))
         if finished is not None:
             return finished
@@ -273,6 +277,19 @@ def _shortened(digest: str) -> str:
 def _identity_of(manifest: Manifest) -> dict[str, Any]:
     sources, impact = manifest.sources, manifest.impact_sha256
     return _identity(manifest.recipe, manifest.tokenizer, sources, impact)
+
+
+def _refuse_unlike(sources: Sources, like: Manifest) -> None:
+    """Raise LongRecipeError, which names the first difference, unless both are of the same texts,
+    tokens and scores. Their names are their own."""
+    here = _identity({}, sources.tokenizer, sources.entries, sources.impact)
+    there = _identity({}, like.tokenizer, like.sources, like.impact_sha256)
+    found = differences(here, there)
+    if found:
+        raise LongRecipeError(
+            f"this is not what the dataset was built from ({found[0]}); name the same files, "
+            "tokenizer and scores"
+        )
 
 
 def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:

@@ -1,11 +1,13 @@
 """The `lrdata` command: options and help; the work is elsewhere."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lrdata.cli_json import json_option, print_json
 from lrdata.cli_look import inspect
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.cli_scores import lexicon, survival
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: lrdata build corpus/ --tokenizer MODEL --target-len 128k --out shards/",
 )
+@click.version_option(package_name="longrecipe", message="%(package)s %(version)s")
 def main() -> None:
     """Turn a text corpus into a shareable dataset of compressed long-context training rows.
 
@@ -54,6 +57,7 @@ def main() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what to expect, as `lrdata plan` does.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier build in OUT first.")
+@json_option
 def build(
     out: Path,
     workers: int | None,
@@ -62,6 +66,7 @@ def build(
     profile: Path | None,
     dry_run: bool,
     overwrite: bool,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Build a dataset of training rows from CORPORA: files, folders or globs.
@@ -78,7 +83,7 @@ def build(
     """
     recipe = recipe_of(options)
     if dry_run:
-        _show_plan(recipe, workers, out)
+        _show_plan(recipe, workers, out, as_json)
         return
     from lrdata.engines import open_engine
 
@@ -96,10 +101,14 @@ def build(
     )
     if profile is not None:
         _write_profile(profile, timing, manifest)
-    for line in describe(manifest):
-        click.echo(line)
+    if as_json:
+        print_json(asdict(manifest))
+    else:
+        for line in describe(manifest):
+            click.echo(line)
     refuse_bad(manifest, max_bad, out)
-    click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+    if not as_json:
+        click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
 
 
 def _write_profile(file: Path, timing: "Timing", manifest: "Manifest") -> None:
@@ -118,36 +127,44 @@ def _write_profile(file: Path, timing: "Timing", manifest: "Manifest") -> None:
 @recipe_options
 @click.option("--out", type=click.Path(path_type=Path), help="A folder where a build has begun.")
 @click.option("--workers", type=click.IntRange(1), help="Units at a time.  [default: one a core]")
-def plan(out: Path | None, workers: int | None, **options: Any) -> None:
+@json_option
+def plan(out: Path | None, workers: int | None, as_json: bool, **options: Any) -> None:
     """Say what `lrdata build` with the same options would make, and how long it would take.
 
     The corpus is listed, and a few megabytes of it are built to measure tokens, rejected records
     and speed; nothing is written.
     """
-    _show_plan(recipe_of(options), workers, out)
+    _show_plan(recipe_of(options), workers, out, as_json)
 
 
-def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None) -> None:
+def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None, as_json: bool) -> None:
     from rich.console import Console
 
     from lrdata.plan import make_plan, plan_table
 
-    Console().print(plan_table(make_plan(recipe, workers=workers, out=out)))
+    made = make_plan(recipe, workers=workers, out=out)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        Console().print(plan_table(made))
 
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Also hash the decoded columns.")
-def verify(folder: Path, deep: bool) -> None:
+@json_option
+def verify(folder: Path, deep: bool, as_json: bool) -> None:
     """Check a dataset: schema, ranges, sums, checksums, accounting."""
     from lrdata.verifying import verify as problems_of
 
     problems = problems_of(folder, deep=deep)
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        print_json({"folder": str(folder), "problems": problems})
+    else:
+        for problem in problems or [f"{folder} is whole"]:
+            click.echo(problem)
     if problems:
         raise LongRecipeError(f"{folder} has {len(problems)} problems; build or pull it again")
-    click.echo(f"{folder} is whole")
 
 
 @main.command()
@@ -178,6 +195,49 @@ def retarget(folder: Path, target_len: int, out: Path | None) -> None:
     manifest = write_retargeted(folder, target_len, made)
     rows = sum(entry.rows for entry in manifest.files if entry.kind == "extend")
     click.echo(f"{made} is complete: {rows:,} rows whose positions span {target_len:,} tokens")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("corpora", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new folder.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default=True,
+    help="The folder that holds what the recipe names.",
+)
+@click.option("--tokenizer", help="Where it is, if not there.")
+@click.option("--replay", multiple=True, help="Where replay corpora are, if not there.")
+@click.option("--impact", metavar="KIND:PATH", help="Where a lexicon or scores are, if not there.")
+@click.option("--workers", type=click.IntRange(1), help="Units at a time.  [default: one a core]")
+def rebuild(folder: Path, out: Path, **options: Any) -> None:
+    """Build the dataset of FOLDER again, from its manifest alone, and compare to the byte.
+
+    CORPORA are the files or folders that it was built from, if they are not under --root by the
+    names that the manifest has. Each must have the sha256 that the manifest says.
+
+    \b
+    Example:
+      lrdata rebuild shards books/ --tokenizer ./llama3-8b --out again
+    """
+    from lrdata.rebuilding import rebuild as build_again
+
+    rebuilt = build_again(folder, out, **options)
+    files = len(rebuilt.same) + len(rebuilt.same_content) + len(rebuilt.other)
+    click.echo(f"{len(rebuilt.same):,} of {files:,} files are the same, byte for byte")
+    if rebuilt.same_content:
+        click.echo(f"{len(rebuilt.same_content):,} hold the same rows in other bytes")
+    for difference in rebuilt.versions:
+        click.echo(f"version of {difference}")
+    if not rebuilt.equal:
+        first = (rebuilt.other or rebuilt.same_content)[0]
+        raise LongRecipeError(
+            f"{out} is not {folder} to the byte: {first} is the first file that differs"
+            + ("; install the versions of its manifest" if rebuilt.versions else "")
+        )
+    click.echo(f"{out} is {folder}, built again")
 
 
 for command in (inspect, lexicon, survival):

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from lrdata.cli_config import config_option
 from lrdata.recipe import BuildRecipe
 from lrdata.sizes import Count, Share, parse_count, parse_share
 
@@ -113,8 +114,10 @@ _RECIPE = (
         help="Which library encodes; the ids are the same.",
     ),
     click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--unit-bytes", type=Count(), default=0, hidden=True),  # for recipes of tests
+    config_option,
 )
-"""What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe."""
+"""What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe, and --config."""
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:

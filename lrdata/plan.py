@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -90,10 +91,35 @@ class Plan:
         return self.sample.shard_bytes / rows if rows else 1.35 * self.recipe.train_len
 
     @property
+    def out_bytes(self) -> int:
+        """The dataset on the disk."""
+        return round(self.total_rows * self.row_bytes)
+
+    @property
     def seconds(self) -> float:
         left = self.text_bytes * (1 - self.finished / len(self.units))
         each = self.sample.seconds / max(self.sample.bytes_read, 1)
         return self.start_seconds + each * left / min(self.workers, len(self.units))
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures of the table; all but files and units are estimates."""
+        ledger = self.sample.ledger
+        return {
+            "files": len(self.files),
+            "units": len(self.units),
+            "finished_units": self.finished,
+            "file_bytes": sum(file.size for file in self.files),
+            "text_bytes": self.text_bytes,
+            "tokens": self.tokens,
+            "rows": self.total_rows,
+            "train_len": self.recipe.train_len,
+            "target_len": self.recipe.target_len,
+            "out_bytes": self.out_bytes,
+            "sampled_records": ledger.records_read + ledger.records_filtered,
+            "sampled_rejected": ledger.records_quarantined,
+            "seconds": self.seconds,
+            "workers": self.workers,
+        }
 
 
 def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | None = None) -> Plan:
@@ -158,7 +184,7 @@ def plan_table(plan: Plan) -> RenderableType:
         f"about {plan.total_rows:,} of {recipe.train_len:,} tokens, "
         f"for windows of {recipe.target_len:,}",
     )
-    facts.add_row("on disk", f"about {format_bytes(round(plan.total_rows * plan.row_bytes))}")
+    facts.add_row("on disk", f"about {format_bytes(plan.out_bytes)}")
     records = ledger.records_read + ledger.records_filtered
     rejected = ledger.records_quarantined / max(records, 1)
     facts.add_row(

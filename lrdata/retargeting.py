@@ -118,7 +118,7 @@ def default_out(folder: Path, target_len: int) -> Path:
     return named.with_name(f"{named.name}-{size}")
 
 
-def retarget(folder: Path, target_len: int, out: Path) -> Manifest:
+def retarget(folder: Path | str, target_len: int, out: Path | str) -> Manifest:
     """Write the dataset `folder` with positions that span `target_len` into the new folder `out`.
 
     Equal datasets give equal bytes, and the way back to the window of the build gives the dataset
@@ -128,6 +128,7 @@ def retarget(folder: Path, target_len: int, out: Path) -> Manifest:
         LongRecipeError: the dataset cannot be retargeted so, a file of it is damaged, or `out`
             exists and is not empty. Nothing of it is then left in `out`.
     """
+    folder, out = Path(folder), Path(out)
     shards = Shards(folder, open_dataset(folder).manifest, cached_groups=1)
     positioner = Positioner.of(shards)
     _refuse_target(shards, target_len)

@@ -28,7 +28,7 @@ _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 _READ_BYTES = 8 * 1024**2
 
 
-def verify(folder: Path, deep: bool = False) -> list[str]:
+def verify(folder: Path | str, deep: bool = False) -> list[str]:
     """Everything that is wrong with a built dataset, a line each; an empty list is a good dataset.
 
     `deep` also recomputes each file's content hash from the decoded columns. Nothing is raised for

@@ -16,6 +16,7 @@ from lrtrain.cli_score import score
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: lrtrain run shards/ --model MODEL --out runs/first",
 )
+@click.version_option(package_name="longrecipe", message="%(package)s %(version)s")
 def main() -> None:
     """Train a model for a longer window on shards made by `lrdata build`, and see that it works.
 

@@ -1,10 +1,13 @@
 """`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lrdata.cli_config import config_option
+from lrdata.cli_json import json_option, print_json
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
@@ -197,6 +200,7 @@ def memory_options(command: Any) -> Any:
 @click.option("--compile", is_flag=True, help="Fuse kernels of MLPs and norms: torch.compile.")
 @click.option("--tensorboard", is_flag=True, help="Write to OUT/tensorboard too.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@config_option
 def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> None:
     """Extend MODEL on SHARDS, anneal on their replay rows, merge with the original.
 
@@ -236,12 +240,14 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
 @memory_options
 @click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="cpu: plan for no GPU.")
+@json_option
 def plan(
     shards: Path,
     model: str,
     gpu_memory: int | None,
     host_memory: int | None,
     gpu: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Say what `lrtrain run` would take, before paying: memory on the card, time a step.
@@ -260,7 +266,10 @@ def plan(
     found = make_plan(
         shards, model, recipe, memory=gpu_memory, host_memory=host_memory, device_name=gpu
     )
-    print_plan(found)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_plan(found)
 
 
 @click.command()
@@ -273,7 +282,8 @@ def plan(
 @memory_options
 @click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
-def doctor(shards: Path, model: str, **options: Any) -> None:
+@json_option
+def doctor(shards: Path, model: str, as_json: bool, **options: Any) -> None:
     """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
 
     Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
@@ -283,10 +293,15 @@ def doctor(shards: Path, model: str, **options: Any) -> None:
     from lrtrain.doctor import examine
     from lrtrain.recipe import TrainRecipe
 
-    failed = 0
+    findings = []
     for finding in examine(shards, model, TrainRecipe(**options)):
-        click.echo(str(finding))
-        failed += not finding.ok
+        findings.append(finding)
+        if not as_json:
+            click.echo(str(finding))
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    failed = sum(not finding.ok for finding in findings)
     if failed:
         raise LongRecipeError(f"{failed} of the checks failed; each line says what to do")
-    click.echo(f"train with: lrtrain run {shards} --model {model} --out RUN")
+    if not as_json:
+        click.echo(f"train with: lrtrain run {shards} --model {model} --out RUN")

@@ -9,7 +9,7 @@ of the device's peak.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,25 @@ class Plan:
     def seconds(self) -> float | None:
         """Of a step, at ASSUMED_MFU."""
         return None if self.peak is None else self.flops / (self.peak * ASSUMED_MFU)
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures of the table. Bytes; seconds of a step, where the device is known."""
+        return {
+            **asdict(self),
+            "ways": [self._way(way) for way in self.ways],
+            "full_length": self._way(self.full_length),
+            "step_seconds": self.seconds,
+        }
+
+    def _way(self, way: Way) -> dict[str, Any]:
+        memory = {**asdict(way.memory), "total": way.memory.total}
+        return {
+            "name": way.name,
+            "tokens": way.tokens,
+            "memory": memory,
+            "fits": self.fits(way),
+            "recipe": way.recipe.as_json(),
+        }
 
 
 def make_plan(

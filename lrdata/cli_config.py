@@ -1,0 +1,89 @@
+"""`--config FILE`: options from a file, as if they were written on the command line.
+
+    corpora: [books/, web/*.jsonl.zst]      # YAML or JSON; names of options, with - or _
+    tokenizer: ./llama3-8b
+    target-len: 128k
+
+What is written on the command line comes first. A dataset's manifest.json and a run's recipe.json
+are such files too: the same options again. Paths count from where the command runs.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lrdata.errors import LongRecipeError
+
+_OTHER_NAMES = {"weights": "weight", "licences": "licence", "license": "licence"}
+"""What recipes call options that the command line repeats."""
+
+
+def config_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--config` to a command."""
+    option = click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,  # before the options it stands for
+        expose_value=False,
+        callback=_use,
+        help="Options from a YAML or JSON file, by their names; also from a manifest.json or "
+        "recipe.json. Those on the command line come first.",
+    )
+    return option(command)
+
+
+def _use(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        context.default_map = defaults_of(read_options(path), context.command.params, path)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """What a file says of options: name -> value as YAML has it. Raises LongRecipeError."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        where = " ".join(str(problem).split())
+        raise LongRecipeError(f"{path} is not YAML or JSON ({where})") from None
+    if isinstance(raw, dict) and isinstance(raw.get("recipe"), dict):  # a manifest
+        raw = dict(raw["recipe"])
+        raw["target_len"] = raw.pop("retargeted_from", raw.get("target_len"))
+    if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
+        raise LongRecipeError(f"{path} does not hold options; write lines like target-len: 128k")
+    if isinstance(raw.get("shards"), list):  # a run's recipe.json: hashes, no folder
+        del raw["shards"]
+    return raw
+
+
+def defaults_of(
+    given: Mapping[str, Any], parameters: list[click.Parameter], path: Path
+) -> dict[str, Any]:
+    """Values for the parameters of a command, as click takes them from a command line."""
+    known = {str(parameter.name): parameter for parameter in parameters}
+    found = {}
+    for written, value in given.items():
+        name = written.replace("-", "_")
+        name = _OTHER_NAMES.get(name, name)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise LongRecipeError(f"{path}: this command has no option {written!r}{hint}")
+        if value is not None:
+            found[name] = _as_written(value, known[name])
+    return found
+
+
+def _as_written(value: Any, parameter: click.Parameter) -> Any:
+    several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    if isinstance(value, Mapping):
+        value = [f"{key}={item}" for key, item in value.items()]
+    if isinstance(value, list):
+        words = [str(item) for item in value]
+        return words if several else ",".join(words)
+    if isinstance(value, bool):
+        return value
+    return [str(value)] if several else str(value)

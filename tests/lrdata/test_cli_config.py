@@ -1,0 +1,161 @@
+"""`--config` equals the flags, and what a manifest stores is such a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrdata.building import build
+from lrdata.cli import main
+from lrdata.cli_config import defaults_of
+from lrdata.cli_recipe import recipe_of, recipe_options
+from lrdata.errors import LongRecipeError
+from lrdata.recipe import BuildRecipe
+from tests.lrdata.test_building import content, some_texts, write_jsonl
+
+TEXTS = st.text(
+    st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="="), min_size=1
+).filter(lambda text: not text.startswith("-"))
+OPTIONS: dict[str, Any] = {
+    "target_len": st.integers(1024, 1 << 20),
+    "train_len": st.integers(16, 1023),
+    "positions": st.sampled_from(["longrecipe", "pose", "randpos"]),
+    "segment_tokens": st.integers(1, 500),
+    "impact": st.sampled_from(["digits", "random", "returns:100"]),
+    "select": st.sampled_from(["draw", "top"]),
+    "join": st.sampled_from(["attend", "mask"]),
+    "evidence": st.integers(0, 1000),
+    "replay": st.lists(TEXTS, max_size=2),
+    "replay_ratio": st.floats(0.01, 1),
+    "holdout": st.floats(0, 0.99),
+    "max_rows": st.none() | st.integers(1, 10**6),
+    "min_doc_tokens": st.integers(0, 100),
+    "weights": st.dictionaries(TEXTS, st.floats(0, 9), max_size=2),
+    "licences": st.dictionaries(TEXTS, TEXTS, max_size=2),
+    "text_field": TEXTS,
+    "eot": st.none() | TEXTS,
+    "seed": st.integers(0, 10**9),
+    "unit_bytes": st.integers(0, 10**9),
+}
+
+
+@click.command()
+@recipe_options
+@click.pass_context
+def only_recipe(context: click.Context, **options: Any) -> None:
+    context.obj.append(recipe_of(options))
+
+
+def recipe_from(*words: str) -> BuildRecipe:
+    got: list[BuildRecipe] = []
+    done = CliRunner().invoke(only_recipe, list(words), obj=got)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return got[0]
+
+
+@given(
+    corpora=st.lists(TEXTS, min_size=1, max_size=3),
+    tokenizer=TEXTS,
+    more=st.fixed_dictionaries(OPTIONS),
+)
+def test_every_recipe_in_a_manifest_is_a_config(
+    tmp_path_factory: pytest.TempPathFactory, corpora: list[str], tokenizer: str, more: Any
+) -> None:
+    more["replay"] = tuple(more["replay"])
+    recipe = BuildRecipe(corpora=tuple(corpora), tokenizer=tokenizer, **more)
+    path = tmp_path_factory.mktemp("config") / "manifest.json"
+    stored = {
+        **recipe.portable(),  # its paths without folders; here as they were given
+        "corpora": list(corpora),
+        "replay": list(recipe.replay),
+        "tokenizer": tokenizer,
+    }
+    path.write_text(json.dumps({"format": "longrecipe", "recipe": stored}), encoding="utf-8")
+    assert recipe_from("--config", str(path)) == recipe
+
+
+def test_flags_come_first_and_a_retargeted_window_is_the_builds(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "corpora: [a, b]\ntokenizer: t\ntarget-len: 128k\nreplay-ratio: 20%\n"
+        "replay: chat.jsonl\nchat_template: false\nlicense: {a: mit}\n"
+    )
+    recipe = recipe_from("--config", str(path))
+    assert recipe.corpora == ("a", "b")
+    assert recipe.target_len == 131072
+    assert recipe.replay_ratio == 0.2
+    assert recipe.replay == ("chat.jsonl",)
+    assert recipe.licences == {"a": "mit"}
+    recipe = recipe_from("c", "--target-len", "64k", "--config", str(path), "--seed", "3")
+    assert (recipe.corpora, recipe.target_len, recipe.seed) == (("c",), 65536, 3)
+    path.write_text(
+        '{"recipe": {"corpora": ["a"], "tokenizer": "t", "target_len": 9000, '
+        '"retargeted_from": 2048, "train_len": 512}}'
+    )
+    assert recipe_from("--config", str(path)).target_len == 2048
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("target_lem: 128k", "did you mean target-len?"),
+        ("- a\n- b", "does not hold options"),
+        ("3: 4", "does not hold options"),
+        ("a: [1", "is not YAML or JSON"),
+        ("a: !!python/object/apply:os.system ['true']", "is not YAML or JSON"),
+        ("colour: red", "no option 'colour'"),
+    ],
+)
+def test_what_is_no_config_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    done = CliRunner().invoke(main, ["build", "--config", str(path)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_value_is_read_as_the_option_would_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("tokenizer: t\ntarget-len: long\ncorpora: a\nout: o\n")
+    done = CliRunner().invoke(main, ["build", "--config", str(path)])
+    assert done.exit_code == 2
+    assert "'long' is not a size" in done.stderr
+
+
+def test_lists_of_single_options_are_joined_by_commas() -> None:
+    option = click.Option(["--offload"])
+    assert defaults_of({"offload": ["optimizer", "activations"]}, [option], Path("r")) == {
+        "offload": "optimizer,activations"
+    }
+    with pytest.raises(LongRecipeError, match="no option 'x'"):
+        defaults_of({"x": 1}, [option], Path("r"))
+
+
+def test_a_build_from_its_own_manifest_is_the_build(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    corpus = write_jsonl(tmp_path / "a.jsonl", some_texts(30))
+    recipe = BuildRecipe((str(corpus),), str(tiny_tokenizer), 512, seed=4, holdout=0.1)
+    build(recipe, tmp_path / "one", workers=1)
+    stored = json.loads((tmp_path / "one" / "manifest.json").read_text())["recipe"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    for config in ("one/manifest.json", "recipe.yaml"):
+        out = tmp_path / f"two-{config[0]}"
+        done = run(
+            *("build", corpus, "--config", tmp_path / config, "--tokenizer", tiny_tokenizer),
+            *("--out", out, "--workers", 1),
+        )
+        assert done.exit_code == 0, done.output
+        assert content(out) == content(tmp_path / "one")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])

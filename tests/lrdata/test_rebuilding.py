@@ -1,0 +1,130 @@
+"""A dataset from its manifest and the sources it names: the same bytes, or the reason why not."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lrdata.building import build
+from lrdata.cli import main
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import read_manifest
+from lrdata.rebuilding import compare, rebuild
+from lrdata.recipe import BuildRecipe
+from lrdata.retargeting import retarget
+from tests.lrdata.test_building import content, some_texts, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A folder with a corpus, a tokenizer and a dataset built from them elsewhere."""
+    root = tmp_path_factory.mktemp("data")
+    write_jsonl(root / "books" / "a.jsonl", some_texts(30, 1))
+    write_jsonl(root / "books" / "b.jsonl", some_texts(30, 2))
+    write_jsonl(root / "chat.jsonl", some_texts(50, 3, longest=3))
+    shutil.copytree(tiny_tokenizer, root / "tiny")
+    recipe = BuildRecipe(
+        (str(root / "books"),),
+        str(root / "tiny"),
+        512,
+        seed=7,
+        holdout=0.1,
+        replay=(str(root / "chat.jsonl"),),
+        licences={"books": "mit"},
+        unit_bytes=20_000,
+    )
+    build(recipe, root / "shards", workers=1)
+    return root
+
+
+@pytest.fixture
+def moved(data: Path, tmp_path: Path) -> Path:
+    """The same texts and the manifest alone, on another machine."""
+    shutil.copytree(data / "books", tmp_path / "books")
+    shutil.copy(data / "chat.jsonl", tmp_path)
+    shutil.copytree(data / "tiny", tmp_path / "tiny")
+    (tmp_path / "published").mkdir()
+    shutil.copy(data / "shards" / "manifest.json", tmp_path / "published")
+    return tmp_path
+
+
+def test_the_same_bytes(data: Path, moved: Path) -> None:
+    rebuilt = rebuild(moved / "published", moved / "again", root=moved, workers=1)
+    assert rebuilt.equal
+    assert len(rebuilt.same) == len(read_manifest(data / "shards").files) >= 5
+    assert content(moved / "again") == content(data / "shards")
+
+
+def test_sources_elsewhere(data: Path, moved: Path) -> None:
+    (moved / "x").mkdir()
+    for name in ("books", "chat.jsonl", "tiny"):
+        (moved / name).rename(moved / "x" / name)
+    done = CliRunner().invoke(
+        main,
+        [
+            *("rebuild", str(moved / "published"), str(moved / "x" / "books")),
+            *("--replay", str(moved / "x" / "chat.jsonl")),
+            *("--tokenizer", str(moved / "x" / "tiny"), "--out", str(moved / "again")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert "files are the same, byte for byte" in done.stdout
+    assert content(moved / "again") == content(data / "shards")
+
+
+def test_a_retargeted_dataset(data: Path, moved: Path) -> None:
+    retarget(data / "shards", 1024, moved / "wide")
+    rebuilt = rebuild(moved / "wide", moved / "again", root=moved, workers=1)
+    assert rebuilt.equal
+    assert content(moved / "again") == content(moved / "wide")
+
+
+@pytest.mark.parametrize("spoiled", ["books/a.jsonl", "tiny/tokenizer.json", "chat.jsonl"])
+def test_another_source_is_refused_by_name_before_it_is_built(moved: Path, spoiled: str) -> None:
+    path = moved / spoiled
+    text = path.read_text(encoding="utf-8")
+    if spoiled.startswith("tiny"):
+        raw = json.loads(text)
+        raw["model"]["merges"] = raw["model"]["merges"][:-20]
+        path.write_text(json.dumps(raw), encoding="utf-8")
+    else:
+        path.write_text(text.replace("e", "a", 1), encoding="utf-8")
+    with pytest.raises(LongRecipeError, match="not what the dataset was built from") as found:
+        rebuild(moved / "published", moved / "again", root=moved, workers=1)
+    name = "tokenizer" if spoiled.startswith("tiny") else spoiled
+    assert name in str(found.value)
+    assert not list(moved.glob("again/*"))
+
+
+def test_a_missing_source_is_one_line(moved: Path) -> None:
+    shutil.rmtree(moved / "books")
+    with pytest.raises(LongRecipeError, match="books does not exist"):
+        rebuild(moved / "published", moved / "again", root=moved)
+
+
+def test_a_recipe_of_another_version(moved: Path) -> None:
+    path = moved / "published" / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["recipe"]["flavour"] = "sweet"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(LongRecipeError, match="'flavour', which this version does not know"):
+        rebuild(moved / "published", moved / "again", root=moved)
+
+
+def test_what_differs_is_named(data: Path) -> None:
+    there = read_manifest(data / "shards")
+    first, second, third, *rest = there.files
+    made = replace(
+        there,
+        files=[replace(first, sha256="0"), replace(second, sha256="0", content_sha256="0"), *rest],
+        versions={**there.versions, "pyarrow": "0.1"},
+    )
+    found = compare(made, there)
+    assert found.same == [entry.path for entry in rest]
+    assert found.same_content == [first.path]
+    assert found.other == [second.path, third.path]
+    assert [line.split(":")[0] for line in found.versions] == ["pyarrow"]
+    assert not found.equal
