@@ -13,6 +13,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 import pyarrow as pa
@@ -78,11 +79,11 @@ def _ours(rows: list[Row]) -> int:
     return stream.tell()
 
 
-def _pyarrow(table: pa.Table, chunking: bool) -> int:
-    stream = io.BytesIO()
-    with pq.ParquetWriter(
-        stream,
-        SCHEMA,
+def pyarrow_writer(sink: BinaryIO | Path, schema: pa.Schema, chunking: bool) -> pq.ParquetWriter:
+    """pyarrow's own writer of the same content."""
+    return pq.ParquetWriter(
+        sink,
+        schema,
         compression="zstd",
         compression_level=3,
         use_dictionary=["source", "kind", "doc_ids.list.element"],
@@ -90,7 +91,12 @@ def _pyarrow(table: pa.Table, chunking: bool) -> int:
         write_page_index=True,
         write_page_checksum=True,
         use_content_defined_chunking=chunking,
-    ) as writer:
+    )
+
+
+def _pyarrow(table: pa.Table, chunking: bool) -> int:
+    stream = io.BytesIO()
+    with pyarrow_writer(stream, SCHEMA, chunking) as writer:
         writer.write_table(table, row_group_size=2 * PAGE_ROWS)
     return stream.tell()
 
