@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lrdata.draws import Draws
 from lrdata.tokenizer import Tokenizer
-from lrtrain.demo import base
+from lrtrain.demo import base, from_python
 from lrtrain.demo.__main__ import main
 from lrtrain.demo.base import (
     Phase,
@@ -35,6 +35,8 @@ from lrtrain.demo.corpus import (
     write_jsonl,
 )
 from lrtrain.demo.tokenizer import train_tokenizer
+from tests.conftest import generated_text
+from tests.lrtrain.tiny_runs import save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +188,17 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "not empty" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+
+
+def test_the_page_to_copy_from_runs(
+    tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_model(tiny_tokenizer, tmp_path / "base", window=64)
+    corpus = tmp_path / "a.jsonl"
+    write_jsonl(corpus, ["".join(generated_text(30, seed)) for seed in range(24)])
+    from_python.main(str(corpus), str(model), str(tmp_path / "out"), target_len=512, steps=2)
+    said = capsys.readouterr().out
+    assert "row 0: 144 tokens span" in said
+    assert said.count("nats a byte") == 4
+    with pytest.raises(SystemExit, match="from_python demo/corpus"):
+        from_python.run([])
