@@ -2,7 +2,8 @@
 
 Croissant 1.0 (mlcommons.org/croissant/1.0): every file with its sha256, a file set and a record
 set for each kind. A file set without `containedIn` is one of the folder that croissant.json lies
-in. Made from the manifest alone, without dates.
+in. Made from the manifest alone, without dates; what a manifest does not know (a publication, a
+licence that nobody stated) is left out, not made up.
 """
 
 from typing import Any
@@ -10,7 +11,15 @@ from typing import Any
 import pyarrow as pa
 
 from lrdata.manifest import FileEntry, Manifest
-from lrdata.report.card import COLUMNS, TAGS, description, kinds_present, licences
+from lrdata.report.about import (
+    COLUMNS,
+    TAGS,
+    description,
+    files_of,
+    kinds_present,
+    licences,
+    name,
+)
 from lrdata.shards import schema_of
 
 _PARQUET = "application/x-parquet"
@@ -63,15 +72,18 @@ _TYPES = {
 }
 
 
-def croissant(manifest: Manifest, name: str) -> dict[str, Any]:
-    """The dataset `name` as a Croissant 1.0 document; paths are relative to its folder."""
+def croissant(manifest: Manifest, _folder: str = "") -> dict[str, Any]:
+    """The dataset as a Croissant 1.0 document; paths are relative to its folder.
+
+    Its name is of the manifest, not of the folder it lies in: equal builds have equal files.
+    """
     kinds = kinds_present(manifest)
     document: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": name,
-        "description": description(manifest),
+        "name": name(manifest),
+        "description": description(manifest, manifest.tokenizer.name),
         "version": manifest.format_version,
         "keywords": list(TAGS),
         "isLiveDataset": False,
@@ -115,7 +127,7 @@ def _record_set(manifest: Manifest, kind: str) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": kind,
         "name": kind,
-        "description": f"{sum(e.rows for e in manifest.files if e.kind == kind)} rows",
+        "description": f"{sum(entry.rows for entry in files_of(manifest, kind))} rows",
         "key": {"@id": f"{kind}/sample_id"},
         "field": [_field(kind, column) for column in schema_of(manifest, kind)],
     }

@@ -1,8 +1,9 @@
-"""The dataset folder as others see it: `datasets` loads it, card and croissant.json are true."""
+"""The dataset folder as others see it: `datasets` loads it, and the card is true."""
 
-import hashlib
-import json
 import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from lrdata.building import build
-from lrdata.manifest import Manifest, read_manifest
+from lrdata.cli import main
+from lrdata.manifest import Manifest, SourceEntry, read_manifest
 from lrdata.recipe import BuildRecipe
+from lrdata.report.card import SOURCES_SHOWN, card
+from lrdata.report.front_matter import quoted
 from lrdata.retargeting import retarget
-from lrdata.shards import SCHEMA
+from tests.lrdata.made_dataset import extend_row, write_dataset
 from tests.lrdata.test_building import some_texts, write_jsonl
 
 _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
@@ -60,6 +69,21 @@ def test_datasets_loads_the_folder_and_rows_equal_the_parquet_rows(
     assert rows == _table(built, kind).to_pylist()
 
 
+def test_datasets_does_not_take_one_folder_for_another_of_the_same_name(tmp_path: Path) -> None:
+    """Its cache knows a local folder by its last name and the YAML of its README.md."""
+    from datasets import load_dataset
+
+    ids = []
+    for number, parent in enumerate(("one", "other")):
+        folder = tmp_path / parent / "shards"
+        manifest = write_dataset(folder, {"extend": [[extend_row(number)]]})
+        (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+        loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+        ids.append(loaded[0]["input_ids"])
+        assert ids[-1] == extend_row(number).input_ids.tolist()
+    assert ids[0] != ids[1]
+
+
 def _front_matter(folder: Path) -> tuple[dict[str, Any], str]:
     _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), text
@@ -92,41 +116,141 @@ def test_the_cards_counts_are_those_of_the_files(built: Path, manifest: Manifest
     assert kept[2] == f"{manifest.replay_ledger.kept:,}"
 
 
-def test_the_cards_command_is_one_that_lrdata_takes(built: Path) -> None:
-    import shlex
-
-    from click.testing import CliRunner
-
-    from lrdata.cli import main
-
+def test_the_cards_commands_are_ones_that_lrdata_takes(built: Path) -> None:
     _, text = _front_matter(built)
-    blocks = re.findall(r"```sh\n(lrdata build.*?)```", text, re.DOTALL)
-    words = shlex.split(blocks[0].replace("\\\n", " "))
-    assert CliRunner().invoke(main, [*words[1:], "--help"]).exit_code == 0
-    flags = {word for word in words if word.startswith("--")}
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lrdata")]
+    assert {words[0] for words in commands} == {"verify", "inspect", "build", "rebuild"}
+    for words in commands:
+        assert CliRunner().invoke(main, [*words, "--help"]).exit_code == 0
+        known = CliRunner().invoke(main, [words[0], "--help"]).output
+        assert all(flag in known for flag in words if flag.startswith("--"))
+    flags = {word for words in commands for word in words if word.startswith("--")}
     assert {"--target-len", "--segment-tokens", "--holdout", "--replay", "--license"} <= flags
-    known = CliRunner().invoke(main, ["build", "--help"]).output
-    assert all(flag in known for flag in flags)
 
 
-def test_croissant_names_every_file_and_column(built: Path, manifest: Manifest) -> None:
-    found = json.loads((built / "croissant.json").read_text(encoding="utf-8"))
-    objects = [item for item in found["distribution"] if item["@type"] == "cr:FileObject"]
-    assert {item["contentUrl"] for item in objects} == {entry.path for entry in manifest.files}
-    for item in objects:
-        data = (built / item["contentUrl"]).read_bytes()
-        assert item["sha256"] == hashlib.sha256(data).hexdigest()
-        assert item["contentSize"] == f"{len(data)} B"
-    sets = {item["@id"]: item for item in found["distribution"] if item["@type"] == "cr:FileSet"}
-    for records in found["recordSet"]:
-        assert [field["name"] for field in records["field"]] == SCHEMA.names
-        for field, column in zip(records["field"], SCHEMA, strict=True):
-            files = sets[field["source"]["fileSet"]["@id"]]
-            assert list(built.glob(files["includes"])) == list((built / records["name"]).iterdir())
-            assert field.get("repeated", False) == pa.types.is_list(column.type)
-            kind = column.type.value_type if field.get("repeated") else column.type
-            name = {"string": "text", "bool": "boolean"}.get(str(kind), str(kind))
-            assert field["dataType"].split(":")[1].lower() == name
+def test_the_line_that_rebuilds_it_does_so_to_the_byte(
+    built: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    _, text = _front_matter(built)
+    line = next(line for line in text.splitlines() if line.startswith("lrdata rebuild"))
+    again = tmp_path / "again"
+    places = {
+        "FOLDER": str(built),
+        "SOURCES": str(built.parent),
+        "TOKENIZER": str(tiny_tokenizer),
+        "REBUILT": str(again),
+    }
+    words = [places.get(word, word) for word in shlex.split(line)[1:]]
+    done = CliRunner().invoke(main, [*words, "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    ours, theirs = (
+        {path.relative_to(each): path.read_bytes() for path in each.rglob("*") if path.is_file()}
+        for each in (built, again)
+    )
+    assert ours == theirs
+
+
+def test_licences_come_first_and_what_has_none_is_named(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    first = _text(card(manifest)).split("##")[0]
+    assert "the texts are under CC-BY-4.0" in first
+    assert "**none was stated for** chat" in first
+    assert "| chat | **not stated** | 1 | 567 |" in card(manifest)
+    stated = [replace(entry, licence="MIT") for entry in manifest.sources]
+    assert "none was stated" not in card(replace(manifest, sources=stated))
+    bare = replace(manifest, sources=[replace(entry, licence=None) for entry in stated])
+    assert "none was stated for any source" in card(bare)
+    assert "license" not in yaml.safe_load(card(bare).split("---\n")[1])
+
+
+@pytest.mark.parametrize("count", [1, SOURCES_SHOWN, SOURCES_SHOWN + 3])
+def test_the_first_sources_are_listed_with_their_hash(tmp_path: Path, count: int) -> None:
+    manifest = write_dataset(tmp_path)
+    entries = [SourceEntry(f"b/{i}.txt", "b", "MIT", i, f"{i:064x}") for i in range(count)]
+    text = card(replace(manifest, sources=entries))
+    listed = [entry for entry in entries if f"| {entry.name} | {entry.bytes} |" in text]
+    assert listed == entries[:SOURCES_SHOWN]
+    assert all(entry.sha256 in text for entry in listed)
+    assert ("And 3 more, which `manifest.json` names." in text) == (count > SOURCES_SHOWN)
+
+
+def test_the_figure_is_there_only_when_it_is(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    assert "![" not in card(manifest)
+    shown = _tokens(_text(card(manifest, "report/coverage.png")))
+    images = [token.attrGet("src") for token in shown if token.type == "image"]
+    assert images == ["report/coverage.png"]
+
+
+def test_whole_windows_are_not_said_to_be_compressed(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    whole = replace(manifest, train_len=manifest.target_len)
+    for text in ("LongRecipe", "leaves out", "compressed to", "lrdata export"):
+        assert text in card(manifest)
+        assert text not in card(whole)
+
+
+# What a manifest says stays text
+
+
+def _text(whole: str) -> str:
+    return whole.split("---\n", 2)[2]
+
+
+def _tokens(text: str) -> Iterator[Token]:
+    """Everything that a reader with HTML and tables makes of the text."""
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    for token in parser.parse(text):
+        yield token
+        yield from token.children or ()
+
+
+def _shape(text: str) -> list[str]:
+    """The markup alone. A run of text may be cut in several tokens, or be empty."""
+    kinds = (token.type for token in _tokens(text))
+    return [kind for kind in kinds if kind not in ("text", "text_special")]
+
+
+_HOSTILE = (
+    "<script>alert(1)</script>",
+    "![x](http://evil/a.png) [y](javascript:z)",
+    "a|b\\|<img src=x>|c",
+    "`code` ``` ```sh",
+    "x\n\n# heading\n\n- item\n<b>",
+    "**bold** _it_ ~~gone~~ &lt; $x$",
+    "---\nlicense: mit\n---",
+    "\u202egnp.exe\x1b[31m\ud800",
+)
+
+
+@pytest.mark.parametrize("text", _HOSTILE)
+def test_text_of_a_manifest_is_never_markup(tmp_path: Path, text: str) -> None:
+    def with_text(word: str) -> Manifest:
+        return replace(
+            manifest,
+            sources=[SourceEntry(word, word, word, 1, word)],
+            tokenizer=replace(manifest.tokenizer, name=word, fingerprint=word),
+            recipe={**manifest.recipe, "corpora": [word], "tokenizer": word, "eot": word},
+            versions={word: word},
+        )
+
+    manifest = write_dataset(tmp_path)
+    told = card(with_text(text))
+    assert _shape(_text(told)) == _shape(_text(card(with_text("plain"))))
+    assert "\x1b" not in told
+    assert "\u202e" not in told
+    front = yaml.safe_load(told.split("---\n")[1])
+    assert front["license"] == ["other"]
+    assert front["license_name"] == text
+    assert told.encode()  # no half of a surrogate pair
+
+
+@settings(max_examples=60)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_a_yaml_scalar(text: str) -> None:
+    assert yaml.safe_load(f"a: {quoted(text)}\n") == {"a": text}
 
 
 def test_the_card_of_a_retargeted_dataset_says_how_it_was_made(built: Path, tmp_path: Path) -> None:
