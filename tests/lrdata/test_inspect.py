@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lrdata.cli import main
 from lrdata.errors import LongRecipeError
-from lrdata.inspect import show
+from lrdata.inspecting.terminal import show
 from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from tests.lrdata.made_dataset import extend_row, tokenizer_entry, write_dataset

@@ -1,0 +1,36 @@
+"""Rejected records by reason: counts and reasons alone, no place and no text."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+_LONGEST_LINE = 64 * 1024
+_MOST_REASONS = 1_000
+_OTHERS = "other reasons"
+
+
+def rejected_by_reason(folder: Path) -> list[tuple[str, int]]:
+    """(reason, records) of a dataset's quarantine, the most frequent first.
+
+    Memory is bounded: of very many reasons, those that come late are counted together. Lines that
+    are not as a build writes them are passed over.
+    """
+    counts = Counter[str]()
+    for path in sorted((folder / "quarantine").glob("*.jsonl")):
+        with path.open("rb") as stream:
+            while line := stream.readline(_LONGEST_LINE):
+                reason, count = _entry(line)
+                if count:
+                    known = reason in counts or len(counts) < _MOST_REASONS
+                    counts[reason if known else _OTHERS] += count
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _entry(line: bytes) -> tuple[str, int]:
+    try:
+        entry = json.loads(line)
+        reason, count = entry["reason"], entry.get("count", 1)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", 0
+    fits = isinstance(reason, str) and type(count) is int and count > 0
+    return (reason[:200], count) if fits else ("", 0)
