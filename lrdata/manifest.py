@@ -133,12 +133,18 @@ class Manifest:
     lsd: bool = False
     """Whether extend and holdout rows have the column `lsd`."""
     versions: dict[str, str] = field(default_factory=dict)
+    left_out: list[FileEntry] = field(default_factory=list)
+    """Files of the whole dataset that are not here: `lrdata pull --only`. The ledgers count them
+    too. Not written where there are none."""
     format: str = FORMAT
     format_version: str = FORMAT_VERSION
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / MANIFEST, asdict(manifest))
+    raw = asdict(manifest)
+    if not manifest.left_out:
+        del raw["left_out"]
+    write_json(folder / MANIFEST, raw)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -152,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a built dataset (no {MANIFEST}); run `lrdata build`"
         )
     manifest = read_object(path, FORMAT, FORMAT_VERSION, parse_manifest, "pull the dataset again")
-    for entry in manifest.files:
+    for entry in (*manifest.files, *manifest.left_out):
         safe_path(folder, entry.path)
     return manifest
 
@@ -190,6 +196,7 @@ def parse_manifest(raw: dict[str, Any]) -> Manifest:
             "tokenizer": entry_of(TokenizerEntry, raw["tokenizer"]),
             "sources": [entry_of(SourceEntry, entry) for entry in raw["sources"]],
             "files": [entry_of(FileEntry, entry) for entry in raw["files"]],
+            "left_out": [entry_of(FileEntry, entry) for entry in raw.get("left_out", [])],
             "ledger": entry_of(Ledger, raw["ledger"]),
             "replay_ledger": (
                 entry_of(Ledger, raw["replay_ledger"]) if raw.get("replay_ledger") else None

@@ -125,12 +125,22 @@ def file_sha256(path: Path) -> str:
 class Shards:
     """A built dataset, opened for reading. Use through `open_dataset`."""
 
+    remote = False
+    """Whether files are fetched when they are needed, rather than here from the start."""
+    remedy = "pull it again"
+    """What to do about a file that is damaged."""
+
     def __init__(self, folder: Path, manifest: Manifest, cached_groups: int = 4) -> None:
         self.folder, self.manifest = folder, manifest
         self._cached_groups = cached_groups
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._starts: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
+
+    @property
+    def where(self) -> str:
+        """The folder or address that it was opened by."""
+        return str(self.folder)
 
     @property
     def kinds(self) -> list[str]:
@@ -184,7 +194,7 @@ class Shards:
         first_rows = self._first_rows[kind]
         if not 0 <= index < first_rows[-1]:
             raise LongRecipeError(
-                f"{self.folder} has {first_rows[-1]} {kind} rows; there is no row {index}"
+                f"{self.where} has {first_rows[-1]} {kind} rows; there is no row {index}"
             )
         file = int(np.searchsorted(first_rows, index, side="right")) - 1
         entry, within = self.files(kind)[file], index - int(first_rows[file])
@@ -209,7 +219,7 @@ class Shards:
             path = self.path(entry)
             if file_sha256(path) != entry.sha256:
                 raise LongRecipeError(
-                    f"{path} is damaged: its sha256 is not the manifest's; pull it again"
+                    f"{path} is damaged: its sha256 is not the manifest's; {self.remedy}"
                 )
             with _open(path) as file:
                 groups = range(file.metadata.num_row_groups)
@@ -246,7 +256,15 @@ def _read_group(path: Path, group: int) -> pa.Table:
 
 
 def open_dataset(folder: str | Path) -> Shards:
-    """Open a built dataset; raises LongRecipeError when it is not one that this version reads."""
+    """Open a built dataset: a folder, or `hf://datasets/owner/name[@revision]` on the Hub.
+
+    Of one on the Hub a shard is fetched when its first row is read. Raises LongRecipeError when it
+    is not one that this version reads.
+    """
+    if isinstance(folder, str) and "://" in folder:
+        from lrdata.hub.streaming import open_on_hub
+
+        return open_on_hub(folder)
     root = Path(folder)
     shards = Shards(root, read_manifest(root))
     for entry in shards.manifest.files:

@@ -28,23 +28,24 @@ _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 _READ_BYTES = 8 * 1024**2
 
 
-def verify(folder: Path | str, deep: bool = False) -> list[str]:
+def verify(folder: Path | str, deep: bool = False, rows: bool = True) -> list[str]:
     """Everything that is wrong with a built dataset, a line each; an empty list is a good dataset.
 
-    `deep` also recomputes each file's content hash from the decoded columns. Nothing is raised for
-    a bad dataset, whatever is wrong with it.
+    `deep` also recomputes each file's content hash from the decoded columns. Without `rows` files
+    are not decoded: only names, sizes and checksums are checked, and the manifest. Nothing is
+    raised for a bad dataset, whatever is wrong with it.
     """
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
     except LongRecipeError as problem:
         return [str(problem)]
-    problems = [*_manifest_problems(manifest), *_folder_problems(folder, manifest)]
+    problems = [*manifest_problems(manifest), *_folder_problems(folder, manifest)]
     seen: dict[str, set[str]] = {kind: set() for kind in KINDS}
     with progress("verifying", sum(entry.bytes for entry in manifest.files)) as task:
         for entry in manifest.files:
             before = task.done
-            problems += _FileCheck(folder, entry, manifest, seen, deep, task).run()
+            problems += _FileCheck(folder, entry, manifest, seen, deep, rows, task).run()
             task.advance(max(0, entry.bytes - (task.done - before)), note=entry.path)
     return problems
 
@@ -52,8 +53,12 @@ def verify(folder: Path | str, deep: bool = False) -> list[str]:
 # The manifest and the folder
 
 
-def _manifest_problems(manifest: Manifest) -> Iterator[str]:
-    """What the manifest alone shows to be wrong."""
+def manifest_problems(manifest: Manifest) -> list[str]:
+    """What the manifest alone shows to be wrong, a line each."""
+    return [*_figure_problems(manifest), *_name_problems(manifest)]
+
+
+def _figure_problems(manifest: Manifest) -> Iterator[str]:
     where = "manifest.json:"
     for name in ("target_len", "train_len", "seed"):
         value = getattr(manifest, name)
@@ -90,18 +95,19 @@ def _ledger_problems(manifest: Manifest, name: str, ledger: Ledger) -> Iterator[
         ]
     for count, said, held in counts:
         if said != held:
-            yield f"{where} {count} is {said}, the files hold {held}"
+            left = ", with those left out" if manifest.left_out else ""
+            yield f"{where} {count} is {said}, the files hold {held}{left}"
 
 
 def _totals(manifest: Manifest, kind: str) -> tuple[int, int]:
-    """Rows and tokens of a kind, as the file list has them."""
-    entries = [entry for entry in manifest.files if entry.kind == kind]
+    """Rows and tokens of a kind in the whole dataset, as the file lists have them."""
+    entries = [entry for entry in (*manifest.files, *manifest.left_out) if entry.kind == kind]
     return sum(entry.rows for entry in entries), sum(entry.tokens for entry in entries)
 
 
-def _folder_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Names: each file once, where `load_dataset` finds it, in its order, and no other file."""
-    named = [entry.path for entry in manifest.files]
+def _name_problems(manifest: Manifest) -> Iterator[str]:
+    """Each file once, where `load_dataset` finds it, in its order."""
+    named = [entry.path for entry in (*manifest.files, *manifest.left_out)]
     for path in sorted({path for path in named if named.count(path) > 1}):
         yield f"{path}: the manifest names it twice"
     for kind in KINDS:
@@ -112,6 +118,11 @@ def _folder_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
                 yield f"{path}: not a name of {kind} rows; {kind}/{_SPLITS[kind]}-*.parquet is"
         if paths != sorted(paths):
             yield f"{kind}: the manifest does not name the files in the order of their names"
+
+
+def _folder_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """No file that the manifest does not name."""
+    named = {entry.path for entry in manifest.files}
     for found in sorted(folder.rglob("*.parquet")):
         name = found.relative_to(folder)
         if name.as_posix() not in named and not any(part.startswith(".") for part in name.parts):
@@ -130,6 +141,7 @@ class _FileCheck:
     manifest: Manifest
     seen: dict[str, set[str]]
     deep: bool
+    rows: bool
     task: Task
     found: dict[str, tuple[int, int]] = field(default_factory=dict)  # what -> first row, rows
 
@@ -138,7 +150,9 @@ class _FileCheck:
         if entry.kind not in KINDS:
             return [f"{entry.path}: unknown kind {entry.kind!r}"]
         try:
-            problems = list(self._bytes_problems()) or list(self._content_problems())
+            problems = list(self._bytes_problems())
+            if self.rows and not problems:
+                problems = list(self._content_problems())
         except (OSError, pa.ArrowException) as problem:
             problems = [f"{entry.path}: cannot be read ({one_line(problem)})"]
         return problems + [

@@ -22,6 +22,15 @@ class Names(click.ParamType[tuple[str, ...]]):
         return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+class Dataset(click.ParamType[Path | str]):
+    """A folder, or an address."""
+
+    name = "folder or address"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path | str:
+        return value if "://" in str(value) else Path(value)
+
+
 class Scale(click.ParamType[AttentionScale]):
     """auto, or a number above 0."""
 
@@ -77,7 +86,7 @@ def memory_options(command: Any) -> Any:
 
 
 @click.command()
-@click.argument("shards", type=click.Path(path_type=Path))
+@click.argument("shards", type=Dataset())
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option(
@@ -201,8 +210,11 @@ def memory_options(command: Any) -> Any:
 @click.option("--tensorboard", is_flag=True, help="Write to OUT/tensorboard too.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @config_option
-def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> None:
+def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) -> None:
     """Extend MODEL on SHARDS, anneal on their replay rows, merge with the original.
+
+    SHARDS is a folder, or hf://datasets/owner/name[@revision]: then a shard is fetched when its
+    first row is read.
 
     \b
     OUT/extend, OUT/anneal, OUT/merged   plain Hugging Face models
@@ -228,7 +240,7 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
 
 
 @click.command()
-@click.argument("shards", type=click.Path(path_type=Path))
+@click.argument("shards", type=Dataset())
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--gpu-memory", type=Count(), help="Of the card: 80GB.  [default: the one here]")
 @click.option("--host-memory", type=Count(), help="Beside it: 64GB.  [default: what is here]")
@@ -242,7 +254,7 @@ def run(shards: Path, model: str, out: Path, stages: str, **options: Any) -> Non
 @click.option("--device", default="auto", show_default=True, help="cpu: plan for no GPU.")
 @json_option
 def plan(
-    shards: Path,
+    shards: Path | str,
     model: str,
     gpu_memory: int | None,
     host_memory: int | None,
@@ -273,7 +285,7 @@ def plan(
 
 
 @click.command()
-@click.argument("shards", type=click.Path(path_type=Path))
+@click.argument("shards", type=Dataset())
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--rope", default="auto", show_default=True, help="As for `lrtrain run`.")
 @click.option("--attention", default="auto", show_default=True, help="As for `lrtrain run`.")
@@ -283,7 +295,7 @@ def plan(
 @click.option("--chunk-tokens", type=Count(), default=1024, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @json_option
-def doctor(shards: Path, model: str, as_json: bool, **options: Any) -> None:
+def doctor(shards: Path | str, model: str, as_json: bool, **options: Any) -> None:
     """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
 
     Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;

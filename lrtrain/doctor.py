@@ -52,8 +52,10 @@ class Finding:
         return f"{'ok  ' if self.ok else 'FAIL'}  {self.check}: {self.said}"
 
 
-def examine(folder: Path, model: str, recipe: TrainRecipe) -> Iterator[Finding]:
+def examine(folder: Path | str, model: str, recipe: TrainRecipe) -> Iterator[Finding]:
     """Check shards, tokenizer, architecture, RoPE, attention and loss; a finding for each.
+
+    folder: of the shards, or their address.
 
     What cannot be looked at because something before it failed is left out.
     """
@@ -89,15 +91,16 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, False, describe(problem))
 
 
-def _shards(folder: Path, opened: list[Shards]) -> str:
+def _shards(folder: Path | str, opened: list[Shards]) -> str:
     shards = open_dataset(folder)
     opened.append(shards)
-    problems = verify(folder)
+    problems = [] if shards.remote else verify(folder)
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise LongRecipeError(f"{problems[0]}{more}; see `lrdata verify {folder}`")
     rows = ", ".join(f"{shards.rows(kind):,} {kind}" for kind in shards.kinds)
-    return f"{rows} rows as the manifest says, for a window of {shards.target_len:,} tokens"
+    said = f"{rows} rows as the manifest says, for a window of {shards.target_len:,} tokens"
+    return said + ("; each file is checked when it is fetched" if shards.remote else "")
 
 
 def _tokenizer(shards: Shards, model: str) -> str:

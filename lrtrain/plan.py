@@ -119,7 +119,7 @@ class Plan:
 
 
 def make_plan(
-    folder: Path,
+    folder: Path | str,
     model: str,
     recipe: TrainRecipe,
     *,

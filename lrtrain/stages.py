@@ -77,13 +77,15 @@ class Run:
 
 
 def run(
-    shards_folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say = print
+    shards_folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say = print
 ) -> list[Path]:
     """Run the recipe's stages and return the model folders in `out`.
 
+    shards_folder: or an address, `hf://datasets/owner/name[@revision]`.
+
     Everything that can be refused is refused before the first step. Raises LongRecipeError.
     """
-    opened = _open_run(Path(shards_folder), model, Path(out), recipe, say)
+    opened = _open_run(shards_folder, model, Path(out), recipe, say)
     with locked(opened.out, opened.out):
         return list(_stages(opened))
 
@@ -106,7 +108,7 @@ def _stages(opened: Run) -> Iterator[Path]:
         yield opened.folder(stage)
 
 
-def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
+def _open_run(folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
     shards = open_dataset(folder)
     parse_rope(recipe.rope)
     if recipe.tensorboard:
@@ -126,7 +128,8 @@ def _open_run(folder: Path, model: str, out: Path, recipe: TrainRecipe, say: Say
         say(_memory(shards, config, recipe, device))
     opened = Run(out, model, shards, recipe, say)
     _check_order(opened)
-    _check_files(shards)
+    if not shards.remote:  # there each is checked when it is fetched
+        _check_files(shards)
     if "extend" in recipe.stages:
         _check_weights(shards, recipe.token_weights)
     backend = choose_backend(recipe.attention, heads_of(config), device, TORCH_DTYPES[recipe.dtype])
@@ -148,7 +151,7 @@ def check_tokenizer(shards: Shards, model: str) -> None:
     tokenizer = Tokenizer.load(model, eot=shards.manifest.recipe.get("eot"), encoder="tokenizers")
     if tokenizer.fingerprint != shards.fingerprint:
         raise LongRecipeError(
-            f"{model} has another tokenizer than the shards in {shards.folder} (built with "
+            f"{model} has another tokenizer than the shards in {shards.where} (built with "
             f"{shards.manifest.tokenizer.name}); build them with --tokenizer {model}"
         )
 
@@ -177,12 +180,12 @@ def _check_weights(shards: Shards, weights: str) -> None:
     """The extend rows must say what the weights are made of."""
     if weights == "impact" and shards.manifest.recipe["impact"] == "none":
         raise LongRecipeError(
-            f"--token-weights impact: {shards.folder} was built with --impact none and has no "
+            f"--token-weights impact: {shards.where} was built with --impact none and has no "
             "impactful tokens; build it with another --impact"
         )
     if weights in NEED_LSD and not shards.manifest.ledger.scored:
         raise LongRecipeError(
-            f"--token-weights {weights}: no token of {shards.folder} has an lsd; build the dataset "
+            f"--token-weights {weights}: no token of {shards.where} has an lsd; build the dataset "
             "with --impact scores:DIR, DIR from `lrtrain score` of this corpus without --long-model"
         )
 
