@@ -16,12 +16,16 @@ from lrdata.public import late
 if TYPE_CHECKING:
     from lrdata.building import build as build
     from lrdata.errors import LongRecipeError as LongRecipeError
+    from lrdata.exporting import export as export
+    from lrdata.hub import pull as pull
+    from lrdata.hub import push as push
     from lrdata.lexicon import make_lexicon as make_lexicon
     from lrdata.manifest import Manifest as Manifest
     from lrdata.plan import make_plan as make_plan
     from lrdata.rebuilding import Rebuilt as Rebuilt
     from lrdata.rebuilding import rebuild as rebuild
     from lrdata.recipe import BuildRecipe as BuildRecipe
+    from lrdata.report.dataset import write_report as write_report
     from lrdata.retargeting import retarget as retarget
     from lrdata.scores import open_scores as open_scores
     from lrdata.shards import Row as Row
@@ -34,11 +38,14 @@ __getattr__, __dir__ = late(
     {
         "building": ("build",),
         "errors": ("LongRecipeError",),
+        "exporting": ("export",),
+        "hub": ("pull", "push"),
         "lexicon": ("make_lexicon",),
         "manifest": ("Manifest",),
         "plan": ("make_plan",),
         "rebuilding": ("Rebuilt", "rebuild"),
         "recipe": ("BuildRecipe",),
+        "report.dataset": ("write_report",),
         "retargeting": ("retarget",),
         "scores": ("open_scores",),
         "shards": ("Row", "Shards", "open_dataset"),

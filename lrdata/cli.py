@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lrdata.cli_export import export
+from lrdata.cli_hub import pull, push
 from lrdata.cli_json import json_option, print_json
-from lrdata.cli_look import inspect
+from lrdata.cli_look import inspect, report
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.cli_scores import lexicon, survival
 from lrdata.errors import Commands, LongRecipeError
@@ -240,5 +242,5 @@ def rebuild(folder: Path, out: Path, **options: Any) -> None:
     click.echo(f"{out} is {folder}, built again")
 
 
-for command in (inspect, lexicon, survival):
+for command in (inspect, report, push, pull, export, lexicon, survival):
     main.add_command(command)

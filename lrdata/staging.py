@@ -115,7 +115,7 @@ def complete(out: Path, manifest: Manifest) -> None:
     for partial in out.glob(".*.partial"):  # of a run that was killed here
         partial.unlink()
     write_text(out / "README.md", card(manifest))
-    write_json(out / "croissant.json", croissant(manifest, out.resolve().name))
+    write_json(out / "croissant.json", croissant(manifest))
     write_manifest(out, manifest)
 
 

@@ -1,4 +1,4 @@
-"""The wheel and the sdist: all that belongs in them, and lrdata at work where there is nothing else."""
+"""The wheel and the sdist: all that belongs in them; lrdata at work where there is nothing else."""
 
 import json
 import os

@@ -72,7 +72,7 @@ _TYPES = {
 }
 
 
-def croissant(manifest: Manifest, _folder: str = "") -> dict[str, Any]:
+def croissant(manifest: Manifest) -> dict[str, Any]:
     """The dataset as a Croissant 1.0 document; paths are relative to its folder.
 
     Its name is of the manifest, not of the folder it lies in: equal builds have equal files.
