@@ -1,0 +1,85 @@
+"""A dataset at an address reads as the folder does, of one commit, and fetches what it needs."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lrdata
+from lrdata.errors import LongRecipeError
+from lrdata.hub import push
+from lrdata.manifest import read_manifest
+from tests.lrdata.hub_datasets import (
+    ADDRESS,
+    REPO,
+    TOKEN,
+    asked_for,
+    assert_same_rows,
+    made,
+)
+from tests.lrdata.hub_server import HubServer, at_loopback
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("made") / "shards")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    with at_loopback(monkeypatch, tmp_path / "cache", TOKEN) as server:
+        yield server
+
+
+def test_an_address_opens_as_the_folder_does(hub: HubServer, dataset: Path) -> None:
+    push(dataset, REPO)
+    shards = lrdata.open_dataset(ADDRESS)
+    assert sum(asked_for(hub, dataset).values()) == 0
+    shards.read_row("extend", 0)
+    while any(thread.name == "next shard" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert list(asked_for(hub, dataset).values()) == [1, 1, 0, 0, 0, 0, 0]
+    assert_same_rows(shards, lrdata.open_dataset(dataset), ["extend", "replay", "holdout"])
+    assert set(asked_for(hub, dataset).values()) == {1}
+    assert_same_rows(lrdata.open_dataset(f"{ADDRESS}@main"), shards, ["extend"])
+    assert set(asked_for(hub, dataset).values()) == {1}  # the cache has them
+
+
+def test_a_run_stays_at_the_commit_that_it_began_with(
+    hub: HubServer, dataset: Path, tmp_path: Path
+) -> None:
+    push(dataset, REPO)
+    shards = lrdata.open_dataset(ADDRESS)
+    other = made(tmp_path / "other", first=100)
+    push(other, REPO)
+    assert_same_rows(shards, lrdata.open_dataset(dataset), ["extend"])
+    assert_same_rows(lrdata.open_dataset(ADDRESS), lrdata.open_dataset(other), ["extend"])
+
+
+def test_a_wrong_byte_stops_reading(hub: HubServer, dataset: Path) -> None:
+    push(dataset, REPO)
+    entry = read_manifest(dataset).files[1]
+    good = hub.storage.files[f"blob/{entry.sha256}"]
+    hub.storage.files[f"blob/{entry.sha256}"] = good[:-9] + b"?" + good[-8:]
+    shards = lrdata.open_dataset(ADDRESS)
+    shards.read_row("extend", 0)
+    with pytest.raises(LongRecipeError, match=r"00001.* is damaged: its sha256 .* from the cache"):
+        shards.read_row("extend", 2)
+
+
+def test_an_address_that_holds_nothing_is_said_in_a_line(
+    hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LongRecipeError, match=r"none is not there, or is private \(404\)"):
+        lrdata.open_dataset("hf://datasets/me/none")
+    with pytest.raises(LongRecipeError, match="write hf://datasets/owner/name"):
+        lrdata.open_dataset("s3://bucket/rows")
+    hub.faults["revision"] = hub.faults["rows"] = 503
+    with pytest.raises(LongRecipeError, match=r"rows cannot be read: HTTP 503"):
+        lrdata.open_dataset(ADDRESS)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LongRecipeError, match=r"pip install 'longrecipe\[hub\]'"):
+        lrdata.open_dataset(ADDRESS)
