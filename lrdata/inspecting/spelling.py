@@ -46,7 +46,7 @@ def token_texts(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     A character that is split over tokens belongs to the last of them; the others add nothing.
     """
     values, offsets = tokenizer.token_bytes
-    data = memoryview(values)
+    data: memoryview = values.data
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     starts, stops = offsets[ids].tolist(), offsets[ids + 1].tolist()
     texts = [
