@@ -97,7 +97,8 @@ def report(
     """Write a page about a dataset: tokens, documents, gaps, sources, and what its rows cover.
 
     Which distances between tokens and which positions training will see, against full-length rows
-    and other position schemes. One file, index.html, that loads nothing; and coverage.png.
+    and other position schemes. One file, index.html, that loads nothing; and coverage.png, which
+    the dataset's card, README.md, then shows.
     """
     from importlib.util import find_spec
 

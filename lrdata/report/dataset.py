@@ -12,6 +12,7 @@ import numpy as np
 
 from lrdata.atomic import write_text
 from lrdata.manifest import Ledger, Manifest
+from lrdata.report.card import card
 from lrdata.report.coverage import Coverage, octaves
 from lrdata.report.page import asset, bar, facts, page, table, text
 from lrdata.report.quarantine import rejected_by_reason
@@ -51,6 +52,9 @@ def write_report(
 ) -> list[Path]:
     """Write the report of a dataset into `out` (its folder `report`); the files written.
 
+    In its own folder the figure of coverage goes into the card, README.md, too, where that is as
+    it was built.
+
     At most `rows` extend rows are read. Without the tokenizer of the build the part on classes of
     tokens is left out. `plots`: also draw PNGs, for which matplotlib is needed. Raises
     LongRecipeError when the folder is not a dataset or is damaged.
@@ -66,7 +70,16 @@ def write_report(
 
         written.append(target / COVERAGE)
         draw_coverage(found.coverage, written[1])
+        if out is None:
+            _show_in_card(folder, shards.manifest)
     return written
+
+
+def _show_in_card(folder: Path, manifest: Manifest) -> None:
+    """Put the figure into the dataset's card, unless somebody has written into it."""
+    path = folder / "README.md"
+    if path.exists() and path.read_bytes() == card(manifest).encode():
+        write_text(path, card(manifest, figure=f"report/{COVERAGE}"))
 
 
 def report_page(shards: Shards, found: RowStatistics) -> str:

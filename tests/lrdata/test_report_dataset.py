@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from lrdata.cli_look import report
 from lrdata.manifest import MANIFEST, read_manifest, write_manifest
+from lrdata.report.card import card
 from lrdata.report.coverage_png import coverage_png
 from lrdata.report.dataset import write_report
 from lrdata.report.quarantine import rejected_by_reason
@@ -195,6 +196,20 @@ def test_a_dataset_of_replay_alone_and_an_empty_ledger(tmp_path: Path) -> None:
     page = _page(tmp_path)
     assert "1 row of short documents" in _section(page, "Replay")
     assert not any("gaps" in heading.text for heading in page.tagged("h2"))
+
+
+def test_the_card_shows_the_figure_unless_it_was_rewritten(tmp_path: Path) -> None:
+    manifest = write_dataset(tmp_path)
+    (tmp_path / "README.md").write_text(card(manifest), encoding="utf-8")
+    write_report(tmp_path, tmp_path / "elsewhere")
+    assert "coverage.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    for _ in range(2):
+        write_report(tmp_path)
+        shown = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert shown == card(manifest, figure="report/coverage.png") != card(manifest)
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    write_report(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_command_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
