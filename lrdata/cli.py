@@ -1,7 +1,6 @@
 """The `lrdata` command: options and help; the work is elsewhere."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +92,7 @@ def build(
     open_engine(engine).begin(recipe, workers or os.cpu_count() or 1)
     from lrdata.building import build as build_dataset
     from lrdata.building import describe, refuse_bad
+    from lrdata.manifest import as_json as manifest_json
     from lrdata.runtime import prepare_for_bulk_work
     from lrdata.stopwatch import Timing
 
@@ -104,7 +104,7 @@ def build(
     if profile is not None:
         _write_profile(profile, timing, manifest)
     if as_json:
-        print_json(asdict(manifest))
+        print_json(manifest_json(manifest))
     else:
         for line in describe(manifest):
             click.echo(line)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FORMAT = "longrecipe"
 FORMAT_VERSION = "1.0"
 MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 256 * 1024**2
+"""Bytes; it has some 200 for each source and each shard, and is held in memory."""
 
 _Entry = TypeVar("_Entry")
 
@@ -141,10 +143,15 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, as_json(manifest))
+
+
+def as_json(manifest: Manifest) -> dict[str, Any]:
+    """What manifest.json holds."""
     raw = asdict(manifest)
     if not manifest.left_out:
         del raw["left_out"]
-    write_json(folder / MANIFEST, raw)
+    return raw
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -168,6 +175,8 @@ def read_object(
 ) -> _Entry:
     """What `parse` makes of a JSON file of a format, whose major version must be ours."""
     try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
         raw = json.loads(path.read_text(encoding="utf-8"))
         _check_format(path, raw, format, version)
         return parse(raw)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdata.building import build
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.recipe import BuildRecipe, differences
 from lrdata.retargeting import retarget
@@ -63,7 +63,14 @@ def rebuild(
     """
     there, out = read_manifest(Path(folder)), Path(out)
     instead = {"corpora": corpora, "replay": replay, "tokenizer": tokenizer, "impact": impact}
-    recipe = recipe_of(there, Path(root), {name: value for name, value in instead.items() if value})
+    given = {name: value for name, value in instead.items() if value}
+    try:
+        recipe = recipe_of(there, Path(root), given)
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise LongRecipeError(
+            f"{folder}: its recipe is not one of lrdata build ({one_line(problem)}); it cannot be "
+            "built again"
+        ) from None
     window = window_len(there)
     made = out
     if window != there.target_len:

@@ -34,10 +34,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Manifest, read_manifest, safe_path
+from lrdata.shard_file import ShardFile
 
 KINDS = ("extend", "replay", "holdout")
 
@@ -222,8 +222,7 @@ class Shards:
                     f"{path} is damaged: its sha256 is not the manifest's; {self.remedy}"
                 )
             with _open(path) as file:
-                groups = range(file.metadata.num_row_groups)
-                rows = [file.metadata.row_group(group).num_rows for group in groups]
+                rows = [file.rows(group) for group in range(file.groups)]
             if sum(rows) != entry.rows:
                 raise LongRecipeError(
                     f"{path} holds {sum(rows)} rows, the manifest says {entry.rows}; "
@@ -233,9 +232,9 @@ class Shards:
         return self._starts[entry.path]
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Path) -> ShardFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return ShardFile(path)
     except (OSError, ValueError, pa.ArrowException) as problem:
         raise LongRecipeError(
             f"{path} cannot be read as Parquet ({problem}); pull it again"
@@ -244,11 +243,11 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _read_group(path: Path, group: int) -> pa.Table:
     with _open(path) as file:
-        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+        missing = [name for name in SCHEMA.names if name not in file.schema.names]
         if missing:
             raise LongRecipeError(f"{path} lacks the column {missing[0]}; build the dataset again")
         try:
-            return file.read_row_group(group).combine_chunks()
+            return file.read(group)
         except (OSError, ValueError, pa.ArrowException) as problem:
             raise LongRecipeError(
                 f"{path} row group {group} is damaged ({problem}); pull it again"

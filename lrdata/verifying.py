@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lrdata.content import ContentHash
 from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import FileEntry, Ledger, Manifest, read_manifest, safe_path
 from lrdata.progress import Task, progress
 from lrdata.rules import VALUE_CHECKS, Finding, RowGroup, length_findings, window_len
+from lrdata.shard_file import ShardFile
 from lrdata.shards import KINDS, LSD_FIELD, SCHEMA
 
 _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
@@ -179,22 +179,22 @@ class _FileCheck:
 
     def _content_problems(self) -> Iterator[str]:
         path = safe_path(self.folder, self.entry.path)
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            schema = file.schema_arrow.remove_metadata()
+        with ShardFile(path) as file:
+            schema = file.schema.remove_metadata()
             wrong = list(_schema_problems(schema))
             if wrong:
                 yield from (f"{self.entry.path}: {problem}" for problem in wrong)
                 return
             content = ContentHash(schema)
-            tokens, rows, groups = 0, 0, file.metadata.num_row_groups
-            for number in range(groups):
-                table = file.read_row_group(number).combine_chunks()
+            tokens = rows = 0
+            for number in range(file.groups):
+                table = file.read(number)
                 if self.deep:
                     content.update(table)
                 group = RowGroup.of(table, rows, self.entry.kind, self.manifest)
                 rows, tokens = rows + group.count, tokens + len(group["input_ids"].values)
                 self._check(group)
-                self.task.advance(self.entry.bytes // 2 // groups)
+                self.task.advance(self.entry.bytes // 2 // file.groups)
         for what, held, said in (
             ("rows", rows, self.entry.rows),
             ("tokens", tokens, self.entry.tokens),

@@ -63,7 +63,7 @@ def test_both_hold_all_modules_and_the_sdist_what_a_release_is_made_of(
     with tarfile.open(built["sdist"]) as sdist:
         in_sdist = {name.partition("/")[2] for name in sdist.getnames()}
     modules = {name for name in SOURCES if name.startswith(("lrdata/", "lrtrain/"))}
-    assert modules <= in_wheel
+    assert modules <= in_wheel  # pages' styles and scripts, too
     assert not any(name.startswith(("tests/", "bench/")) for name in in_wheel)
     assert {name for name in SOURCES if not name.startswith(".git")} <= in_sdist
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import FileEntry
 from lrdata.rules import Ragged, RowGroup, length_findings
+from lrdata.shard_file import ShardFile
 from lrdata.shards import SCHEMA as ROWS
 from lrdata.shards import Shards, file_sha256
 
@@ -77,13 +77,13 @@ def row_groups(shards: Shards, entry: FileEntry) -> Iterator[RowGroup]:
         raise LongRecipeError(f"{path} is damaged: its sha256 is not the manifest's; pull it again")
     rows = 0
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with ShardFile(path) as file:
             for name in _READ:
-                index = file.schema_arrow.get_field_index(name)
-                if index < 0 or not file.schema_arrow.field(index).equals(ROWS.field(name)):
+                index = file.schema.get_field_index(name)
+                if index < 0 or not file.schema.field(index).equals(ROWS.field(name)):
                     raise LongRecipeError(f"{path}: {name} is not as it should be; {_VERIFY}")
-            for number in range(file.metadata.num_row_groups):
-                table = file.read_row_group(number, columns=_READ).combine_chunks()
+            for number in range(file.groups):
+                table = file.read(number, _READ)
                 group = RowGroup.of(table, rows, entry.kind, shards.manifest)
                 for what, bad in length_findings(group):
                     if bad.any():

@@ -13,14 +13,12 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import MANIFEST, FileEntry, Manifest
+from lrdata.manifest import LARGEST_MANIFEST, MANIFEST, FileEntry, Manifest
 from lrdata.progress import Task
 from lrdata.shards import file_sha256
 from lrdata.verifying import manifest_problems
 
 _REPOSITORY = re.compile(r"(hf://datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>.+?))?/?")
-LARGEST_MANIFEST = 256 * 1024**2
-"""Bytes; a manifest has some 200 for each source and each shard, and is held in memory."""
 
 
 @dataclass(frozen=True)

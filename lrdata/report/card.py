@@ -142,6 +142,9 @@ def _how_to_train(manifest: Manifest) -> Iterator[str]:
                 "lrtrain run FOLDER --model MODEL --out RUN    # set RoPE, extend, anneal, merge",
             )
         ),
+        "",
+        "`lrdata pull OWNER/NAME FOLDER` downloads and checks it; `lrtrain` takes "
+        "`hf://datasets/OWNER/NAME` for FOLDER, too, and fetches shards as it needs them.",
     )
     if not is_compressed(manifest):
         return
@@ -277,6 +280,12 @@ def _limits(manifest: Manifest) -> Iterator[str]:
         yield (
             "- What such rows are worth depends on the model and on what was kept: measure it, "
             "with `lrtrain eval`, beside the model that has only the new RoPE."
+        )
+    if manifest.left_out:
+        kinds = ", ".join(sorted({entry.kind for entry in manifest.left_out}))
+        yield (
+            f"- A part of a dataset: its {kinds} rows were left out (`left_out` in "
+            "`manifest.json`); the accounting is of the whole."
         )
     if recipe.get("join") == "attend":
         yield (

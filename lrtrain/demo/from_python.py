@@ -72,7 +72,8 @@ def main(corpus: str, model: str, out: str, target_len: int = 2048, steps: int =
 def run(arguments: Sequence[str]) -> None:
     if len(arguments) != 3:
         sys.exit(f"{(__doc__ or '').partition('Every')[0]}")
-    main(*arguments)
+    corpus, model, out = arguments
+    main(corpus, model, out)
 
 
 if __name__ == "__main__":  # a build starts processes, which import this file
