@@ -11,6 +11,7 @@ from corpus import CODES, write_corpus
 from measures import read_measures
 from methods import FULL, Budget, Method, as_published, evidence
 from price import price
+from rates import best_rate, beyond
 from training import Setting, Training, finish, quiet, train
 
 from lrdata.atomic import write_text
@@ -253,14 +254,10 @@ class SmallProof:
         tried = dict.fromkeys((method, rate) for method in self.methods for rate in self.rates)
         for _ in range(MORE_RATES + 1):
             retrieved = self._search(list(tried))
-            best = {
-                method: max(rates, key=lambda rate: (rates[rate], -rate))
-                for method, rates in retrieved.items()
-            }
-            for method, rate in best.items():
-                rates = retrieved[method]
-                if len(self.rates) > 1 and rate in (min(rates), max(rates)):
-                    tried[method, rate / 2 if rate == min(rates) else rate * 2] = None
+            best = {method: best_rate(rates) for method, rates in retrieved.items()}
+            for method, rates in retrieved.items():
+                if len(self.rates) > 1 and (more := beyond(rates)) is not None:
+                    tried[method, more] = None
         return best
 
     def _search(self, tried: Sequence[tuple[Method, float]]) -> dict[Method, dict[float, float]]:

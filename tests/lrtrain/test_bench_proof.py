@@ -148,3 +148,41 @@ def test_intervals_are_those_of_students_t() -> None:
     assert found.half == pytest.approx(4.303 / math.sqrt(3))
     assert intervals.difference([3.0, 4.0], [1.0, 2.0]).half == 0
     assert math.isnan(intervals.share([1.0, 1.0], [0.0, 1.0]).mean)
+
+
+@given(
+    peak=st.floats(-6, 6),
+    slope=st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)),
+    more=st.integers(0, 8),
+)
+def test_the_search_climbs_to_the_best_rate_or_as_far_as_it_may(
+    peak: float, slope: tuple[float, float], more: int
+) -> None:
+    rates = module("rates")
+
+    def retrieved(rate: float) -> float:
+        way = math.log2(rate / 1e-3) - peak
+        return -slope[0] * way if way > 0 else slope[1] * way
+
+    tried = {rate: retrieved(rate) for rate in (1e-3, 2e-3)}
+    for _ in range(more):
+        rate = rates.beyond(tried)
+        if rate is None:
+            break
+        assert rate not in tried
+        tried[rate] = retrieved(rate)
+    best = rates.best_rate(tried)
+    assert best == max(tried, key=lambda rate: tried[rate])
+    all_of_them = [1e-3 * 2.0**step for step in range(-20, 21)]
+    if rates.beyond(tried) is None:
+        assert retrieved(best) == max(map(retrieved, all_of_them))
+    else:  # it was stopped on its way up
+        assert best in (min(tried), max(tried))
+        assert len(tried) == 2 + more
+
+
+def test_of_equal_rates_the_lower_is_taken() -> None:
+    rates = module("rates")
+    assert rates.best_rate({2e-3: 0.5, 1e-3: 0.5, 4e-3: 0.2}) == 1e-3
+    assert rates.beyond({1e-3: 0.5, 2e-3: 0.5}) == 5e-4
+    assert rates.beyond({1e-3: 0.1, 2e-3: 0.5, 4e-3: 0.2}) is None
