@@ -3,6 +3,7 @@
     python bench/proof small --out /tmp/proof            # a tiny model; 90 minutes on two cores
     python bench/proof small --out /tmp/smoke --smoke    # shows in two minutes that it runs
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
+    python bench/proof variants --out /tmp/proof         # LongRecipe with one thing changed
     python bench/proof real prepare --out /tmp/real --plan 16k
     python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; a night on two cores
 
@@ -23,6 +24,7 @@ import click
 import real as real_proof
 import scale as scale_study
 import tables
+import variants as variants_study
 from cells import OutOfTime, Study, made
 from small import SEEDS, SmallProof
 
@@ -102,6 +104,19 @@ def scale(seeds: int, smoke: bool, **options: Any) -> None:
     write_json(study.out / "scale.json", found)
     scale_study.show(found)
     draw("scale", found, study.out / "scale.png")
+
+
+@main.command()
+@study_options
+@click.option("--seeds", type=click.IntRange(2, len(SEEDS)), default=3, show_default=True)
+@click.option("--smoke", is_flag=True, help="A step each: figures mean nothing.")
+def variants(seeds: int, smoke: bool, **options: Any) -> None:
+    """LongRecipe with one thing changed: segments, law of gaps, share, theta, scale."""
+    study = study_of(**options)
+    numbers = (0, 1) if smoke else SEEDS[:seeds]
+    found = {**variants_study.run(study, numbers, smoke), "made": made()}
+    write_json(study.out / "variants.json", found)
+    variants_study.show(found)
 
 
 @main.group(cls=Commands, help=(real_proof.__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))

@@ -222,7 +222,7 @@ class SmallProof:
         trained = self.study.results(
             "methods",
             {
-                (budget.name, method.name, seed): self._training(
+                (budget.name, method.name, seed): self.cell(
                     seed, method, budget, rates[method], keep=method == CHOSEN
                 )
                 for budget in self.budgets
@@ -249,6 +249,10 @@ class SmallProof:
             "price": prices,
         }
 
+    def rate_of(self, name: str) -> float:
+        """The learning rate of a method, searched for if it was not."""
+        return next(rate for method, rate in self._rates().items() if method.name == name)
+
     def _rates(self) -> dict[Method, float]:
         """For each method the learning rate that retrieves most at the target length."""
         tried = dict.fromkeys((method, rate) for method in self.methods for rate in self.rates)
@@ -265,7 +269,7 @@ class SmallProof:
         found = self.study.results(
             "learning rates",
             {
-                (method, rate): self._training(self.tuning_seed, method, self.budgets[0], rate)
+                (method, rate): self.cell(self.tuning_seed, method, self.budgets[0], rate)
                 for method, rate in tried
             },
         )
@@ -274,9 +278,10 @@ class SmallProof:
             retrieved.setdefault(method, {})[rate] = one["measured"][f"retrieval {TARGET}"]
         return retrieved
 
-    def _training(
+    def cell(
         self, seed: int, method: Method, budget: Budget, rate: float, keep: bool = False
     ) -> Cell:
+        """One training; the same one wherever it is asked for."""
         training = Training(self._setting(seed), method, budget, rate)
         name = f"{budget.name}/{method.key}/seed-{seed}-rate-{rate:g}"
         return Cell(name, train, (training, Codes(self.sizes), keep))

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.draws import Draws
+from lrdata.positions import SCHEMES, longrecipe
 from lrtrain.demo.corpus import CODE_PREFIX
 
 PROOF = Path(__file__).parents[2] / "bench" / "proof"
@@ -78,6 +79,10 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
     assert scales["0.1, power 0"] == scales["full length"] == 1
     assert scales["0.1, power 2"] == pytest.approx(law**2, abs=1e-4)
     assert "| 10% | 1 |" in done.stdout
+
+    done = bench("variants", "--out", tmp_path, "--smoke")
+    assert done.returncode == 0, done.stderr
+    assert "| heavy-tailed gaps |" in done.stdout
 
 
 def _text(out: Path) -> str:
@@ -186,3 +191,31 @@ def test_of_equal_rates_the_lower_is_taken() -> None:
     assert rates.best_rate({2e-3: 0.5, 1e-3: 0.5, 4e-3: 0.2}) == 1e-3
     assert rates.beyond({1e-3: 0.5, 2e-3: 0.5}) == 5e-4
     assert rates.beyond({1e-3: 0.1, 2e-3: 0.5, 4e-3: 0.2}) is None
+
+
+@given(
+    law=st.sampled_from(["heavy", "jump"]),
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=20),
+    unused=st.integers(0, 5000),
+    seed=st.integers(0, 1000),
+)
+def test_other_laws_of_gaps_give_positions_within_the_window(
+    law: str, lengths: list[int], unused: int, seed: int
+) -> None:
+    gaps, kept = module("gaps"), np.arange(sum(lengths), dtype=np.int32)
+    target = len(kept) + unused
+    with gaps.spread_by(law):
+        scheme = SCHEMES["longrecipe"]
+        found = scheme(kept, np.array(lengths), target, Draws(seed).stream("positions"))
+    assert SCHEMES["longrecipe"] is longrecipe
+    assert found.dtype == np.int32
+    assert found[0] == 0
+    assert found[-1] < target
+    steps = np.diff(found)
+    assert (steps >= 1).all()
+    inside = np.ones(len(kept) - 1, bool)
+    inside[np.cumsum(lengths[:-1], dtype=int) - 1] = False
+    assert (steps[inside] == 1).all()
+    if law == "jump" and len(lengths) > 1:
+        slack = target - 1 - found[-1]
+        assert max([*(steps - 1), slack]) >= unused // 2
