@@ -23,10 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lrdata.dataset import open_dataset
 from lrdata.parquet import ParquetFile
 from lrdata.runtime import prepare_for_bulk_work
 from lrdata.shard_writer import DELTA_COLUMNS, columns_of
-from lrdata.shards import SCHEMA, Row, open_dataset, table_to_rows
+from lrdata.shards import SCHEMA, Row, table_to_rows
 
 PAGE_ROWS = 20
 ROUNDS = 5

@@ -15,6 +15,7 @@ from lrdata.public import late
 
 if TYPE_CHECKING:
     from lrdata.building import build as build
+    from lrdata.dataset import open_dataset as open_dataset
     from lrdata.errors import LongRecipeError as LongRecipeError
     from lrdata.exporting import export as export
     from lrdata.hub import pull as pull
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from lrdata.scores import open_scores as open_scores
     from lrdata.shards import Row as Row
     from lrdata.shards import Shards as Shards
-    from lrdata.shards import open_dataset as open_dataset
     from lrdata.verifying import verify as verify
 
 __getattr__, __dir__ = late(
     __name__,
     {
         "building": ("build",),
+        "dataset": ("open_dataset",),
         "errors": ("LongRecipeError",),
         "exporting": ("export",),
         "hub": ("pull", "push"),
@@ -48,7 +49,7 @@ __getattr__, __dir__ = late(
         "report.dataset": ("write_report",),
         "retargeting": ("retarget",),
         "scores": ("open_scores",),
-        "shards": ("Row", "Shards", "open_dataset"),
+        "shards": ("Row", "Shards"),
         "verifying": ("verify",),
     },
 )

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.atomic import replacing, write_json
+from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest
@@ -32,15 +33,7 @@ from lrdata.positions import SCHEMES
 from lrdata.progress import Task, progress
 from lrdata.rules import window_len
 from lrdata.shard_writer import writing_shard
-from lrdata.shards import (
-    KINDS,
-    LSD_FIELD,
-    SCHEMA,
-    Row,
-    Shards,
-    file_sha256,
-    open_dataset,
-)
+from lrdata.shards import KINDS, LSD_FIELD, SCHEMA, Row, Shards, file_sha256
 from lrdata.staging import complete
 
 RETARGETABLE = ("longrecipe", "pose", "randpos")

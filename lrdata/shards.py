@@ -123,7 +123,7 @@ def file_sha256(path: Path) -> str:
 
 
 class Shards:
-    """A built dataset, opened for reading. Use through `open_dataset`."""
+    """A built dataset, opened for reading. Use through `lrdata.dataset.open_dataset`."""
 
     remote = False
     """Whether files are fetched when they are needed, rather than here from the start."""
@@ -254,17 +254,8 @@ def _read_group(path: Path, group: int) -> pa.Table:
             ) from None
 
 
-def open_dataset(folder: str | Path) -> Shards:
-    """Open a built dataset: a folder, or `hf://datasets/owner/name[@revision]` on the Hub.
-
-    Of one on the Hub a shard is fetched when its first row is read. Raises LongRecipeError when it
-    is not one that this version reads.
-    """
-    if isinstance(folder, str) and "://" in folder:
-        from lrdata.hub.streaming import open_on_hub
-
-        return open_on_hub(folder)
-    root = Path(folder)
+def open_folder(root: Path) -> Shards:
+    """Open a dataset folder; raises LongRecipeError when it is not one that this version reads."""
     shards = Shards(root, read_manifest(root))
     for entry in shards.manifest.files:
         path = shards.path(entry)

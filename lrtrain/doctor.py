@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError, describe
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 from lrdata.verifying import verify
 from lrtrain.attention import choose_backend, heads_of
 from lrtrain.checks import (

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.progress import duration, progress
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 from lrdata.sizes import format_bytes
 from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
 from lrtrain.memory import StepMemory, step_memory

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from lrdata.atomic import locked, write_json
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
-from lrdata.shards import Shards, file_sha256, open_dataset
+from lrdata.shards import Shards, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.activations import prepare
 from lrtrain.attention import choose_backend, heads_of

@@ -9,7 +9,7 @@ import torch
 from methods import Budget, Method
 from training import Setting
 
-from lrdata.shards import open_dataset
+from lrdata.dataset import open_dataset
 from lrtrain.attention import choose_backend, heads_of
 from lrtrain.flops import training_flops
 from lrtrain.loader import StepLoader

@@ -15,8 +15,8 @@ from typing import Any
 from methods import Budget, Method
 
 from lrdata.building import build
+from lrdata.dataset import open_dataset
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import open_dataset
 from lrtrain.flops import training_flops
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, read_metrics

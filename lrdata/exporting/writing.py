@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from lrdata.atomic import fsync, locked, replacing, write_text
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.exporting.axolotl import AXOLOTL
 from lrdata.exporting.documents import SCHEMA, Tally, documents_of, row_groups
@@ -18,7 +19,7 @@ from lrdata.exporting.trainer import warning
 from lrdata.exporting.trl import TRL
 from lrdata.manifest import FileEntry
 from lrdata.progress import Task, progress
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 
 TRAINERS = {"axolotl": AXOLOTL, "trl": TRL}
 

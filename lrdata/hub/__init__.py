@@ -4,7 +4,7 @@ push("shards", "me/my-128k", private=True)       # -> "hf://datasets/me/my-128k"
 pull("me/my-128k", "shards", only=("extend",))   # -> the manifest of the new folder
 lrdata.open_dataset("hf://datasets/me/my-128k")  # shards come when their first row is read
 
-places       a name -> a repository or a folder, and what both can do
+places       what names stand for, and what can be done with it      opening  a name -> a place
 client       the Hub's own client: that it is quiet, and what its errors mean
 repository   a dataset repository of the Hub      plain   a folder
 pushing, pulling, streaming

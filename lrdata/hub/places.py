@@ -112,15 +112,6 @@ def _folder(where: str) -> Path | None:
     return Path(where).expanduser() if found else None
 
 
-def open_place(where: str | Path, revision: str | None = None) -> Place:
-    """The place that a name stands for; nothing is asked of it yet."""
-    from lrdata.hub.plain import PlainFolder
-    from lrdata.hub.repository import Repository
-
-    found = where if isinstance(where, Path) else parse_place(where, revision)
-    return PlainFolder(found) if isinstance(found, Path) else Repository(found)
-
-
 def refuse_without_manifest(address: str, held: Mapping[str, Held]) -> None:
     """A place without a manifest holds no whole dataset."""
     there = held.get(MANIFEST)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from lrdata.atomic import fsync, locked
 from lrdata.errors import LongRecipeError
+from lrdata.hub.opening import open_place
 from lrdata.hub.places import (
     Held,
     Place,
-    open_place,
     refuse_without_manifest,
     refuse_wrong,
 )

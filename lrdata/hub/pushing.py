@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lrdata.errors import LongRecipeError
-from lrdata.hub.places import Place, Sent, open_place
+from lrdata.hub.opening import open_place
+from lrdata.hub.places import Place, Sent
 from lrdata.hub.plain import PlainFolder, refuse_leaving
 from lrdata.manifest import MANIFEST, Manifest, read_manifest
 from lrdata.progress import progress

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.atomic import write_text
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.inspecting.ruler import ruler
 from lrdata.inspecting.shown import Shown
@@ -18,7 +19,7 @@ from lrdata.inspecting.spelling import check_tokenizer
 from lrdata.inspecting.view import View
 from lrdata.inspecting.window import find_windows
 from lrdata.report.page import asset, data_block, facts, page, table, text
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 from lrdata.tokenizer import Tokenizer
 from lrdata.visible import visible
 

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lrdata.dataset import open_dataset
 from lrdata.inspecting.spelling import check_tokenizer, token_texts
 from lrdata.inspecting.view import View
-from lrdata.shards import Row, open_dataset
+from lrdata.shards import Row
 from lrdata.tokenizer import Tokenizer
 from lrdata.visible import visible
 

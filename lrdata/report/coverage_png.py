@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.atomic import replacing
+from lrdata.dataset import open_dataset
 from lrdata.report.coverage import Coverage
 from lrdata.report.statistics import NAMES, ROWS, read_statistics
 from lrdata.report.svg import tokens_label
-from lrdata.shards import open_dataset
 
 _BINS = 128
 _COLOURS = {"rows": "#0072B2", "full": "#7F7F7F", "pose": "#D55E00", "randpos": "#00875F"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.atomic import write_text
+from lrdata.dataset import open_dataset
 from lrdata.manifest import Ledger, Manifest
 from lrdata.report.card import card
 from lrdata.report.coverage import Coverage, octaves
@@ -33,7 +34,7 @@ from lrdata.report.svg import (
     line_chart,
     tokens_label,
 )
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 from lrdata.sizes import format_bytes
 from lrdata.token_classes import CLASSES, token_classes
 from lrdata.tokenizer import Tokenizer

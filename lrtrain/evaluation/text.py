@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.corpus import find_files, plan_units
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.reader import read_unit
 from lrdata.records import Fields
-from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 16

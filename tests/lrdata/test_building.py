@@ -16,11 +16,12 @@ from click.testing import CliRunner
 
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import Row, open_dataset
+from lrdata.shards import Row
 from tests.conftest import generated_text
 from tests.fetch import fetch
 

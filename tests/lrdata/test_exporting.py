@@ -20,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrdata.cli_export import export as command
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.exporting import TRAINERS, export
 from lrdata.exporting.documents import Tally, documents_of
 from lrdata.manifest import read_manifest
 from lrdata.rules import RowGroup
-from lrdata.shards import Row, open_dataset
+from lrdata.shards import Row
 from lrtrain.loader import to_batch
 from tests.lrdata.made_dataset import (
     TRAIN,

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256, open_scorer
@@ -21,7 +22,7 @@ from lrdata.impact.lexicon import LexiconImpact
 from lrdata.lexicon import Lexicon, make_lexicon, write_lexicon
 from lrdata.manifest import read_manifest
 from lrdata.scores import open_scores
-from lrdata.shards import SCHEMA, Row, file_sha256, open_dataset
+from lrdata.shards import SCHEMA, Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
 from tests.lrdata.made_scores import made_texts, random_window, tokens_of, write_scores

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact import open_scorer
 from lrdata.impact.returns import Returns
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import StoredVocabulary
 from lrdata.windows import Window

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact import open_scorer
@@ -22,7 +23,7 @@ from lrdata.impact.scores import DirectScores
 from lrdata.lexicon import make_lexicon
 from lrdata.manifest import TokenizerEntry, read_manifest
 from lrdata.scores import ScoredWindow, open_scores
-from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_dataset
+from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
 from tests.lrdata.made_scores import (

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.inspecting.terminal import show
-from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from tests.lrdata.made_dataset import extend_row, tokenizer_entry, write_dataset
 

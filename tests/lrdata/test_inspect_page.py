@@ -20,12 +20,13 @@ from click.testing import CliRunner
 
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.inspecting.page import write_page
 from lrdata.inspecting.window import _Search
 from lrdata.long_text import LongText
 from lrdata.recipe import BuildRecipe
-from lrdata.shards import Row, open_dataset
+from lrdata.shards import Row
 from lrdata.tokenizer import Tokenizer
 from tests.conftest import BOS, EOT, generated_text
 from tests.lrdata.made_dataset import extend_row, tokenizer_entry, write_dataset

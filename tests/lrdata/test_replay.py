@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from lrdata.building import build
 from lrdata.chat import plain_conversation, template_conversation
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import BuildRecipe
 from lrdata.replay import best_fit
-from lrdata.shards import open_dataset
 from lrdata.tokenizer import Tokenizer
 from tests.lrdata.test_building import some_texts, write_jsonl
 

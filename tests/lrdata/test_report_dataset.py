@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from lrdata.cli_look import report
+from lrdata.dataset import open_dataset
 from lrdata.manifest import MANIFEST, read_manifest, write_manifest
 from lrdata.report.card import card
 from lrdata.report.coverage_png import coverage_png
 from lrdata.report.dataset import write_report
 from lrdata.report.quarantine import rejected_by_reason
 from lrdata.report.statistics import read_statistics, replay_shares
-from lrdata.shards import open_dataset
 from lrdata.token_classes import CLASSES, class_of, token_classes
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import each_token

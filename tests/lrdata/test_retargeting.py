@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from lrdata import select
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.retargeting import RETARGETABLE, Positioner, default_out, retarget, segments
 from lrdata.shard_writer import writing_shard
-from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256, open_dataset
+from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.verifying import verify
 from tests.conftest import generated_text
 

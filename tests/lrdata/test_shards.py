@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger, read_manifest, safe_path
-from lrdata.shards import SCHEMA, Row, Shards, open_dataset
+from lrdata.shards import SCHEMA, Row, Shards
 from tests.lrdata.made_dataset import TRAIN, good_rows, write_dataset
 
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
-from lrdata.shards import Shards, open_dataset
+from lrdata.shards import Shards
 from lrtrain.loader import Batch, StepLoader, order, to_batch
 from lrtrain.weights import impact, longce
 from tests.lrtrain.tiny_runs import build_shards

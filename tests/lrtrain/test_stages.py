@@ -15,10 +15,11 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
-from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256, open_dataset
+from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256
 from lrtrain import loop, stages
 from lrtrain.cli import main
 from lrtrain.metrics import read_metrics
