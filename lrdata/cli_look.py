@@ -85,14 +85,12 @@ def inspect(
 @click.option(
     "--rows",
     type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="Read at most so many rows, spread evenly.",
+    help="Read at most so many rows, spread evenly.  [default: 512, fewer of windows above 128k]",
 )
 @click.option("--tokenizer", help="A folder or hub id.  [default: the one of the build]")
 @click.option("--no-plots", is_flag=True, help="The page alone, without a PNG.")
 def report(
-    folder: Path, out: Path | None, rows: int, tokenizer: str | None, no_plots: bool
+    folder: Path, out: Path | None, rows: int | None, tokenizer: str | None, no_plots: bool
 ) -> None:
     """Write a page about a dataset: tokens, documents, gaps, sources, and what its rows cover.
 

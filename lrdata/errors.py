@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
+from lrdata.visible import visible
+
 
 class LongRecipeError(Exception):
     """A problem a person can act on. The message is one line: what, where, what to do."""
@@ -72,14 +74,19 @@ def _leave_threads(message: str) -> None:
     """End at once if threads are at work: Python would wait for them, and all is safe to leave."""
     busy = [thread for thread in threading.enumerate() if not thread.daemon]
     if busy != [threading.main_thread()]:
-        click.echo(f"error: {message}", err=True)
+        _say(message)
         sys.stdout.flush()
         os._exit(130)
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    """On one line; names in it may be those of a stranger's dataset, and a terminal obeys text."""
+    click.echo(f"error: {visible(' '.join(message.split()))}", err=True)
 
 
 def _where_to_look(problem: click.UsageError) -> str:

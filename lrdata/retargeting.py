@@ -34,6 +34,7 @@ from lrdata.progress import Task, progress
 from lrdata.rules import window_len
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import KINDS, LSD_FIELD, SCHEMA, Row, Shards, file_sha256
+from lrdata.sizes import format_tokens
 from lrdata.staging import complete
 
 RETARGETABLE = ("longrecipe", "pose", "randpos")
@@ -107,8 +108,7 @@ class Positioner:
 def default_out(folder: Path, target_len: int) -> Path:
     """`shards` -> `shards-256k`, beside it."""
     named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
-    size = f"{target_len // 1024}k" if target_len % 1024 == 0 else str(target_len)
-    return named.with_name(f"{named.name}-{size}")
+    return named.with_name(f"{named.name}-{format_tokens(target_len).replace(',', '')}")
 
 
 def retarget(folder: Path | str, target_len: int, out: Path | str) -> Manifest:

@@ -77,6 +77,11 @@ class Share(click.ParamType):
             self.fail(str(problem), param, ctx)
 
 
+def format_tokens(count: int) -> str:
+    """`32k`, `1,536`: a number of tokens as people write it."""
+    return f"{count // 1024}k" if count and count % 1024 == 0 else f"{count:,}"
+
+
 def format_bytes(count: int) -> str:
     """`512 bytes`, `3.4 MB`, `1.2 GB`: powers of 1,000, as disks are sold."""
     if count < 1000:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from lrdata.inspecting.view import View
-from lrdata.report.svg import tokens_label
+from lrdata.sizes import format_tokens
 
 WIDTH, TRACK, HEIGHT = 10_000, 12, 54
 """In the picture's own units; it is as wide as the page."""
@@ -42,7 +42,7 @@ def ruler(view: View) -> str:
 
 
 def _scale(length: int) -> str:
-    marks = (tokens_label(length * quarter // 4) for quarter in range(5))
+    marks = (format_tokens(length * quarter // 4) for quarter in range(5))
     return "".join(f"<span>{mark}</span>" for mark in marks)
 
 

@@ -8,6 +8,7 @@ import hashlib
 from lrdata.manifest import FileEntry, Manifest
 from lrdata.rules import window_len
 from lrdata.shards import KINDS
+from lrdata.sizes import format_tokens
 
 TAGS = ("longrecipe", "long-context", "context-extension", "position-ids", "pretokenized")
 
@@ -55,13 +56,13 @@ def name(manifest: Manifest) -> str:
     digest = hashlib.sha256()
     for entry in manifest.files:
         digest.update(entry.content_sha256.encode())
-    length = size(manifest.target_len).replace(",", "")
+    length = format_tokens(manifest.target_len).replace(",", "")
     return f"longrecipe-{length}-{digest.hexdigest()[:12]}"
 
 
 def title(manifest: Manifest) -> str:
     """One line that names the dataset by what it is."""
-    length = size(manifest.target_len)
+    length = format_tokens(manifest.target_len)
     return f"Long-context training rows: {length} windows as {manifest.train_len:,}-token rows"
 
 
@@ -98,5 +99,12 @@ def unlicensed(manifest: Manifest) -> list[str]:
     return sorted({entry.source for entry in manifest.sources if not entry.licence})
 
 
-def size(tokens: int) -> str:
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"
+def left_out(manifest: Manifest) -> str | None:
+    """Which rows are not here (`lrdata pull --only`), in a sentence; None where all are."""
+    kinds = sorted({entry.kind for entry in manifest.left_out})
+    if not kinds:
+        return None
+    return (
+        f"A part of a dataset: its {', '.join(kinds)} rows were left out; the accounting is of the "
+        "whole."
+    )

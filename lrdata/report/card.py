@@ -16,6 +16,7 @@ from lrdata.report.about import (
     files_of,
     is_compressed,
     kinds_present,
+    left_out,
     licences,
     name,
     title,
@@ -281,12 +282,9 @@ def _limits(manifest: Manifest) -> Iterator[str]:
             "- What such rows are worth depends on the model and on what was kept: measure it, "
             "with `lrtrain eval`, beside the model that has only the new RoPE."
         )
-    if manifest.left_out:
-        kinds = ", ".join(sorted({entry.kind for entry in manifest.left_out}))
-        yield (
-            f"- A part of a dataset: its {kinds} rows were left out (`left_out` in "
-            "`manifest.json`); the accounting is of the whole."
-        )
+    part = left_out(manifest)
+    if part is not None:
+        yield f"- {inert(part)} `left_out` in `manifest.json` names the files."
     if recipe.get("join") == "attend":
         yield (
             "- A document shorter than a window shares it with others, and they attend to each "

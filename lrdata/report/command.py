@@ -17,7 +17,7 @@ def build_command(recipe: Mapping[str, Any]) -> list[str]:
 
     `recipe` is what `BuildRecipe.portable` gives.
     """
-    parts = [" ".join(["lrdata build", *words(recipe.get("corpora", ()))])]
+    parts = [" ".join(["lrdata build", *words(map(_path, recipe.get("corpora", ())))])]
     for option in fields(BuildRecipe):
         value = recipe.get(option.name)
         if option.name in _UNWRITTEN or value is None or value == _default(option):
@@ -30,6 +30,11 @@ def words(values: Iterable[Any]) -> list[str]:
     """Words of a shell command; line ends and fences would break a code block that holds them."""
     lines = (" ".join(str(value).replace("```", "").split()) for value in values)
     return [shlex.quote(visible(line)) for line in lines]
+
+
+def _path(corpus: Any) -> str:
+    """A path that does not look like an option."""
+    return f"./{corpus}" if str(corpus).startswith("-") else str(corpus)
 
 
 def _default(option: Any) -> Any:

@@ -5,28 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from lrdata.atomic import replacing
-from lrdata.dataset import open_dataset
 from lrdata.report.coverage import Coverage
-from lrdata.report.statistics import NAMES, ROWS, read_statistics
-from lrdata.report.svg import tokens_label
+from lrdata.report.statistics import NAMES
+from lrdata.sizes import format_tokens
 
 _BINS = 128
 _COLOURS = {"rows": "#0072B2", "full": "#7F7F7F", "pose": "#D55E00", "randpos": "#00875F"}
 
 
-def coverage_png(folder: Path, path: Path, rows: int = ROWS) -> None:
-    """Draw which distances and positions at most `rows` extend rows of a dataset cover.
-
-    Needs matplotlib. Raises LongRecipeError when the folder is not a dataset or is damaged; a
-    dataset without extend rows leaves no picture.
-    """
-    found = read_statistics(open_dataset(folder), rows)
-    if found.coverage:
-        draw_coverage(found.coverage, path)
-
-
 def draw_coverage(coverage: dict[str, Coverage], path: Path) -> None:
-    """Two panels: pairs of tokens by distance, and rows by position."""
+    """Two panels: pairs of tokens by distance, and rows by position. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.9), layout="constrained")
@@ -48,7 +36,7 @@ def draw_coverage(coverage: dict[str, Coverage], path: Path) -> None:
     ticks = [target * part // 4 for part in range(5)]
     for axes in (left, right):
         axes.set_xlim(0, target)
-        axes.set_xticks(ticks, [tokens_label(tick) for tick in ticks])
+        axes.set_xticks(ticks, [format_tokens(tick) for tick in ticks])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(fontsize=8, frameon=False)

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -19,31 +19,39 @@ from lrdata.visible import visible
 
 def page(title: str, body: str, *, style: str = "", script: str = "") -> str:
     """A whole page. `body` is HTML; `script` runs when the body is there."""
+    return "".join(page_parts(title, [body], style=style, script=script))
+
+
+def page_parts(
+    title: str, body: Iterable[str], *, style: str = "", script: str = ""
+) -> Iterator[str]:
+    """The same in parts, to be written one at a time; so is the body, a line or more each."""
     if "</script" in script.lower() or "</style" in style.lower():
         raise ValueError("the page's own code must not end its element")
     runs = f"; script-src 'sha256-{_sha256(script)}'" if script else ""
     policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"base-uri 'none'; form-action 'none'{runs}"
+        f"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'{runs}"
     )
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{text(title)}</title>",
-        f"<style>{asset('lrdata.report', 'page.css')}{style}</style>",
-        "</head>",
-        "<body>",
-        body,
-        *([f"<script>{script}</script>"] if script else []),
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(lines) + "\n"
+    yield from (
+        f"{line}\n"
+        for line in (
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{text(title)}</title>",
+            f"<style>{asset('lrdata.report', 'page.css')}{style}</style>",
+            "</head>",
+            "<body>",
+        )
+    )
+    yield from (f"{part}\n" for part in body)
+    if script:
+        yield f"<script>{script}</script>\n"
+    yield "</body>\n</html>\n"
 
 
 def asset(package: str, name: str) -> str:
@@ -66,6 +74,11 @@ def data_block(name: str, value: Any) -> str:
     return f'<script type="application/json" class="{text(name)}">{packed}</script>'
 
 
+def section(title: str, *parts: str) -> str:
+    """A part of a page; the title is text, the parts are HTML."""
+    return "\n".join(["<section>", f"<h2>{text(title)}</h2>", *parts, "</section>"])
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """A table whose cells are HTML; the columns in `numbers` are set to the right."""
 
@@ -84,6 +97,18 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Names and values, both text."""
     inner = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>\n" for name, value in pairs)
     return f'<dl class="facts">\n{inner}</dl>'
+
+
+def short(count: int) -> str:
+    """`1.2 M`: a number of three digits."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
+
+
+def some_rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def bar(share: float) -> str:

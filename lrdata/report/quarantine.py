@@ -1,16 +1,19 @@
 """Rejected records by reason: counts and reasons alone, no place and no text."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 _LONGEST_LINE = 64 * 1024
 _MOST_REASONS = 1_000
 _OTHERS = "other reasons"
+_PLACE = re.compile(r"\b(at byte |at character |row group )\d+")
+"""Where in its record or file something is wrong: another for each."""
 
 
 def rejected_by_reason(folder: Path) -> list[tuple[str, int]]:
-    """(reason, records) of a dataset's quarantine, the most frequent first.
+    """(reason, records) of a dataset's quarantine, the most frequent first; places in them are cut.
 
     Memory is bounded: of very many reasons, those that come late are counted together. Lines that
     are not as a build writes them are passed over.
@@ -33,4 +36,4 @@ def _entry(line: bytes) -> tuple[str, int]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", 0
     fits = isinstance(reason, str) and type(count) is int and count > 0
-    return (reason[:200], count) if fits else ("", 0)
+    return (_PLACE.sub(r"\1…", reason[:200]), count) if fits else ("", 0)

@@ -1,51 +1,80 @@
-"""Where a dataset's rows come from: each source with its files, licence and rows."""
+"""Where a dataset's rows come from: each source with its files, licences and rows."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from lrdata.errors import LongRecipeError, one_line
+from lrdata.manifest import FileEntry
+from lrdata.progress import progress
+from lrdata.shard_file import ShardFile
 from lrdata.shards import Shards
+
+OTHERS = "other sources"
+_LONGEST_NAME = 200
+_MOST_NAMES = 10_000
+"""Records may name sources of their own; of more names, those that come late are one."""
 
 
 @dataclass
 class SourceFacts:
-    """rows: by kind; a row counts for the source of its first document."""
+    """licences: those stated for its files, None where none was. rows: by kind; a row counts for
+    the source of its first document."""
 
     name: str
-    licence: str | None
     files: int = 0
     bytes: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
+    licences: set[str | None] = field(default_factory=set)
+    rows: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: "SourceFacts") -> None:
+        self.files += other.files
+        self.bytes += other.bytes
+        self.licences |= other.licences
+        self.rows += other.rows
 
 
 def sources_of(shards: Shards) -> list[SourceFacts]:
-    """The sources of the manifest and of the rows, sorted by name.
+    """The sources of the manifest and of the rows: those with most rows, then bytes, first.
 
-    Of the rows only the column `source` is read. Raises LongRecipeError for a file that cannot be.
+    Of the rows only the column `source` is decoded, but of the first ones of each file, whose
+    sha256 is checked. Raises LongRecipeError for a file that is damaged.
     """
-    found: dict[tuple[str, str], SourceFacts] = {}
-    for entry in sorted(shards.manifest.sources, key=lambda entry: entry.name):
-        key = (entry.source, entry.licence or "")
-        facts = found.setdefault(key, SourceFacts(entry.source, entry.licence))
+    found: dict[str, SourceFacts] = {}
+    for entry in shards.manifest.sources:
+        facts = found.setdefault(entry.source, SourceFacts(entry.source))
         facts.files += 1
         facts.bytes += entry.bytes
-    for kind in shards.kinds:
-        for name, count in _rows_by_source(shards, kind):
-            # Records may name a source of their own, which the manifest does not list.
-            key = next((key for key in found if key[0] == name), (name, ""))
-            found.setdefault(key, SourceFacts(name, None)).rows[kind] = count
-    return [found[key] for key in sorted(found)]
+        facts.licences.add(entry.licence)
+    files = [entry for kind in shards.kinds for entry in shards.files(kind) if entry.rows]
+    firsts = Counter[str]()
+    with progress("checking files and counting their sources", len(files)) as task:
+        for entry in files:
+            shards.read_row(entry.kind, firsts[entry.kind])  # which checks the whole file
+            firsts[entry.kind] += entry.rows
+            for name, count in _rows_by_source(shards, entry).items():
+                known = name in found or len(found) < _MOST_NAMES
+                key = name if known else OTHERS
+                found.setdefault(key, SourceFacts(key)).rows[entry.kind] += count
+            task.advance()
+    return sorted(found.values(), key=lambda one: (-one.rows.total(), -one.bytes, one.name))
 
 
-def _rows_by_source(shards: Shards, kind: str) -> list[tuple[str, int]]:
-    paths = [shards.path(entry) for entry in shards.files(kind)]
+def _rows_by_source(shards: Shards, entry: FileEntry) -> Counter[str]:
+    counts = Counter[str]()
     try:
-        counted = pl.scan_parquet(paths).group_by("source").agg(rows=pl.len())
-        table = counted.sort("source").collect(engine="streaming")
-    except (OSError, pl.exceptions.PolarsError) as problem:
+        with ShardFile(shards.path(entry)) as file:
+            if file.schema.field("source").type != pa.string():
+                raise pa.ArrowInvalid("the column source is no text")
+            for group in range(file.groups):
+                names = file.read(group, ["source"])["source"]
+                cut = pc.utf8_slice_codeunits(names, 0, _LONGEST_NAME)
+                for pair in pc.value_counts(cut).to_pylist():
+                    counts[str(pair["values"])] += pair["counts"]
+    except (OSError, pa.ArrowException, KeyError) as problem:
         raise LongRecipeError(
-            f"{shards.folder}: the {kind} rows cannot be read ({one_line(problem)}); "
-            "run `lrdata verify`"
+            f"{shards.path(entry)} cannot be read ({one_line(problem)}); run `lrdata verify`"
         ) from None
-    return list(zip(table["source"].to_list(), table["rows"].to_list(), strict=True))
+    return counts

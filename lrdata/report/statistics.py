@@ -10,11 +10,13 @@ from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
 from lrdata.progress import progress
 from lrdata.report.coverage import LONGEST_TARGET, Coverage, CoverageCounter
+from lrdata.rules import window_len
 from lrdata.shards import Row, Shards
 from lrdata.token_classes import CLASSES
 
-ROWS = 512
-"""Rows that are read unless another number is asked for."""
+ROWS, _FEWEST_ROWS = 512, 16
+_TOKENS = ROWS * 2**17
+"""Of windows above 128k fewer rows are read, for as long: see `usual_rows`."""
 
 _NEIGHBOURS = 8
 """Rows of a larger sample are read so many at a place: row groups are decoded as a whole."""
@@ -62,9 +64,10 @@ class Powers:
 @dataclass
 class RowStatistics:
     """Of `sampled` extend rows out of `total`. coverage: by the name of the scheme, `rows` first;
-    `full` is of rows of the whole target length; empty without rows, and for windows above
-    LONGEST_TARGET. by_class: int64 [classes], of the rows' tokens
-    and of the impactful ones; None where the tokenizer is not at hand."""
+    `full` is of rows of the whole target length, and is not there where nobody knows their
+    documents; empty without rows, and for windows above LONGEST_TARGET. by_class: int64
+    [classes], of the rows' tokens and of the impactful ones; None where the tokenizer is not at
+    hand."""
 
     total: int
     sampled: int = 0
@@ -74,6 +77,12 @@ class RowStatistics:
     documents: Powers = field(default_factory=Powers)
     coverage: dict[str, Coverage] = field(default_factory=dict)
     by_class: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def usual_rows(target_len: int) -> int:
+    """How many rows are read unless another number is asked for: counting one takes as long as
+    its window."""
+    return min(max(_TOKENS // max(target_len, 1), _FEWEST_ROWS), ROWS)
 
 
 def spread(total: int, wanted: int) -> list[int]:
@@ -87,9 +96,9 @@ def spread(total: int, wanted: int) -> list[int]:
 
 
 def read_statistics(
-    shards: Shards, rows: int = ROWS, classes: np.ndarray | None = None
+    shards: Shards, rows: int | None = None, classes: np.ndarray | None = None
 ) -> RowStatistics:
-    """Statistics of at most `rows` extend rows.
+    """Statistics of at most `rows` extend rows (None: `usual_rows`).
 
     Memory holds a few row groups and a few arrays of target_len.
 
@@ -98,21 +107,23 @@ def read_statistics(
     Raises:
         LongRecipeError: a file is damaged, or a row is not as it must be.
     """
-    chosen = spread(shards.rows("extend"), rows)
+    wanted = usual_rows(shards.target_len) if rows is None else rows
+    chosen = spread(shards.rows("extend"), wanted)
     found = RowStatistics(total=shards.rows("extend"))
     if classes is not None:
         found.by_class = (np.zeros(len(CLASSES), np.int64), np.zeros(len(CLASSES), np.int64))
-    counters = {}
+    positions = None
     if chosen and 1 < shards.target_len <= LONGEST_TARGET:
-        counters = {name: CoverageCounter(shards.target_len) for name in NAMES}
-    with progress("reading rows", len(chosen)) as task:
+        positions = _Positions(shards)
+    with progress("checking files and reading rows", len(chosen)) as task:
         for index in chosen:
             row = shards.read_row("extend", index)
             _add_row(found, row, classes)
-            if counters:
-                _add_positions(counters, row, index, shards)
+            if positions is not None:
+                positions.add(row, index)
             task.advance()
-    found.coverage = {name: counter.coverage() for name, counter in counters.items()}
+    if positions is not None:
+        found.coverage = positions.coverage()
     return found
 
 
@@ -147,24 +158,47 @@ def _add_row(found: RowStatistics, row: Row, classes: np.ndarray | None) -> None
             counts += np.bincount(classes[chosen], minlength=len(counts))
 
 
-def _add_positions(
-    counters: dict[str, CoverageCounter], row: Row, index: int, shards: Shards
-) -> None:
-    counters["rows"].add(row.position_ids, row.seq_lengths)  # which checks them
-    whole = _whole_lengths(row, shards)
-    if len(whole) > 1 or not counters["full"].rows:  # else each row is the same
-        counters["full"].add(np.arange(whole.sum()), whole)
-    for name, positions in _drawn(len(row.position_ids), index, shards.target_len):
-        counters[name].add(positions, row.seq_lengths)
+class _Positions:
+    """Coverage of rows, of the same rows by other schemes, and at full length.
 
+    What a row is at full length follows from the recipe and the documents of its window, not from
+    what selection kept of them.
+    """
 
-def _whole_lengths(row: Row, shards: Shards) -> np.ndarray:
-    """The attention documents of the row if it had all of its window: int64 [d]."""
-    lengths = row.doc_lengths[row.doc_lengths > 0].astype(np.int64)
-    lead = int(shards.bos_id is not None)
-    if len(row.seq_lengths) > 1 and lengths.sum() + lead == shards.target_len:
-        return lengths + np.where(np.arange(len(lengths)) == 0, lead, 0)
-    return np.array([shards.target_len])
+    def __init__(self, shards: Shards) -> None:
+        self._target = shards.target_len
+        self._masked = shards.manifest.recipe.get("join") == "mask"
+        self._lead = int(shards.bos_id is not None)
+        known = not self._masked or window_len(shards.manifest) == self._target
+        names = [name for name in NAMES if known or name != "full"]
+        self._counters = {name: CoverageCounter(self._target) for name in names}
+        self._whole = 0  # rows whose full length is one document: all the same
+
+    def add(self, row: Row, index: int) -> None:
+        self._counters["rows"].add(row.position_ids, row.seq_lengths)  # which checks them
+        for name, positions in _drawn(len(row.position_ids), index, self._target):
+            self._counters[name].add(positions, row.seq_lengths)
+        if "full" in self._counters:
+            self._add_full(row)
+
+    def _add_full(self, row: Row) -> None:
+        lengths = row.doc_lengths.astype(np.int64)
+        if not self._masked or len(lengths) == 1:
+            self._whole += 1
+            return
+        if not len(lengths) or lengths.min() < 1 or lengths.sum() + self._lead != self._target:
+            raise LongRecipeError(
+                f"the documents of row {row.sample_id[:80]!r} are not as long as its window; "
+                "run `lrdata verify`"
+            )
+        lengths[0] += self._lead
+        self._counters["full"].add(np.arange(self._target), lengths)
+
+    def coverage(self) -> dict[str, Coverage]:
+        if self._whole:
+            whole = np.array([self._target])
+            self._counters["full"].add(np.arange(self._target), whole, self._whole)
+        return {name: counter.coverage() for name, counter in self._counters.items()}
 
 
 def _drawn(count: int, index: int, target_len: int) -> Iterator[tuple[str, np.ndarray]]:

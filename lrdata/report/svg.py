@@ -12,14 +12,10 @@ from itertools import pairwise
 import numpy as np
 
 from lrdata.report.page import text
+from lrdata.sizes import format_tokens
 
 _WIDTH, _HEIGHT = 960, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 88, 16, 14, 46
-
-
-def tokens_label(count: int) -> str:
-    """`32k`, `1,536`: a number of tokens as people write it."""
-    return f"{count // 1024}k" if count and count % 1024 == 0 else f"{count:,}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Axis:
 
     @classmethod
     def tokens(cls, title: str, length: int) -> "Axis":
-        ticks = [(length * part // 8, tokens_label(length * part // 8)) for part in range(9)]
+        ticks = [(length * part // 8, format_tokens(length * part // 8)) for part in range(9)]
         return cls(title, 0, length, ticks)
 
     @classmethod
@@ -59,10 +55,12 @@ class Axis:
         return cls(title, 10.0**first, 10.0**last, ticks, log=True)
 
     def share(self, value: float) -> float:
-        """How far along the axis a value is, 0..1."""
+        """How far along the axis a value is; one beyond its ends is at the end."""
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low or 1)
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low or 1)
+        return min(max(share, 0.0), 1.0)
 
 
 def line_chart(x: np.ndarray, series: Sequence[Series], across: Axis, up: Axis, name: str) -> str:

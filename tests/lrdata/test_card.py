@@ -22,7 +22,9 @@ from lrdata.cli import main
 from lrdata.manifest import Manifest, SourceEntry, read_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.report.card import SOURCES_SHOWN, card
+from lrdata.report.command import build_command
 from lrdata.report.front_matter import quoted
+from lrdata.report.markdown import inert
 from lrdata.retargeting import retarget
 from tests.lrdata.made_dataset import extend_row, write_dataset
 from tests.lrdata.test_building import some_texts, write_jsonl
@@ -200,8 +202,13 @@ def _text(whole: str) -> str:
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    """Everything that a reader with HTML and tables makes of the text."""
-    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    """Everything that a reader with HTML, tables, links of addresses makes of the text."""
+    parser = MarkdownIt("gfm-like", {"html": True})
+    assert parser.linkify is not None
+    # As GitHub's Markdown has it: no bare names and no `//host`, but `www.` of anything.
+    parser.linkify.set({"fuzzy_link": False})
+    parser.linkify.add("//", None)
+    parser.linkify.add("www.", {"validate": lambda _, text, at: len(text[at:].split(" ")[0])})
     for token in parser.parse(text):
         yield token
         yield from token.children or ()
@@ -222,6 +229,8 @@ _HOSTILE = (
     "**bold** _it_ ~~gone~~ &lt; $x$",
     "---\nlicense: mit\n---",
     "\u202egnp.exe\x1b[31m\ud800",
+    "https://evil.com HTTP://evil.com/a?b www.evil.com Www.Evil.Com a@evil.com mailto:a@evil.com",
+    "ftp://evil.com/@a xhttps://www.evil.com://a@@evil.com",
 )
 
 
@@ -245,6 +254,21 @@ def test_text_of_a_manifest_is_never_markup(tmp_path: Path, text: str) -> None:
     assert front["license"] == ["other"]
     assert front["license_name"] == text
     assert told.encode()  # no half of a surrogate pair
+
+
+def test_an_address_can_still_be_read() -> None:
+    assert inert("CC: https://a.org/by/4.0/") == "CC: https: //a.org/by/4.0/"
+    assert inert("www.a.org, me@a.org @home") == "www .a.org, me @ a.org @home"
+
+
+def test_a_parser_of_addresses_would_make_links_of_them() -> None:
+    for text in _HOSTILE[-2:]:
+        assert "link_open" in _shape(text)
+
+
+def test_a_corpus_that_looks_like_an_option_is_none() -> None:
+    (build_line, *_) = build_command({"corpora": ["-x.jsonl", "books"], "eot": "-x"})
+    assert build_line == "lrdata build ./-x.jsonl books"
 
 
 @settings(max_examples=60)

@@ -4,6 +4,7 @@ What `push` and `pull` make of one on the Hub is in test_hub_refusals.py; test_f
 corpora.
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,17 @@ from click.testing import CliRunner
 
 from lrdata.cli import main
 from lrdata.shards import file_sha256
-from tests.lrdata.made_dataset import extend_row, good_rows, rows_to_table, write_dataset
+from tests.lrdata.made_dataset import (
+    extend_row,
+    good_rows,
+    holdout_row,
+    rows_to_table,
+    write_dataset,
+)
 from tests.lrdata.test_parquet_bounds import zeros
 
 FIRST = "extend/train-00000-of-00002.parquet"
+HELD_OUT = "holdout/test-00000-of-00001.parquet"
 COMMANDS: dict[str, list[str]] = {
     "verify": [],
     "inspect": [],
@@ -41,13 +49,16 @@ def manifest(change: Callable[[Any], object]) -> Callable[[Path], None]:
     return spoil
 
 
-def shard(write: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Another first shard, and a manifest that tells the truth about its bytes."""
+def shard(write: Callable[[Path], None], name: str = FIRST, **told: int) -> Callable[[Path], None]:
+    """Another shard, and a manifest that tells the truth about its bytes."""
 
     def spoil(folder: Path) -> None:
-        write(folder / FIRST)
-        told = {"sha256": file_sha256(folder / FIRST), "bytes": (folder / FIRST).stat().st_size}
-        manifest(lambda raw: raw["files"][0].update(told))(folder)
+        path = folder / name
+        write(path)
+        true = {"sha256": file_sha256(path), "bytes": path.stat().st_size, **told}
+        manifest(lambda raw: next(one for one in raw["files"] if one["path"] == name).update(true))(
+            folder
+        )
 
     return spoil
 
@@ -74,6 +85,21 @@ def _long_names(path: Path) -> None:
     pq.write_table(table, path, compression="zstd", data_page_size=1 << 30, store_schema=False)
 
 
+def _long_sources(path: Path) -> None:
+    """After a row group that is right one of a thousand rows, with two gigabytes of sources."""
+    good = rows_to_table([holdout_row(0), holdout_row(1)])
+    bomb = rows_to_table([holdout_row()] * 1000)
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * 2_000_000])
+    bomb = bomb.set_column(bomb.schema.get_field_index("source"), "source", names)
+    joined = io.BytesIO()
+    with pq.ParquetWriter(
+        joined, bomb.schema, compression="zstd", data_page_size=1 << 30, store_schema=False
+    ) as writer:
+        for table in (good.cast(bomb.schema), bomb):
+            writer.write_table(table)
+    path.write_bytes(joined.getvalue())
+
+
 def _wrong_types(path: Path) -> None:
     table = rows_to_table(good_rows()["extend"][0])
     column = pa.array([["../../x"]] * len(table), pa.list_(pa.string()))
@@ -95,6 +121,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a bomb of one column": shard(lambda path: zeros(path, 140_000_000, 7)),
     "a bomb of long names": shard(_long_names),
     "columns of other types": shard(_wrong_types),
+    "a bomb of sources": shard(_long_sources, HELD_OUT, rows=1002),
     "no Parquet": shard(lambda path: _write(path, "PAR1" * 1000 + "PAR1")),
 }
 
@@ -109,6 +136,15 @@ def hostile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     write_dataset(folder)
     HOSTILE[request.param](folder)
     return folder
+
+
+def test_a_bomb_of_sources_is_not_counted(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "shards")
+    HOSTILE["a bomb of sources"](tmp_path / "shards")
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "shards"), "--no-plots"])
+    assert done.exit_code == 1
+    assert "not decoded" in done.stderr
+    assert not (tmp_path / "shards" / "report").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

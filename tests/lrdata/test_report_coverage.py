@@ -11,19 +11,24 @@ from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.positions import pose_chunks
 from lrdata.report.coverage import POSITION_BINS, CoverageCounter, octaves, pair_counts
-from lrdata.report.statistics import Powers, spread
+from lrdata.report.statistics import Powers, spread, usual_rows
 
 Documents = list[list[int]]
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[int, list[Documents]]:
-    """A target length and rows: for each attention document its positions."""
+    """A target length and rows: for each attention document its positions, which increase along
+    the row."""
     target = draw(st.integers(2, 300))
-    document = st.sets(st.integers(0, target - 1), min_size=1, max_size=40).map(sorted)
-    return target, draw(
-        st.lists(st.lists(document, min_size=1, max_size=4), min_size=1, max_size=4)
-    )
+    row = st.sets(st.integers(0, target - 1), min_size=1, max_size=120).map(sorted)
+    cuts = st.sets(st.integers(1, 119), max_size=3).map(sorted)
+    return target, draw(st.lists(st.builds(_cut, row, cuts), min_size=1, max_size=4))
+
+
+def _cut(row: list[int], cuts: list[int]) -> Documents:
+    edges = [0, *(cut for cut in cuts if cut < len(row)), len(row)]
+    return [row[begin:end] for begin, end in pairwise(edges)]
 
 
 def _columns(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
@@ -93,6 +98,26 @@ def test_counts_of_long_rows_are_exact(target: int) -> None:
         assert counts[distance] == (there[distance:] & there[:-distance]).sum()
 
 
+@settings(max_examples=40)
+@given(rows(), st.integers(1, 5))
+def test_equal_rows_may_be_added_at_once(drawn: tuple[int, list[Documents]], times: int) -> None:
+    target, every = drawn
+    one, other = CoverageCounter(target), CoverageCounter(target)
+    for documents in every:
+        one.add(*_columns(documents), times)
+        for _ in range(times):
+            other.add(*_columns(documents))
+    first, second = one.coverage(), other.coverage()
+    assert (first.rows, first.tokens) == (second.rows, second.tokens)
+    for name in ("pairs", "rows_at", "occupied"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+
+
+@pytest.mark.parametrize("target", [64, 2**15, 2**17, 2**20, 2**22])
+def test_the_usual_sample_does_not_take_longer_for_longer_windows(target: int) -> None:
+    assert usual_rows(target) == min(512, 2**26 // target)
+
+
 def test_two_chunks_see_the_distances_that_their_definition_says() -> None:
     """PoSE: inside a chunk of length l all distances below l, and between the chunks those from
     the gap on, as many in a row as there are tokens less one."""
@@ -114,6 +139,8 @@ def test_two_chunks_see_the_distances_that_their_definition_says() -> None:
         ([0, 1, 1], [3]),
         ([0, 1, 2], [2]),
         ([0, 1, 2], [3, 0]),
+        ([0, 1, 0, 1], [2, 2]),
+        ([0, 1, 1, 2], [2, 2]),
         ([], []),
     ],
 )
@@ -139,10 +166,12 @@ def test_a_sample_is_spread_over_all_rows(total: int, wanted: int) -> None:
     assert len(chosen) <= wanted
     if total <= wanted:
         assert chosen == list(range(total))
-    elif wanted > 1:
+    elif wanted > 1:  # of large samples eight neighbours at a place
+        run = 8 if wanted >= 64 else 1
         assert len(chosen) >= 0.6 * wanted
         assert chosen[0] == 0
-        assert chosen[-1] >= total - 1 - total / min(wanted, 64) * 8
+        assert chosen[-1] >= total - run
+        assert max(np.diff(chosen)) <= total / (wanted / run - 1) + 1
 
 
 @given(st.lists(st.integers(1, 2**31), max_size=30))

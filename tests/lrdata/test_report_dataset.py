@@ -1,6 +1,7 @@
 """`lrdata report`: its numbers are those of the rows, and it loads and runs nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from click.testing import CliRunner
 
 from lrdata.cli_look import report
 from lrdata.dataset import open_dataset
+from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST, read_manifest, write_manifest
 from lrdata.report.card import card
-from lrdata.report.coverage_png import coverage_png
 from lrdata.report.dataset import write_report
 from lrdata.report.quarantine import rejected_by_reason
+from lrdata.report.sources import sources_of
 from lrdata.report.statistics import read_statistics, replay_shares
+from lrdata.report.svg import Axis, Series, line_chart
 from lrdata.token_classes import CLASSES, class_of, token_classes
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import each_token
@@ -90,8 +93,12 @@ def test_coverage_is_of_the_rows_and_of_full_length(tmp_path: Path) -> None:
     for name, one in coverage.items():
         tokens = TARGET if name == "full" else len(extend_row().input_ids)
         assert one.pairs.sum() == one.rows * tokens * (tokens - 1) // 2
-    assert coverage["full"].pairs[1:].tolist() == list(range(TARGET - 1, 0, -1))
-    assert coverage["rows"].rows == coverage["pose"].rows == coverage["randpos"].rows == 6
+    assert coverage["full"].pairs[1:].tolist() == list(range(6 * (TARGET - 1), 0, -6))
+    assert {one.rows for one in coverage.values()} == {6}
+    # Two chunks: neighbours are neighbours, but for one. Random positions: about half of them.
+    count = len(extend_row().input_ids)
+    assert coverage["pose"].pairs[1] >= 6 * (count - 2)
+    assert coverage["randpos"].pairs[1] < 6 * (count - 2)
 
 
 def test_documents_that_do_not_see_each_other_share_no_distance(tmp_path: Path) -> None:
@@ -102,6 +109,59 @@ def test_documents_that_do_not_see_each_other_share_no_distance(tmp_path: Path) 
     assert coverage["rows"].pairs.sum() == 14 * 13 // 2 + 18 * 17 // 2
     first, second = row.doc_lengths.tolist()
     assert coverage["full"].pairs.sum() == (first * (first - 1) + second * (second - 1)) // 2
+
+
+@pytest.mark.parametrize("masked_first", [True, False])
+def test_at_full_length_rows_have_the_documents_of_their_windows(
+    tmp_path: Path, masked_first: bool
+) -> None:
+    """Whatever selection kept of them: a row may have tokens of one of its documents alone."""
+    two = extend_row(0, doc_lengths=np.array([30, 34], np.int32))
+    one = extend_row(1, doc_ids=["c"], doc_offsets=np.array([0]), doc_lengths=np.array([TARGET]))
+    rows = [two, one, one] if masked_first else [one, one, two]
+    counts = {"attend": 3 * [64], "mask": [30, 34, 64, 64]}
+    for join, lengths in counts.items():
+        folder = tmp_path / join
+        write_dataset(folder, {"extend": [rows]}, join=join)
+        full = read_statistics(open_dataset(folder)).coverage["full"]
+        assert (full.rows, full.tokens) == (3, 3 * TARGET)
+        assert full.pairs.sum() == sum(length * (length - 1) // 2 for length in lengths)
+        assert full.rows_at[TARGET - 1] == lengths.count(TARGET)
+
+
+@pytest.mark.parametrize("join", ["attend", "mask"])
+def test_a_window_of_another_length(tmp_path: Path, join: str) -> None:
+    """Retargeted, and no power of two. Nobody knows the documents of longer windows."""
+    write_dataset(tmp_path, join=join, retargeted_from=TARGET)
+    manifest = read_manifest(tmp_path)
+    manifest.target_len = 100
+    write_manifest(tmp_path, manifest)
+    coverage = read_statistics(open_dataset(tmp_path)).coverage
+    assert {one.target_len for one in coverage.values()} == {100}
+    assert ("full" in coverage) == (join == "attend")
+    said = _section(_page(tmp_path), "Which distances training sees")
+    assert ("full-length rows are left out" in said) == (join == "mask")
+    assert ("full-length rows PoSE" in said) == (join == "attend")
+    write_report(tmp_path, tmp_path / "out")
+    assert (tmp_path / "out" / "coverage.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position_ids": np.tile(np.arange(2, dtype=np.int32), 16)},
+        {"doc_lengths": np.array([30, 2], np.int32)},
+        {"doc_lengths": np.array([-1, TARGET + 1], np.int32)},
+    ],
+    ids=str,
+)
+def test_rows_that_are_none_are_refused(tmp_path: Path, change: dict) -> None:
+    seq_lengths = np.full(16, 2, np.int32)
+    write_dataset(
+        tmp_path, {"extend": [[extend_row(seq_lengths=seq_lengths, **change)]]}, join="mask"
+    )
+    with pytest.raises(LongRecipeError, match="run `lrdata verify`"):
+        write_report(tmp_path, plots=False)
 
 
 def test_impact_by_class_is_that_of_counting_tokens(tmp_path: Path, tiny_tokenizer: Path) -> None:
@@ -137,6 +197,12 @@ def test_sources_replay_and_rejected_records(tmp_path: Path) -> None:
     lines += ["not JSON", "[]", '{"reason": 3, "count": 1}', '{"reason": "odd", "count": true}']
     (tmp_path / "quarantine" / "unit-00000.jsonl").write_text("\n".join(lines))
     assert rejected_by_reason(tmp_path) == [("not JSON", 40), ("text is empty", 5)]
+    sources = {one.name: dict(one.rows) for one in sources_of(open_dataset(tmp_path))}
+    assert sources == {
+        "books": {"extend": 6, "holdout": 3},
+        "chat": {"replay": 3},
+        "essays": {"extend": 1},
+    }
     page = _page(tmp_path)
     sources = _section(page, "Sources")
     assert "books CC-BY-4.0 1 1.2 kB 6 0 3" in sources
@@ -150,6 +216,64 @@ def test_sources_replay_and_rejected_records(tmp_path: Path) -> None:
     extend = sum(len(row["input_ids"]) for row in _rows(tmp_path, "extend"))
     assert f"{total / extend:.1%} of the extend tokens, of 25.0%" in _section(page, "Replay")
     assert "45 records could not be used" in _section(page, "Rejected records")
+
+
+def test_reasons_are_one_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "quarantine").mkdir()
+    reasons = [
+        f"{reason} {at} {rest}".strip()
+        for at in (3, 17, 4096)
+        for reason, rest in (
+            ("not JSON, at character", "of the line"),
+            ("not UTF-8, at byte", "of the line"),
+            ("damaged row group", ""),
+        )
+    ]
+    lines = [json.dumps({"reason": reason}) for reason in [*reasons, "longer than 384 MB"]]
+    (tmp_path / "quarantine" / "a.jsonl").write_text("\n".join(lines))
+    assert rejected_by_reason(tmp_path) == [
+        ("damaged row group …", 3),
+        ("not JSON, at character … of the line", 3),
+        ("not UTF-8, at byte … of the line", 3),
+        ("longer than 384 MB", 1),
+    ]
+
+
+def test_many_sources_and_a_source_under_two_licences(tmp_path: Path) -> None:
+    rows = [extend_row(n, source=f"essay-{n:02d}") for n in range(60)]
+    folder = tmp_path / "a[1]*"  # no pattern
+    write_dataset(folder, {"extend": [rows[:30], rows[30:]]})
+    manifest = read_manifest(folder)
+    entry = manifest.sources[0]
+    manifest.sources = [
+        replace(entry, name=f"books/{licence}", licence=licence) for licence in ("MIT", None, "CC0")
+    ]
+    write_manifest(folder, manifest)
+    said = _section(_page(folder), "Sources")
+    assert "essay-49 not stated" in said
+    assert "essay-50" not in said
+    assert "11 more CC0, MIT, not stated 3 3.7 kB 10 0 0" in said
+    rows = [extend_row(source="books")]
+    write_dataset(tmp_path / "one", {"extend": [rows]})
+    write_manifest(
+        tmp_path / "one",
+        replace(read_manifest(tmp_path / "one"), sources=manifest.sources),
+    )
+    assert "books CC0, MIT, not stated 3 3.7 kB 1 0 0" in _section(
+        _page(tmp_path / "one"), "Sources"
+    )
+
+
+@pytest.mark.parametrize("kind", ["extend", "replay", "holdout"])
+def test_no_damaged_file_is_counted(tmp_path: Path, kind: str) -> None:
+    """Of a file whose bytes are others nothing is said, though it may be read as Parquet."""
+    manifest = write_dataset(tmp_path)
+    path = tmp_path / next(entry.path for entry in manifest.files if entry.kind == kind)
+    data = path.read_bytes()
+    at = data.index(b"books" if kind != "replay" else b"chat")
+    path.write_bytes(data[:at] + b"B" + data[at + 1 :])
+    with pytest.raises(LongRecipeError, match="sha256 is not the manifest's"):
+        write_report(tmp_path, plots=False)
 
 
 def test_very_many_reasons_are_counted_in_bounded_memory(tmp_path: Path) -> None:
@@ -187,7 +311,9 @@ def test_a_window_that_is_none_leaves_coverage_out(tmp_path: Path, target: int) 
     manifest.target_len = target
     write_manifest(tmp_path, manifest)
     page = _page(tmp_path)
-    assert not any("distances training" in heading.text for heading in page.tagged("h2"))
+    said = _section(page, "Which distances training sees")
+    assert f"windows of 2 to 4,194,304 tokens, and these have {target:,}" in said
+    assert not any("positions training" in heading.text for heading in page.tagged("h2"))
     assert any("gaps" in heading.text for heading in page.tagged("h2"))
 
 
@@ -195,7 +321,30 @@ def test_a_dataset_of_replay_alone_and_an_empty_ledger(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"replay": [[replay_row()]]})
     page = _page(tmp_path)
     assert "1 row of short documents" in _section(page, "Replay")
-    assert not any("gaps" in heading.text for heading in page.tagged("h2"))
+    assert "of the extend tokens" not in _section(page, "Replay")
+    titles = " ".join(heading.text for heading in page.tagged("h2"))
+    for of_extend_rows in ("gaps", "impactful", "distances"):
+        assert of_extend_rows not in titles
+
+
+def test_a_part_of_a_dataset_says_so(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    manifest = read_manifest(tmp_path)
+    kept = [entry for entry in manifest.files if entry.kind == "replay"]
+    manifest.left_out = [entry for entry in manifest.files if entry.kind != "replay"]
+    manifest.left_out[0] = replace(manifest.left_out[0], kind="<b>*extend*")
+    manifest.files = kept
+    write_manifest(tmp_path, manifest)
+    page = _page(tmp_path)
+    assert (
+        "A part of a dataset: its <b>*extend*, extend, holdout rows were left"
+        in page.tagged("main")[0].text
+    )
+    limits = [line for line in card(manifest).splitlines() if line.startswith("- A part")]
+    assert limits == [
+        "- A part of a dataset: its \\<b\\>\\*extend\\*, extend, holdout rows were left out; the "
+        "accounting is of the whole. `left_out` in `manifest.json` names the files."
+    ]
 
 
 def test_the_card_shows_the_figure_unless_it_was_rewritten(tmp_path: Path) -> None:
@@ -203,8 +352,9 @@ def test_the_card_shows_the_figure_unless_it_was_rewritten(tmp_path: Path) -> No
     (tmp_path / "README.md").write_text(card(manifest), encoding="utf-8")
     write_report(tmp_path, tmp_path / "elsewhere")
     assert "coverage.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-    for _ in range(2):
-        write_report(tmp_path)
+    report = [tmp_path / "report" / name for name in ("index.html", "coverage.png")]
+    for card_too in ([tmp_path / "README.md"], []):
+        assert write_report(str(tmp_path)) == [*report, *card_too]
         shown = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert shown == card(manifest, figure="report/coverage.png") != card(manifest)
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
@@ -213,16 +363,28 @@ def test_the_card_shows_the_figure_unless_it_was_rewritten(tmp_path: Path) -> No
 
 
 def test_the_command_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "made")
+    """For the dataset in whatever folder."""
     found = []
-    for out in ("one", "two"):
-        done = CliRunner().invoke(report, [str(tmp_path / "made"), "--out", str(tmp_path / out)])
+    for name in ("one", "two"):
+        write_dataset(tmp_path / name)
+        out = tmp_path / "out" / name
+        done = CliRunner().invoke(report, [str(tmp_path / name), "--out", str(out)])
         assert done.exit_code == 0, done.output
-        found.append({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()})
+        found.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert sorted(found[0]) == ["coverage.png", "index.html"]
     assert found[0] == found[1]
     assert found[0]["coverage.png"].startswith(b"\x89PNG\r\n")
-    coverage_png(tmp_path / "made", tmp_path / "alone.png")
-    assert (tmp_path / "alone.png").read_bytes() == found[0]["coverage.png"]
-    done = CliRunner().invoke(report, [str(tmp_path / "made"), "--no-plots"])
-    assert [path.name for path in (tmp_path / "made" / "report").iterdir()] == ["index.html"]
+    done = CliRunner().invoke(report, [str(tmp_path / "one"), "--no-plots"])
+    assert [path.name for path in (tmp_path / "one" / "report").iterdir()] == ["index.html"]
+
+
+def test_no_line_leaves_its_chart() -> None:
+    """A value below an axis that ends there lies on it."""
+    up = Axis.powers("share", 1e-3, 10)
+    values = np.array([1e-9, 1e-3, 1.0, 10.0, 1e9])
+    drawn = line_chart(np.arange(5.0), [Series("a", values, 0)], Axis.tokens("x", 4), up, "chart")
+    (path,) = [e for e in Page(drawn).having("line") if e.tag == "path"]
+    heights = [float(y) for _, y in (part.split() for part in path.attributes["d"][1:].split("L"))]
+    assert heights == sorted(heights, reverse=True)
+    assert heights[0] == heights[1]
+    assert heights[-1] == heights[-2]
