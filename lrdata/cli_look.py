@@ -32,10 +32,8 @@ from lrdata.errors import LongRecipeError
 )
 @click.option(
     "--rows",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="How many rows the page has, from --row on.",
+    type=click.IntRange(1, 100),
+    help="How many rows the page has, from --row on.  [default: 5, fewer of windows above 128k]",
 )
 def inspect(
     folder: Path,
@@ -45,7 +43,7 @@ def inspect(
     full: bool,
     html: Path | None,
     corpora: tuple[str, ...],
-    rows: int,
+    rows: int | None,
 ) -> None:
     """Show what a row became: kept text, gaps with their sizes, span, documents.
 
@@ -59,6 +57,12 @@ def inspect(
     """
     from lrdata.inspecting.spelling import open_tokenizer
 
+    if html is None and (corpora or rows is not None):
+        raise LongRecipeError(
+            f"{'--corpus' if corpora else '--rows'} is for the page: add --html FILE"
+        )
+    if html is not None and full:
+        raise LongRecipeError("--full is for the terminal: a page has all of a row; leave it out")
     known = open_tokenizer(folder, tokenizer)
     if html is not None:
         from lrdata.inspecting.page import write_page
@@ -66,8 +70,6 @@ def inspect(
         write_page(folder, kind, row, html, known, corpora, rows)
         click.echo(f"{html} is complete; open it in a browser")
         return
-    if corpora:
-        raise LongRecipeError("--corpus is for the page: add --html FILE")
     from rich.console import Console
 
     from lrdata.inspecting.terminal import show

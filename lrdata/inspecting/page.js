@@ -9,6 +9,7 @@ const number = new Intl.NumberFormat("en");
 const opened = new Map();
 let article = articles[0];
 let here = -1; // the segment that the keyboard is at
+let turned = null; // the control that has the focus while a row is turned
 
 // ---- what is where ----
 
@@ -20,6 +21,10 @@ function facts(of) {
     data.chars.reduce((sum, length, at) => (data.ends[at] = sum + length), 0);
     data.firsts = new Uint32Array(data.lengths.length); // first token of each segment, in the row
     data.lengths.reduce((sum, length, at) => ((data.firsts[at] = sum), sum + length), 0);
+    data.gaps = data.jumps.filter((token, run) => { // tokens before which positions are skipped
+      const before = run ? data.positions[run - 1] + token - data.jumps[run - 1] : 0;
+      return data.positions[run] > before;
+    });
     opened.set(of, data);
   }
   return opened.get(of);
@@ -204,14 +209,14 @@ function current(forward) {
   return forward ? at.segment - (at.token >= 0 ? 1 : 0) : at.segment + 1;
 }
 
-// The next segment before which positions are skipped, in steps of 1 or -1.
-function gap(segment, step) {
-  const data = facts(article);
-  for (let at = segment + step; at > 0 && at < data.firsts.length; at += step) {
-    const first = data.firsts[at];
-    if (data.jumps[last(data.jumps, first)] === first) return at;
-  }
-  return step > 0 ? data.firsts.length - 1 : 0;
+// To the next segment (step 1) or the one before (-1) with a gap before it or in it.
+function gap(step) {
+  const { firsts, gaps } = facts(article);
+  const segment = current(step > 0);
+  const edge = firsts[step > 0 ? segment + 1 : segment] ?? Infinity;
+  const token = gaps[last(gaps, edge - 1) + (step > 0 ? 1 : 0)];
+  if (token !== undefined) go(last(firsts, token));
+  else status_.textContent = step > 0 ? "no further gap in this row" : "no gap before this one";
 }
 
 function show(index) {
@@ -224,6 +229,11 @@ function show(index) {
   article = articles[index];
   here = -1;
   for (const other of articles) other.hidden = other !== article;
+  if (turned) { // what had the focus is hidden now; at the last row there is no such link
+    const same = article.querySelector(`[data-key="${turned}"]`);
+    (same || article.querySelector("[data-key]")).focus({ preventScroll: true });
+    turned = null;
+  }
   document.title = article.dataset.title;
   scrollTo(0, 0);
   tip.hidden = true;
@@ -233,13 +243,21 @@ function show(index) {
 
 function turn(step) {
   const index = articles.indexOf(article) + step;
+  const focused = document.activeElement && document.activeElement.closest("[data-key]");
+  turned = articles[index] && focused ? focused.dataset.key : null;
   if (articles[index]) location.hash = articles[index].id;
   else show(index);
 }
 
+// The row that the address names, or the row of a document or segment that it names.
 function fromAddress() {
-  const named = articles.findIndex((other) => `#${other.id}` === location.hash);
-  if (named >= 0 && articles[named] !== article) show(named);
+  const named = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+  const owner = named && named.closest("article");
+  if (!owner || owner === article) return;
+  show(articles.indexOf(owner));
+  if (named === owner) return;
+  named.scrollIntoView();
+  requestAnimationFrame(() => named.scrollIntoView()); // blocks above have their true heights now
 }
 addEventListener("hashchange", fromAddress);
 
@@ -248,8 +266,8 @@ const keys = {
   p: () => turn(-1), ArrowLeft: () => turn(-1),
   j: () => go(current(true) + 1),
   k: () => go(current(false) - 1),
-  J: () => go(gap(current(true), 1)),
-  K: () => go(gap(current(false), -1)),
+  J: () => gap(1),
+  K: () => gap(-1),
   d: () => { document.body.classList.toggle("kept-only"); if (here >= 0) go(here); soon(); },
   m: () => { document.body.classList.toggle("mono"); if (here >= 0) go(here); soon(); },
   "?": () => help.showModal(),
@@ -262,7 +280,13 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-key]");
-  if (button) { keys[button.dataset.key](); button.blur(); return; }
+  if (button) {
+    keys[button.dataset.key]();
+    if (event.detail > 0) button.blur(); // a mouse: the keys are for the page again
+    return;
+  }
+  const link = event.target.closest("a[data-key]"); // the browser follows it
+  if (link) { turned = link.dataset.key; return; }
   const ruler = event.target.closest(".ruler");
   if (!ruler) return;
   const data = facts(article), box = ruler.getBoundingClientRect();
@@ -275,6 +299,8 @@ document.addEventListener("click", (event) => {
   }
 });
 
+document.body.classList.add("scripted");
+for (const other of articles) other.hidden = other !== article;
 status_.textContent = article.dataset.hint;
 fromAddress();
 soon();

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrdata.atomic import write_text
+from lrdata.atomic import replacing
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.inspecting.ruler import ruler
@@ -18,10 +18,13 @@ from lrdata.inspecting.shown import Shown
 from lrdata.inspecting.spelling import check_tokenizer
 from lrdata.inspecting.view import View
 from lrdata.inspecting.window import find_windows
-from lrdata.report.page import asset, data_block, facts, page, table, text
+from lrdata.report.page import asset, data_block, facts, page_parts, table, text
 from lrdata.shards import Shards
 from lrdata.tokenizer import Tokenizer
 from lrdata.visible import visible
+
+Window = np.ndarray | str | None
+"""The ids of a row's window; the name of what was not found of it; None: nobody looked."""
 
 _KEYS = (
     ("n →", "the next row"),
@@ -35,6 +38,10 @@ _KEYS = (
 )
 
 
+_ROWS, _TOKENS = 5, 5 * 2**17
+"""Rows on a page unless another number is asked for: fewer of windows above 128k."""
+
+
 def write_page(
     folder: Path,
     kind: str,
@@ -42,9 +49,9 @@ def write_page(
     file: Path,
     tokenizer: Tokenizer | None,
     corpora: Sequence[str] = (),
-    rows: int = 5,
+    rows: int | None = None,
 ) -> None:
-    """Write `rows` rows of a kind, from `row` on, as a page.
+    """Write `rows` rows of a kind, from `row` on, as a page (None: five, fewer of long windows).
 
     With the corpus that the dataset was built from, `corpora`, it shows what was dropped, too;
     without the tokenizer, a mark for each token. Raises LongRecipeError when there is no such row,
@@ -58,35 +65,44 @@ def write_page(
             f"--corpus needs the tokenizer of the build, {shards.manifest.tokenizer.name}, to find "
             "the rows in it; give it with --tokenizer"
         )
+    if corpora and kind != "extend":
+        raise LongRecipeError(f"{kind} rows are whole: there is no more in --corpus; leave it out")
+    if rows is None:
+        rows = min(max(_TOKENS // max(shards.target_len, 1), 1), _ROWS)
     last = max(row + 1, min(row + rows, shards.rows(kind)))
     views = [View.read(shards, kind, index) for index in range(row, last)]
     windows = _windows(views, corpora, shards, tokenizer)
-    found = zip(views, windows, strict=True)
-    articles = [
-        _article(shards, view, window, tokenizer, view.index > row) for view, window in found
-    ]
-    rest = '<div id="tip" hidden></div><div id="status" role="status"></div>'
-    body = "\n".join([*articles, rest, _help()])
     package = "lrdata.inspecting"
-    write_text(
-        file,
-        page(
-            _title(shards, views[0]),
-            body,
-            style=asset(package, "page.css"),
-            script=asset(package, "page.js"),
-        ),
+    parts = page_parts(
+        _title(shards, views[0]),
+        _body(shards, views, windows, tokenizer),
+        style=asset(package, "page.css"),
+        script=asset(package, "page.js"),
     )
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as stream:
+        stream.writelines(parts)
+
+
+def _body(
+    shards: Shards, views: Sequence[View], windows: Sequence[Window], tokenizer: Tokenizer | None
+) -> Iterator[str]:
+    """Rows one at a time: one is some megabytes. Without the script all of them are shown."""
+    yield "<main>"
+    last = views[-1].index
+    for view, window in zip(views, windows, strict=True):
+        yield _article(shards, view, window, tokenizer, (views[0].index, last))
+    yield '</main>\n<div id="tip" hidden></div><div id="status" role="status"></div>'
+    yield _help()
 
 
 def _windows(
     views: Sequence[View], corpora: Sequence[str], shards: Shards, tokenizer: Tokenizer | None
-) -> Sequence["np.ndarray | str | None"]:
-    """The ids of each row's window; the name of what was not found; None: nobody looked."""
-    compressed = views[0].row.kind == "extend"  # rows of other kinds are whole
-    if tokenizer is None or not corpora or not compressed:
+) -> Sequence[Window]:
+    if tokenizer is None or not corpora:
         return [None] * len(views)
-    windows = find_windows(views, corpora, shards.manifest, tokenizer)
+    wanted = [view for view in views if not view.is_whole]
+    found = iter(find_windows(wanted, corpora, shards.manifest, tokenizer) if wanted else ())
+    windows = [view.row.input_ids if view.is_whole else next(found) for view in views]
     if isinstance(windows[0], str):
         built = " ".join(map(str, shards.manifest.recipe.get("corpora", ())))
         raise LongRecipeError(
@@ -103,10 +119,11 @@ def _title(shards: Shards, view: View) -> str:
 def _article(
     shards: Shards,
     view: View,
-    window: "np.ndarray | str | None",
+    window: Window,
     tokenizer: Tokenizer | None,
-    hidden: bool,
+    ends: tuple[int, int],
 ) -> str:
+    """A row; `ends` are the first and the last one of the page."""
     ids = window if isinstance(window, np.ndarray) else None
     shown = Shown.of(view, ids, tokenizer)
     title = _title(shards, view)
@@ -114,32 +131,38 @@ def _article(
     return "\n".join(
         [
             f'<article id="row-{view.index}" data-row="{view.index:,}" data-title="{text(title)}" '
-            f'data-hint="{hint}"{" hidden" if hidden else ""}>',
+            f'data-hint="{hint}">',
             '<header class="top">',
             f'<div class="title"><h1>{text(title)}</h1>',
-            f'<span class="soft">of {view.rows:,}</span>{_NAVIGATION}</div>',
+            f'<span class="soft">of {view.rows:,}</span>{_navigation(view.index, *ends)}</div>',
             ruler(view),
             "</header>",
-            "<main>",
+            '<div class="row">',
             facts(view.facts()[1:]),
             _documents(view, ids is not None),
             *_notes(shards, window, tokenizer),
             _legend(view, ids is not None),
-            f'<div class="text">{"".join(shown.blocks())}</div>',
+            f'<div class="text{"" if ids is None else " whole"}">{"".join(shown.blocks())}</div>',
             data_block("tokens", shown.data()),
-            "</main>",
+            "</div>",
             "</article>",
         ]
     )
 
 
-_NAVIGATION = (
-    '<nav><button data-key="p" title="the row before">← row</button>'
-    '<button data-key="n" title="the next row">row →</button>'
-    '<button data-key="k" title="the segment before">↑ segment</button>'
-    '<button data-key="j" title="the next segment">segment ↓</button>'
-    '<button data-key="?" title="all keys">?</button></nav>'
-)
+def _navigation(index: int, first: int, last: int) -> str:
+    """Links to other rows, which need no script, and buttons, which do."""
+    links = ""
+    if index > first:
+        links += f'<a data-key="p" href="#row-{index - 1}" title="the row before">← row</a>'
+    if index < last:
+        links += f'<a data-key="n" href="#row-{index + 1}" title="the next row">row →</a>'
+    return (
+        f'<nav aria-label="rows and segments">{links}'
+        '<button data-key="k" title="the segment before">↑ segment</button>'
+        '<button data-key="j" title="the next segment">segment ↓</button>'
+        '<button data-key="?" title="all keys">?</button></nav>'
+    )
 
 
 def _documents(view: View, whole: bool) -> str:
@@ -161,9 +184,7 @@ def _documents(view: View, whole: bool) -> str:
     )
 
 
-def _notes(
-    shards: Shards, window: "np.ndarray | str | None", tokenizer: Tokenizer | None
-) -> Iterator[str]:
+def _notes(shards: Shards, window: Window, tokenizer: Tokenizer | None) -> Iterator[str]:
     if tokenizer is None:
         name = text(shards.manifest.tokenizer.name)
         yield (
@@ -192,7 +213,7 @@ def _legend(view: View, whole: bool) -> str:
             "skipped</span>",
             '<span><span class="gap none">−9</span> 9 tokens dropped, positions go on</span>',
         ]
-    return f'<div class="legend">{"".join(parts)}</div>'
+    return f'<div class="legend{" whole" if whole else ""}">{"".join(parts)}</div>'
 
 
 def _help() -> str:
@@ -201,7 +222,7 @@ def _help() -> str:
         for names, what in _KEYS
     )
     return (
-        f'<dialog id="help"><h2>Keys</h2><dl>{keys}</dl>'
+        f'<dialog id="help" aria-labelledby="keys"><h2 id="keys">Keys</h2><dl>{keys}</dl>'
         "<p>Click on a ruler to go there: the upper one is the window, the lower one the positions."
         '</p><form method="dialog"><button>Close</button></form></dialog>'
     )

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lrdata.inspecting.view import View
+from lrdata.inspecting.view import View, begins
 from lrdata.sizes import format_tokens
 
 WIDTH, TRACK, HEIGHT = 10_000, 12, 54
@@ -57,8 +57,7 @@ def _cells(places: np.ndarray, length: int, top: int) -> Iterator[str]:
 
 def _links(view: View, window: int, target: int) -> Iterator[str]:
     """From each segment down to its positions; of very many, neighbours together."""
-    lengths = view.row.segment_lengths.astype(np.int64)
-    firsts = np.cumsum(lengths) - lengths
+    firsts = begins(view.row.segment_lengths)
     firsts = firsts[:: -(-len(firsts) // _LINKS)]
     positions = view.row.position_ids
     for first, end in pairwise([*firsts.tolist(), len(view.offsets)]):

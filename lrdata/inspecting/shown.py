@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lrdata.inspecting.spelling import token_texts
-from lrdata.inspecting.view import View, document_at
+from lrdata.inspecting.view import View, begins, document_at
 from lrdata.report.page import text
 from lrdata.tokenizer import Tokenizer
 
@@ -24,6 +24,8 @@ _DOT = "▪"
 
 _BLOCK, _LONGEST_BLOCK = 3_000, 12_000
 """Characters after which a block of text ends at the next line end, or at any token."""
+
+_UNCHECKED = "not checked: nothing kept says that this is its text"
 
 _DROPPED, _PLAIN, _MARKED, _SPECIAL = range(4)
 _TAGS = {_DROPPED: None, _PLAIN: None, _MARKED: "b", _SPECIAL: "i"}
@@ -63,19 +65,22 @@ class Shown:
         return cls(view, texts, tokens, document, styles, window is not None)
 
     def blocks(self) -> Iterator[str]:
-        """The text as blocks, with a heading where a document begins."""
+        """The text as blocks, with a heading where a document begins.
+
+        Nothing stands between them: line ends are shown as they are.
+        """
         blocks = self._block_begins()
         edges = sorted(blocks | set(self._span_begins().tolist()) | {len(self.texts)})
         for begin, end in pairwise(edges):
             if begin in blocks:
-                yield "</div>\n" if begin else ""
+                yield "</div>" if begin else ""
                 yield self._heading(begin)
                 yield '<div class="block">'
             token = int(self.tokens[begin])
             if token >= 0 and self._gaps[token]:
                 yield self._chip(token)
             yield self._span(begin, end)
-        yield f"</div>\n{self._rest()}"
+        yield f"</div>{self._rest()}"
 
     def data(self) -> dict[str, Any]:
         """What the script needs to say which token is under the pointer, and where it stands."""
@@ -101,12 +106,11 @@ class Shown:
     def _span_begins(self) -> np.ndarray:
         """Where a span begins: at a segment, what was dropped, a gap that is shown."""
         inside = self._gaps & (self.view.left_out == 0)
-        begins = np.zeros(len(inside), bool)
-        lengths = self.view.row.segment_lengths
-        begins[np.cumsum(lengths) - lengths] = True
+        segments = np.zeros(len(inside), bool)
+        segments[begins(self.view.row.segment_lengths)] = True
         kept = self.tokens >= 0
         first = np.diff(kept, prepend=~kept[:1])
-        first[kept] |= (begins | inside)[self.tokens[kept]]
+        first[kept] |= (segments | inside)[self.tokens[kept]]
         return np.flatnonzero(first)
 
     @cached_property
@@ -122,15 +126,15 @@ class Shown:
     def _block_begins(self) -> set[int]:
         """Where a block of text begins: with a document, and at line ends."""
         documents = set(np.flatnonzero(np.diff(self.document, prepend=-1)).tolist())
-        begins, size = set(documents), 0
+        edges, size = set(documents), 0
         for at, piece in enumerate(self.texts[:-1]):
             size += len(piece)
             if at + 1 in documents:
                 size = 0
             elif size >= _LONGEST_BLOCK or (size >= _BLOCK and piece.endswith("\n")):
-                begins.add(at + 1)
+                edges.add(at + 1)
                 size = 0
-        return begins
+        return edges
 
     def _heading(self, at: int) -> str:
         document = int(self.document[at])
@@ -142,15 +146,21 @@ class Shown:
         passed = document - before - 1
         unseen = f"; {passed:,} documents before it have nothing kept" if passed else ""
         token = int(np.searchsorted(view.document, document))
-        starts = np.cumsum(row.seq_lengths) - row.seq_lengths
-        alone = len(starts) > 1 and token in starts
+        alone = len(row.seq_lengths) > 1 and token in begins(row.seq_lengths)
         sees = "; it sees none before it" if alone and document else ""
+        unsure = "" if self._checked[document] else f"; {_UNCHECKED}"
         return (
-            f'<h3 id="r{view.index}-d{document}">{text(row.doc_ids[document])} '
+            f'<h2 id="r{view.index}-d{document}">{text(row.doc_ids[document])} '
             f"<small>document {document + 1:,} of {len(row.doc_ids):,}; its tokens "
-            f"{start:,}–{start + length - 1:,}, {int(view.kept[document]):,} kept{unseen}{sees}"
-            "</small></h3>\n"
+            f"{start:,}–{start + length - 1:,}, {int(view.kept[document]):,} kept"
+            f"{unseen}{sees}{unsure}</small></h2>"
         )
+
+    @cached_property
+    def _checked(self) -> np.ndarray:
+        """Documents of which the row has a token that says that this is the text: bool."""
+        own = self.view.document[self.view.offsets >= self.view.lead]
+        return np.bincount(own, minlength=len(self.view.row.doc_ids)) > 0
 
     def _chip(self, token: int) -> str:
         dropped, skip = int(self.view.left_out[token]), int(self.view.skips[token])
@@ -175,7 +185,7 @@ class Shown:
     @cached_property
     def _segment_at(self) -> dict[int, int]:
         lengths = self.view.row.segment_lengths
-        return {token: at for at, token in enumerate((np.cumsum(lengths) - lengths).tolist())}
+        return {token: at for at, token in enumerate(begins(lengths).tolist())}
 
     def _rest(self) -> str:
         """What comes after the last kept token."""

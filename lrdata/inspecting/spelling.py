@@ -23,21 +23,41 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def open_tokenizer(folder: Path, path_or_id: str | None) -> Tokenizer | None:
-    """The tokenizer that is asked for, else the one that the manifest names, if it can be had.
+    """The tokenizer that is asked for, else the one that the manifest names, if it is at hand.
 
-    Raises LongRecipeError when the one asked for cannot be loaded or is another.
+    At hand is what lies here or in the hub's cache: the hub is not asked for a name that stands in
+    somebody's manifest. Raises LongRecipeError when the one asked for cannot be loaded or is
+    another.
     """
     manifest = read_manifest(Path(folder))
     if path_or_id is not None:
-        tokenizer = Tokenizer.load(path_or_id, encoder="tokenizers")
-        check_tokenizer(manifest, tokenizer)
-        return tokenizer
+        return _load(path_or_id, manifest)
+    here = _at_hand(manifest.tokenizer.name)
     try:
-        tokenizer = Tokenizer.load(manifest.tokenizer.name, encoder="tokenizers")
-        check_tokenizer(manifest, tokenizer)
+        return None if here is None else _load(here, manifest)
     except LongRecipeError:
         return None
+
+
+def _load(path_or_id: str, manifest: Manifest) -> Tokenizer:
+    eot = manifest.recipe.get("eot")
+    eot = eot if isinstance(eot, str) else None
+    tokenizer = Tokenizer.load(path_or_id, eot=eot, encoder="tokenizers")
+    check_tokenizer(manifest, tokenizer)
     return tokenizer
+
+
+def _at_hand(name: str) -> str | None:
+    """The path of a tokenizer without asking anybody."""
+    import huggingface_hub
+
+    try:
+        if Path(name).expanduser().exists():
+            return name
+        cached = huggingface_hub.try_to_load_from_cache(name, "tokenizer.json")
+    except (OSError, ValueError, RuntimeError):  # no name of a file, of a user, of a model
+        return None
+    return str(Path(cached).parent) if isinstance(cached, str) else None
 
 
 def token_texts(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:

@@ -52,11 +52,9 @@ def show(
     console.print(_ruler(view.row, console.width))
     console.print(_documents(view, full))
     if tokenizer is None:
-        console.print(
-            f"Pass --tokenizer (a folder or hub id of {visible(shards.manifest.tokenizer.name)}) "
-            "to see the text; here are numbers of tokens.",
-            style="dim",
-        )
+        name = visible(shards.manifest.tokenizer.name)
+        line = f"Pass --tokenizer (a folder or hub id of {name}) to see the text; here are numbers"
+        console.print(Text(f"{line} of tokens.", style="dim"))  # no markup in the name
     console.print()
     for piece in _body(view, tokenizer, full):
         console.print(piece, soft_wrap=not console.is_terminal)

@@ -53,6 +53,11 @@ class View:
         return np.flatnonzero((self.skips > 0) | (self.left_out > 0) | changes)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing of its window was dropped: its ids are those of the window."""
+        return len(self.offsets) == self.lead + int(self.row.doc_lengths.sum(dtype=np.int64))
+
+    @property
     def kept(self) -> np.ndarray:
         """How many tokens of each document the row has: int64 [documents]."""
         return np.bincount(self.document, minlength=len(self.row.doc_ids))
@@ -83,6 +88,11 @@ class View:
         return [*facts, (marks, f"{count:,} tokens ({count / tokens:.1%}), in colour")]
 
 
+def begins(lengths: np.ndarray) -> np.ndarray:
+    """Where pieces of these lengths begin, one after the other: int64, as many."""
+    return np.cumsum(lengths, dtype=np.int64) - lengths
+
+
 def document_at(row: Row, lead: int, offsets: np.ndarray) -> np.ndarray:
     """Which document of the window each place in it belongs to: int64, as many as `offsets`."""
     ends = lead + np.cumsum(row.doc_lengths.astype(np.int64))
@@ -91,9 +101,9 @@ def document_at(row: Row, lead: int, offsets: np.ndarray) -> np.ndarray:
 
 def _offsets(row: Row) -> np.ndarray | None:
     """int64 [n], increasing, where the segments are in order."""
-    lengths = row.segment_lengths.astype(np.int64)
-    before = np.cumsum(lengths) - lengths
-    offsets = np.arange(lengths.sum()) + np.repeat(row.segment_starts - before, lengths)
+    lengths = row.segment_lengths
+    shifts = np.repeat(row.segment_starts - begins(lengths), lengths)
+    offsets = np.arange(len(shifts)) + shifts
     return offsets if (np.diff(offsets) > 0).all() else None
 
 

@@ -4,7 +4,8 @@
 
 A document is looked for where its id says it lies (`file:record`, the id of a document that has
 none of its own), else in all of the corpus, which is read until everything is found. It counts as
-found only where its tokens are those that the row kept.
+found only where its tokens are those that the row kept; where it kept none, any document of that
+name and length is taken, and the page says so.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from lrdata.corpus import Piece, SourceFile, Unit, find_files, plan_units
-from lrdata.inspecting.view import View
+from lrdata.corpus import Piece, Unit, find_files, plan_units
+from lrdata.inspecting.places import likely_units
+from lrdata.inspecting.view import View, begins
 from lrdata.long_text import LongText
 from lrdata.manifest import Manifest
 from lrdata.progress import progress
@@ -35,7 +37,7 @@ def find_windows(
     wanted = [part for view in views for part in _parts(view)]
     search = _Search(wanted, manifest, tokenizer)
     files = find_files(corpora)
-    for unit in _likely_units(wanted, files):
+    for unit in likely_units([part.name for part in wanted], files):
         search.read(unit)
     if search.missing:
         units = plan_units(files)
@@ -69,7 +71,7 @@ class _Part:
 def _parts(view: View) -> Iterator[_Part]:
     row = view.row
     edges = np.searchsorted(view.document, np.arange(len(row.doc_ids) + 1))
-    before = view.lead + np.cumsum(row.doc_lengths.astype(np.int64)) - row.doc_lengths
+    before = view.lead + begins(row.doc_lengths)
     for index, (first, last) in enumerate(pairwise(edges.tolist())):
         if index == 0:  # the start-of-text token is no document's
             first += int(np.searchsorted(view.offsets[:last], view.lead))
@@ -91,25 +93,6 @@ def _window(view: View, parts: Sequence[_Part]) -> "np.ndarray | str":
     return np.concatenate([lead, *found])
 
 
-def _likely_units(wanted: Iterable[_Part], files: Sequence[SourceFile]) -> Iterator[Unit]:
-    """Where the ids say that documents lie: a line of plain JSONL, any other file as a whole."""
-    by_name = {file.name: file for file in files}
-    whole: dict[str, SourceFile] = {}
-    lines: dict[Piece, None] = {}
-    for part in wanted:
-        name, _, record = part.name.rpartition(":")
-        file = by_name.get(name)
-        if file is None or not (record.isascii() and record.isdigit()):
-            continue
-        if file.format == "jsonl" and file.compression is None:
-            at = min(int(record[:20]), file.size)
-            lines[Piece(file, at, at + 1)] = None
-        else:
-            whole[name] = file
-    yield from (Unit(0, (piece,)) for piece in lines)
-    yield from plan_units(list(whole.values()))
-
-
 class _Search:
     """Takes what is wanted out of the corpus."""
 
@@ -120,7 +103,7 @@ class _Search:
             id=recipe.get("id_field"),
             source=recipe.get("source_field"),
         )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._eot_id = tokenizer, manifest.tokenizer.eot_id
         self._by_name: dict[str, list[_Part]] = {}
         for part in wanted:
             self._by_name.setdefault(part.name, []).append(part)
@@ -166,4 +149,4 @@ class _Search:
             tokens += len(found[-1])
             if tokens >= count:
                 break
-        return np.append(np.concatenate(found), np.int32(self._tokenizer.eot_id))
+        return np.append(np.concatenate(found), np.int32(self._eot_id))
