@@ -124,6 +124,23 @@ def real() -> None:
     pass
 
 
+@main.command()
+@click.argument("folder")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--back", is_flag=True, help="From FILE into OUT/cells, to go on from there.")
+def cells(folder: str, file: Path, out: Path, back: bool) -> None:
+    """Gather the cells of a study, FOLDER of OUT/cells, in one FILE; or put them back.
+
+    With them another machine goes on where this one was stopped.
+    """
+    study = Study(out, 1)
+    if back:
+        study.take(file)
+    else:
+        write_json(file, study.gather(folder))
+
+
 _PLAN = click.option("--plan", type=click.Choice(list(real_proof.PLANS)), required=True)
 _OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
 

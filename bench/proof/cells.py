@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lrdata.atomic import write_json
+from lrdata.manifest import safe_path
 from lrdata.progress import progress
 
 
@@ -50,7 +51,9 @@ class Cell:
         path = self.path(out)
         if not path.exists():
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        return self.found_in(json.loads(path.read_text(encoding="utf-8")))
+
+    def found_in(self, kept: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(kept["found"]) if kept["asked"] == repr(self.arguments) else None
 
     def keep(self, out: Path, found: dict[str, Any]) -> None:
@@ -72,6 +75,24 @@ class Study:
     seconds: float = inf
     """No cell is begun after so many; the same command goes on."""
     begun: float = field(default_factory=time.monotonic)
+
+    def take(self, file: Path) -> None:
+        """Put the cells that `gather` wrote on another machine among ours; those here stay."""
+        for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
+            path = safe_path(self.out / "cells", f"{name}.json")
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, kept)
+
+    def gather(self, folder: str) -> dict[str, Any]:
+        """Name -> what is kept of it, of all cells whose names begin with a folder's."""
+        root = self.out / "cells"
+        return {
+            path.relative_to(root).with_suffix("").as_posix(): json.loads(
+                path.read_text(encoding="utf-8")
+            )
+            for path in sorted((root / folder).rglob("*.json"))
+        }
 
     def results(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
         """What every cell found, by the same keys; those that are missing are done.

@@ -80,6 +80,15 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
     assert scales["0.1, power 2"] == pytest.approx(law**2, abs=1e-4)
     assert "| 10% | 1 |" in done.stdout
 
+    other = tmp_path / "other"
+    assert bench("cells", "scale", tmp_path / "kept.json", "--out", tmp_path).returncode == 0
+    assert bench("cells", "", tmp_path / "kept.json", "--out", other, "--back").returncode == 0
+    there = sorted((tmp_path / "cells" / "scale").rglob("*.json"))
+    assert there
+    for path in there:
+        again = other / "cells" / "scale" / path.relative_to(tmp_path / "cells" / "scale")
+        assert json.loads(again.read_text()) == json.loads(path.read_text())
+
     done = bench("variants", "--out", tmp_path, "--smoke")
     assert done.returncode == 0, done.stderr
     assert "| heavy-tailed gaps |" in done.stdout
