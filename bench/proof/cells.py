@@ -86,13 +86,11 @@ class Study:
 
     def gather(self, folder: str) -> dict[str, Any]:
         """Name -> what is kept of it, of all cells whose names begin with a folder's."""
-        root = self.out / "cells"
-        return {
-            path.relative_to(root).with_suffix("").as_posix(): json.loads(
-                path.read_text(encoding="utf-8")
-            )
-            for path in sorted((root / folder).rglob("*.json"))
-        }
+        root, found = self.out / "cells", {}
+        for path in sorted((root / folder).rglob("*.json")):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def results(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
         """What every cell found, by the same keys; those that are missing are done.
