@@ -2,8 +2,11 @@
 
 import io
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,6 +15,7 @@ from rich.console import Console
 from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.inspecting.spelling import open_tokenizer
 from lrdata.inspecting.terminal import show
 from lrdata.tokenizer import Tokenizer
 from tests.lrdata.made_dataset import extend_row, tokenizer_entry, write_dataset
@@ -93,3 +97,48 @@ def test_a_folder_that_is_no_dataset_and_another_tokenizer(
     assert open_dataset(tmp_path).rows("extend")
     with pytest.raises(LongRecipeError, match="not the tokenizer of the dataset"):
         _shown(tmp_path, "extend", 0, Tokenizer.load(str(tiny_tokenizer)), full=False)
+
+
+@pytest.mark.parametrize("name", ["[link=http://evil]here[/link]", "a[/x]b", "[bold]\x1b[31m"])
+def test_a_name_is_no_markup_of_the_terminal(tmp_path: Path, name: str) -> None:
+    entry = replace(tokenizer_entry(), name=name)
+    write_dataset(tmp_path, {"extend": [[extend_row()]]}, entry)
+    shown = "".join(_shown(tmp_path, "extend", 0, None, full=False).split("\n"))
+    assert f"hub id of {name.replace(chr(27), '␛')}) to see" in shown
+
+
+def _no_network(*_: object, **__: object) -> None:
+    pytest.fail("the hub is asked")
+
+
+def test_the_hub_is_not_asked_for_a_name_of_a_manifest(
+    tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a folder and the hub's cache are looked at, unless the user names the tokenizer."""
+    fingerprint = Tokenizer.load(str(tiny_tokenizer)).fingerprint
+    write_dataset(tmp_path / "made", tokenizer=tokenizer_entry(fingerprint=fingerprint))
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", _no_network)
+    monkeypatch.chdir(tmp_path)
+    assert open_tokenizer(tmp_path / "made", None) is None
+    with pytest.raises(pytest.fail.Exception, match="the hub is asked"):
+        open_tokenizer(tmp_path / "made", "me/tiny")
+    model = cache / "models--me--tiny"
+    shutil.copytree(tiny_tokenizer, model / "snapshots" / "abc")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+    found = open_tokenizer(tmp_path / "made", None)
+    assert found is not None
+    assert found.fingerprint == fingerprint
+    shutil.rmtree(cache)
+    shutil.copytree(tiny_tokenizer, tmp_path / "me" / "tiny")
+    assert open_tokenizer(tmp_path / "made", None) is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\0b", "~nobody/x", "x" * 300, "a/b/c", "../..", "/dev/zero"]
+)
+def test_a_name_that_is_none_is_not_at_hand(tmp_path: Path, name: str) -> None:
+    write_dataset(tmp_path, tokenizer=replace(tokenizer_entry(), name=name))
+    assert open_tokenizer(tmp_path, None) is None
