@@ -21,7 +21,9 @@ from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash,
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256
+from lrdata.layout import shard_name
 from lrdata.manifest import (
+    LARGEST_MANIFEST,
     MANIFEST,
     FileEntry,
     Ledger,
@@ -60,6 +62,7 @@ class Sources:
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
+        _refuse_too_many([*files, *replay_files])
 
         def tokenizer() -> TokenizerEntry:
             began = time.perf_counter()
@@ -102,12 +105,15 @@ def build(
             are processes: a script that builds needs `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`.
-        like: refuse corpus files, a tokenizer or scores that are not those of this manifest.
+        like: refuse corpus files, a tokenizer or scores that are not those of this manifest. Not
+            with `overwrite`, which would remove the old build before that is known.
         timing: takes what the build took.
     Raises:
         LongRecipeError: for anything a person can mend; `out` then holds no half-written dataset.
     """
     began = time.perf_counter()
+    if overwrite and like is not None:
+        raise LongRecipeError("overwrite and like do not go together; choose another folder")
     out, timing = Path(out), timing or Timing()
     workers = workers or os.cpu_count() or 1
     units_engine = open_engine(engine)
@@ -244,6 +250,15 @@ def refuse_bad(manifest: Manifest, max_bad: float, out: Path) -> None:
         )
 
 
+def _refuse_too_many(files: Sequence[SourceFile]) -> None:
+    """Before hours of work whose manifest could not be read again."""
+    if sum(400 + len(file.name) for file in files) > LARGEST_MANIFEST:
+        raise LongRecipeError(
+            f"the corpus has {len(files):,} files, more than a manifest can name; join them: many "
+            "records a file, as JSONL or Parquet"
+        )
+
+
 def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) -> list[SourceEntry]:
     with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
         entries = []
@@ -309,10 +324,10 @@ def _final_names(entries: list[FileEntry]) -> list[FileEntry]:
     named = []
     for kind in KINDS:
         chosen = [entry for entry in entries if entry.kind == kind]
-        split = "test" if kind == "holdout" else "train"
-        for index, entry in enumerate(chosen):
-            path = f"{kind}/{split}-{index:05d}-of-{len(chosen):05d}.parquet"
-            named.append(replace(entry, path=path))
+        named += [
+            replace(entry, path=shard_name(kind, index, len(chosen)))
+            for index, entry in enumerate(chosen)
+        ]
     return named
 
 

@@ -13,6 +13,9 @@ import click
 @click.option("--message", metavar="TEXT", help="Of the commit.")
 @click.option("--quarantine", is_flag=True, help="Send the rejected records as well.")
 @click.option("--allow-unlicensed", is_flag=True, help="Send it though a source has no licence.")
+@click.option(
+    "--allow-absolute-paths", is_flag=True, help="Send it though it names folders of a machine."
+)
 def push(
     folder: Path,
     repo: str,
@@ -21,6 +24,7 @@ def push(
     message: str | None,
     quarantine: bool,
     allow_unlicensed: bool,
+    allow_absolute_paths: bool,
 ) -> None:
     """Share the dataset FOLDER at REPO: a dataset repository of the Hugging Face Hub, or a folder.
 
@@ -43,6 +47,7 @@ def push(
         message=message,
         quarantine=quarantine,
         allow_unlicensed=allow_unlicensed,
+        allow_absolute_paths=allow_absolute_paths,
     )
     click.echo(f"{address} holds {folder}; train on it with: lrtrain run {address} --model MODEL")
 

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lrdata.atomic import write_json
 from lrdata.errors import LongRecipeError
-from lrdata.recipe import portable_name
+from lrdata.recipe import BuildRecipe, portable_name
+from lrdata.typed_json import FLAT, fits
 
 if TYPE_CHECKING:
     from lrdata.tokenizer import Tokenizer
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 FORMAT = "longrecipe"
 FORMAT_VERSION = "1.0"
 MANIFEST = "manifest.json"
-LARGEST_MANIFEST = 256 * 1024**2
-"""Bytes; it has some 200 for each source and each shard, and is held in memory."""
+LARGEST_MANIFEST = 64 * 1024**2
+"""Bytes; it has some 300 for each source and each shard, and is held in memory, where JSON made to
+do harm takes twenty times as much."""
 
 _Entry = TypeVar("_Entry")
 
@@ -175,9 +177,7 @@ def read_object(
 ) -> _Entry:
     """What `parse` makes of a JSON file of a format, whose major version must be ours."""
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(_read_bytes(path).decode("utf-8"))
         _check_format(path, raw, format, version)
         return parse(raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
@@ -185,10 +185,20 @@ def read_object(
         raise LongRecipeError(f"{path} is damaged ({reason}); {remedy}") from None
 
 
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():  # a device or a pipe never ends
+        raise ValueError("it is no file")
+    with open(path, "rb") as stream:
+        data = stream.read(LARGEST_MANIFEST + 1)
+    if len(data) > LARGEST_MANIFEST:
+        raise ValueError(f"it has more than {LARGEST_MANIFEST:,} bytes")
+    return data
+
+
 def _check_format(path: Path, raw: dict[str, Any], format: str, version: str) -> None:
     if raw["format"] != format:
-        raise LongRecipeError(f"{path} has the format {raw['format']!r}, not {format!r}")
-    found, ours = str(raw["format_version"]), version.split(".")[0]
+        raise LongRecipeError(f"{path} has the format {shortened(raw['format'])}, not {format!r}")
+    found, ours = str(raw["format_version"])[:20], version.split(".")[0]
     if found.split(".")[0] != ours:
         raise LongRecipeError(
             f"{path} has format version {found}; this longrecipe reads {ours}.x: "
@@ -198,7 +208,7 @@ def _check_format(path: Path, raw: dict[str, Any], format: str, version: str) ->
 
 def parse_manifest(raw: dict[str, Any]) -> Manifest:
     """The manifest of a JSON object; KeyError or TypeError where something is missing or wrong."""
-    return entry_of(
+    manifest = entry_of(
         Manifest,
         {
             **raw,
@@ -212,6 +222,23 @@ def parse_manifest(raw: dict[str, Any]) -> Manifest:
             ),
         },
     )
+    _check_recipe(manifest.recipe)
+    for entry in manifest.files:
+        # No two rows have the same sample_id, so none takes less than a byte.
+        if not 0 <= entry.rows <= entry.bytes or entry.tokens < 0:
+            raise TypeError(
+                f"{shortened(entry.path)} has {entry.rows:,} rows and {entry.tokens:,} tokens in "
+                f"{entry.bytes:,} bytes"
+            )
+    return manifest
+
+
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    """Options have the types of BuildRecipe's; those of a later version have some plain type."""
+    known = {option.name: option.type for option in fields(BuildRecipe)}
+    for name, value in recipe.items():
+        if not fits(value, FLAT) or not fits(value, known.get(name, Any)):
+            raise TypeError(f"the recipe's {shortened(name)} is {shortened(value)}")
 
 
 def entry_of(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
@@ -222,13 +249,15 @@ def entry_of(kind: type[_Entry], raw: dict[str, Any]) -> _Entry:
         if not required and known.name not in raw:
             continue
         value = values[known.name] = raw[known.name]
-        container = get_origin(known.type)
-        expected = container if container in (list, dict) else known.type
-        # To Python a bool is an int, too.
-        odd = isinstance(value, bool) and expected is not bool
-        if odd or not isinstance(value, expected):  # type: ignore[arg-type]
-            raise TypeError(f"{known.name} is {value!r}")
+        if not fits(value, known.type):
+            raise TypeError(f"{known.name} is {shortened(value)}")
     return kind(**values)
+
+
+def shortened(value: Any) -> str:
+    """A value of hostile JSON for a line: as Python writes it, and its beginning alone."""
+    text = repr(value[:100]) if isinstance(value, str) else repr(value)
+    return text if len(text) < 80 else f"{text[:76]}..."
 
 
 def safe_path(folder: Path, name: str) -> Path:
@@ -236,5 +265,15 @@ def safe_path(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     foreign = "\\" in name or ":" in name  # separators and drives elsewhere
     if pure.is_absolute() or ".." in pure.parts or foreign or not pure.parts:
-        raise LongRecipeError(f"{folder / MANIFEST} names {name!r}, outside its folder; not opened")
+        raise LongRecipeError(
+            f"{folder / MANIFEST} names {shortened(name)}, outside its folder; not opened"
+        )
     return folder / pure
+
+
+def refuse_leaving(root: Path, file: Path) -> None:
+    """A link that leads out of a folder gives away, or brings in, what is not of the dataset."""
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise LongRecipeError(
+            f"{file} is a link to a file outside of {root}; put the file itself there"
+        )

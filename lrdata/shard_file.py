@@ -4,7 +4,7 @@
         for group in range(file.groups):
             table = file.read(group)
 
-What would not fit into memory is not decoded.
+What would not fit into memory is not decoded, and what Python could not read is an error of Arrow.
 """
 
 from collections.abc import Sequence
@@ -53,4 +53,6 @@ class ShardFile:
                 f"row group {group} would take up to {size:,} bytes and {self.rows(group):,} rows, "
                 "more than any of ours: not decoded"
             )
-        return self._file.read_row_group(group, columns=columns).combine_chunks()
+        table = self._file.read_row_group(group, columns=columns).combine_chunks()
+        table.validate(full=True)  # texts are UTF-8, lists lie in their values
+        return table

@@ -42,7 +42,8 @@ from lrdata.shard_file import ShardFile
 KINDS = ("extend", "replay", "holdout")
 
 
-def _list_of(name: str, item: pa.DataType) -> pa.Field:
+def list_of(name: str, item: pa.DataType) -> pa.Field:
+    """A column of lists without nulls."""
     return pa.field(name, pa.list_(pa.field("element", item, nullable=False)), nullable=False)
 
 
@@ -52,16 +53,16 @@ def _scalar(name: str, kind: pa.DataType) -> pa.Field:
 
 SCHEMA = pa.schema(
     [
-        _list_of("input_ids", pa.int32()),
-        _list_of("position_ids", pa.int32()),
-        _list_of("seq_lengths", pa.int32()),
-        _list_of("impact_mask", pa.bool_()),
-        _list_of("loss_mask", pa.bool_()),
-        _list_of("segment_starts", pa.int32()),
-        _list_of("segment_lengths", pa.int32()),
-        _list_of("doc_ids", pa.string()),
-        _list_of("doc_offsets", pa.int64()),
-        _list_of("doc_lengths", pa.int32()),
+        list_of("input_ids", pa.int32()),
+        list_of("position_ids", pa.int32()),
+        list_of("seq_lengths", pa.int32()),
+        list_of("impact_mask", pa.bool_()),
+        list_of("loss_mask", pa.bool_()),
+        list_of("segment_starts", pa.int32()),
+        list_of("segment_lengths", pa.int32()),
+        list_of("doc_ids", pa.string()),
+        list_of("doc_offsets", pa.int64()),
+        list_of("doc_lengths", pa.int32()),
         _scalar("sample_id", pa.string()),
         _scalar("source", pa.string()),
         _scalar("kind", pa.string()),
@@ -69,7 +70,7 @@ SCHEMA = pa.schema(
         _scalar("target_len", pa.int32()),
     ]
 )
-LSD_FIELD = _list_of("lsd", pa.float16())
+LSD_FIELD = list_of("lsd", pa.float16())
 
 
 def schema_of(manifest: Manifest, kind: str) -> pa.Schema:
@@ -180,6 +181,15 @@ class Shards:
     def path(self, entry: FileEntry) -> Path:
         return safe_path(self.folder, entry.path)
 
+    def checked(self, entry: FileEntry) -> Path:
+        """The path of a file whose bytes are the manifest's; LongRecipeError where they are not."""
+        path = self.path(entry)
+        if file_sha256(path) != entry.sha256:
+            raise LongRecipeError(
+                f"{path} is damaged: its sha256 is not the manifest's; {self.remedy}"
+            )
+        return path
+
     def read_row(self, kind: str, index: int) -> Row:
         """Row `index` of a kind, counted over its files in order. By any thread.
 
@@ -216,11 +226,7 @@ class Shards:
     def _group_starts(self, entry: FileEntry) -> np.ndarray:
         """The first row of each row group of a file whose bytes are as they should be."""
         if entry.path not in self._starts:
-            path = self.path(entry)
-            if file_sha256(path) != entry.sha256:
-                raise LongRecipeError(
-                    f"{path} is damaged: its sha256 is not the manifest's; {self.remedy}"
-                )
+            path = self.checked(entry)
             with _open(path) as file:
                 rows = [file.rows(group) for group in range(file.groups)]
             if sum(rows) != entry.rows:
@@ -259,7 +265,7 @@ def open_folder(root: Path) -> Shards:
     shards = Shards(root, read_manifest(root))
     for entry in shards.manifest.files:
         path = shards.path(entry)
-        if not path.exists():
+        if not path.is_file():  # a device or a pipe is none, and may have no end
             raise LongRecipeError(f"{path} is named by the manifest but missing; pull it again")
         if path.stat().st_size != entry.bytes:
             raise LongRecipeError(

@@ -20,15 +20,14 @@ from typing import Any
 
 from lrdata.atomic import fsync, locked, write_json, write_text
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
+from lrdata.layout import CARD, FOLDERS, is_ours, is_partial
+from lrdata.manifest import MANIFEST, Manifest, parse_manifest, read_manifest, write_manifest
 from lrdata.recipe import differences
 from lrdata.report.card import card
 from lrdata.report.croissant import croissant
-from lrdata.shards import KINDS
 
 STAGING = ".build"
 _RECIPE, _PUBLISH = "recipe.json", "publish.json"
-_OURS = (*KINDS, "quarantine", "report", "croissant.json", "README.md", STAGING)
 
 
 @dataclass(frozen=True)
@@ -130,16 +129,27 @@ def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> 
 
 def remove_build(out: Path) -> None:
     """Remove an earlier build, and nothing that is not ours. The manifest goes first."""
-    if out.exists() and not (out / MANIFEST).exists() and not (out / STAGING).exists():
+    if not out.exists():
+        return
+    if (out / MANIFEST).exists():
+        read_manifest(out)  # another program's stays, with all that is there
+    elif not (out / STAGING).exists():
         if any(out.iterdir()):
             raise LongRecipeError(f"{out} holds no dataset of ours; --overwrite leaves it alone")
         return
-    if out.exists():
-        (out / STAGING).mkdir(exist_ok=True)  # goes last: until then the folder is known to be ours
-    (out / MANIFEST).unlink(missing_ok=True)
-    for name in _OURS:
-        path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    (out / STAGING).mkdir(exist_ok=True)  # goes last: until then the folder is known to be ours
+    for name in (MANIFEST, *CARD):
+        (out / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        _remove_ours(out, out / name)
+    shutil.rmtree(out / STAGING)
+
+
+def _remove_ours(out: Path, folder: Path) -> None:
+    """Remove a folder of a dataset, but for what a person put into it."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    ours = [path for path in files if is_partial(path) or is_ours(path.relative_to(out).as_posix())]
+    if len(ours) == len(files) and folder.is_dir():
+        shutil.rmtree(folder)
+    for path in ours:
+        path.unlink(missing_ok=True)

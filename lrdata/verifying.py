@@ -8,7 +8,7 @@ bytes are not those of the manifest is not decoded; the check goes on with the n
 """
 
 import hashlib
-import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +18,13 @@ import pyarrow as pa
 
 from lrdata.content import ContentHash
 from lrdata.errors import LongRecipeError, one_line
+from lrdata.layout import SPLITS, is_shard
 from lrdata.manifest import FileEntry, Ledger, Manifest, read_manifest, safe_path
 from lrdata.progress import Task, progress
 from lrdata.rules import VALUE_CHECKS, Finding, RowGroup, length_findings, window_len
 from lrdata.shard_file import ShardFile
 from lrdata.shards import KINDS, LSD_FIELD, SCHEMA
 
-_SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 _READ_BYTES = 8 * 1024**2
 
 
@@ -107,15 +107,18 @@ def _totals(manifest: Manifest, kind: str) -> tuple[int, int]:
 
 def _name_problems(manifest: Manifest) -> Iterator[str]:
     """Each file once, where `load_dataset` finds it, in its order."""
-    named = [entry.path for entry in (*manifest.files, *manifest.left_out)]
-    for path in sorted({path for path in named if named.count(path) > 1}):
+    entries = (*manifest.files, *manifest.left_out)
+    named = Counter(entry.path for entry in entries)
+    for path in sorted(path for path, times in named.items() if times > 1):
         yield f"{path}: the manifest names it twice"
+    for entry in entries:
+        path, kind = entry.path, entry.kind
+        if kind not in KINDS:
+            yield f"{path}: unknown kind {kind!r}"
+        elif not is_shard(path, kind):
+            yield f"{path}: not a name of {kind} rows; {kind}/{SPLITS[kind]}-*.parquet is"
     for kind in KINDS:
         paths = [entry.path for entry in manifest.files if entry.kind == kind]
-        pattern = rf"{kind}/{_SPLITS[kind]}-\d{{5}}-of-\d{{5}}\.parquet"
-        for path in paths:
-            if not re.fullmatch(pattern, path):
-                yield f"{path}: not a name of {kind} rows; {kind}/{_SPLITS[kind]}-*.parquet is"
         if paths != sorted(paths):
             yield f"{kind}: the manifest does not name the files in the order of their names"
 
@@ -147,8 +150,8 @@ class _FileCheck:
 
     def run(self) -> list[str]:
         entry = self.entry
-        if entry.kind not in KINDS:
-            return [f"{entry.path}: unknown kind {entry.kind!r}"]
+        if entry.kind not in KINDS:  # said of the manifest
+            return []
         try:
             problems = list(self._bytes_problems())
             if self.rows and not problems:

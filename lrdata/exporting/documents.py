@@ -20,22 +20,18 @@ from lrdata.manifest import FileEntry
 from lrdata.rules import Ragged, RowGroup, length_findings
 from lrdata.shard_file import ShardFile
 from lrdata.shards import SCHEMA as ROWS
-from lrdata.shards import Shards, file_sha256
+from lrdata.shards import Shards, list_of
 
 IGNORED = -100
 """The label that PyTorch's cross-entropy skips."""
 
 
-def _list_of(name: str, item: pa.DataType) -> pa.Field:
-    return pa.field(name, pa.list_(pa.field("element", item, nullable=False)), nullable=False)
-
-
 SCHEMA = pa.schema(
     [
-        _list_of("input_ids", pa.int32()),
-        _list_of("attention_mask", pa.int8()),
-        _list_of("labels", pa.int32()),
-        _list_of("position_ids", pa.int32()),
+        list_of("input_ids", pa.int32()),
+        list_of("attention_mask", pa.int8()),
+        list_of("labels", pa.int32()),
+        list_of("position_ids", pa.int32()),
     ]
 )
 
@@ -72,10 +68,7 @@ def row_groups(shards: Shards, entry: FileEntry) -> Iterator[RowGroup]:
     Raises LongRecipeError when its bytes are not the manifest's, or its columns do not fit
     together.
     """
-    path = shards.path(entry)
-    if file_sha256(path) != entry.sha256:
-        raise LongRecipeError(f"{path} is damaged: its sha256 is not the manifest's; pull it again")
-    rows = 0
+    path, rows = shards.checked(entry), 0
     try:
         with ShardFile(path) as file:
             for name in _READ:

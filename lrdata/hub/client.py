@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _Result = TypeVar("_Result")
+_LIBRARIES = ("huggingface_hub", "httpx", "httpcore")
 
 
 class PassingError(LongRecipeError):
@@ -57,10 +58,9 @@ def talking(address: str, writing: bool = False) -> Iterator[None]:
         except LongRecipeError:
             raise
         except Exception as problem:
-            on_disk = isinstance(problem, OSError) and problem.errno is not None
-            if on_disk and _response(problem) is None:
+            if not _is_the_hubs(problem):
                 raise
-            raise explained(address, problem, writing) from None
+            raise explained(address, problem, writing) from problem
 
 
 def insist(address: str, request: Callable[[], _Result]) -> _Result:
@@ -113,6 +113,17 @@ class _Quiet:
 
 
 _quiet = _Quiet()
+
+
+def _is_the_hubs(problem: BaseException) -> bool:
+    """Whether an error is one of the client or of the connection: no bug, and not of the disk."""
+    if isinstance(problem, ConnectionError | TimeoutError):
+        return True
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return _response(problem) is not None
+    named = (kind.__module__ for cause in _causes(problem) for kind in type(cause).__mro__)
+    # The client says in a plain OSError that a download has another length than it should.
+    return isinstance(problem, OSError) or any(name.startswith(_LIBRARIES) for name in named)
 
 
 def explained(address: str, problem: BaseException, writing: bool = False) -> LongRecipeError:

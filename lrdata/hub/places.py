@@ -7,6 +7,7 @@ one is a dataset repository of the Hugging Face Hub.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from lrdata.manifest import LARGEST_MANIFEST, MANIFEST, FileEntry, Manifest
 from lrdata.progress import Task
 from lrdata.shards import file_sha256
 from lrdata.verifying import manifest_problems
+from lrdata.visible import visible
 
 _REPOSITORY = re.compile(r"(hf://datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>.+?))?/?")
 
@@ -60,6 +62,12 @@ class Sent:
             return self.sha256 == (held.sha256 or (held.file and file_sha256(held.file)))
         return held.blob == _git_blob(self.file)
 
+    def changed(self) -> LongRecipeError:
+        """What to raise where the bytes that were sent are others than were checked."""
+        return LongRecipeError(
+            f"{self.file} was changed while it was pushed; run the same command again"
+        )
+
 
 class Place(Protocol):
     """Something that datasets are pulled from and pushed to."""
@@ -74,8 +82,8 @@ class Place(Protocol):
     def fetch(self, path: str, into: Path) -> None:
         """Copy a file to `into / path`, all of it or nothing."""
 
-    def prepare(self, private: bool) -> None:
-        """Make it ready to be written, or refuse."""
+    def writing(self, private: bool) -> AbstractContextManager[None]:
+        """While it is written, from when it is there and may be; refused where it may not."""
 
     def remove(self, paths: Sequence[str], message: str) -> None:
         """Remove files, all at once where that is possible."""
@@ -129,8 +137,7 @@ def refuse_without_manifest(address: str, held: Mapping[str, Held]) -> None:
 def refuse_wrong(address: str, manifest: Manifest, held: Mapping[str, Held]) -> None:
     """Everything about a manifest that can be known to be wrong before a shard is there."""
     for problem in manifest_problems(manifest):
-        shown = "".join(char if char.isprintable() else "?" for char in problem)
-        raise LongRecipeError(f"{address} is damaged: {shown}; have it pushed again")
+        raise LongRecipeError(f"{address} is damaged: {visible(problem)}; have it pushed again")
     for entry in manifest.files:
         _refuse_unlike(address, entry, held)
 

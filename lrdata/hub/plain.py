@@ -1,17 +1,23 @@
-"""A plain folder as a place for a dataset: a disk to carry, a share, a bucket that is mounted."""
+"""A plain folder as a place for a dataset: a disk to carry, a share, a bucket that is mounted.
+
+While it is written it has a hidden folder, `.push`: by it what a push that was killed left there is
+known to be ours, and two pushes at once are kept apart.
+"""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from lrdata.atomic import fsync, replacing
+from lrdata.atomic import fsync, locked, replacing
 from lrdata.errors import LongRecipeError
 from lrdata.hub.places import Held, Sent
-from lrdata.manifest import MANIFEST, safe_path
+from lrdata.layout import CARD, FOLDERS, is_partial
+from lrdata.manifest import MANIFEST, refuse_leaving, safe_path
 from lrdata.progress import Task
-from lrdata.shards import KINDS
+from lrdata.shards import file_sha256
 
-OURS = (*KINDS, "quarantine", "report", "README.md", "croissant.json", MANIFEST)
+STAGING = ".push"
 
 
 class PlainFolder:
@@ -19,6 +25,7 @@ class PlainFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._written = False
 
     @property
     def address(self) -> str:
@@ -26,7 +33,7 @@ class PlainFolder:
 
     def held(self) -> Mapping[str, Held]:
         found = {}
-        for name in OURS:
+        for name in (*FOLDERS, *CARD, MANIFEST):
             top = self.root / name
             for file in sorted(top.rglob("*")) if top.is_dir() else [top]:
                 path = file.relative_to(self.root)
@@ -39,39 +46,47 @@ class PlainFolder:
         with replacing(into / path) as partial:
             shutil.copyfile(safe_path(self.root, path), partial)
 
-    def prepare(self, private: bool) -> None:
+    @contextmanager
+    def writing(self, private: bool) -> Iterator[None]:
         if private:
             raise LongRecipeError(f"{self.root} is a folder; --private is for the Hub")
+        new, staging = not self.root.exists(), self.root / STAGING
+        self._refuse_foreign(staging)
+        begun = staging.exists()
+        staging.mkdir(parents=True, exist_ok=True)
+        with locked(staging, self.root):
+            try:
+                for folder in (self.root, *(self.root / name for name in FOLDERS)):
+                    for partial in filter(is_partial, folder.glob(".*")):  # of a killed push
+                        partial.unlink()
+                yield
+            except BaseException:
+                if not begun and not self._written:
+                    staging.rmdir()
+                    if new:
+                        self.root.rmdir()
+                raise
+            staging.rmdir()
+
+    def _refuse_foreign(self, staging: Path) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise LongRecipeError(f"{self.root} is a file; choose another folder")
-        if self.root.exists() and not (self.root / MANIFEST).exists():
-            for entry in self.root.iterdir():
-                if entry.name not in OURS and not entry.name.endswith(".partial"):
-                    raise LongRecipeError(
-                        f"{self.root} holds {entry.name}, which is not of a dataset; choose an "
-                        "empty folder"
-                    )
-        self.root.mkdir(parents=True, exist_ok=True)
-        for folder in (self.root, *(self.root / name for name in OURS)):
-            for partial in folder.glob(".*.partial"):  # of a push that was killed
-                partial.unlink()
+        ours = staging.exists() or (self.root / MANIFEST).exists()
+        if self.root.exists() and not ours and any(self.root.iterdir()):
+            raise LongRecipeError(f"{self.root} holds files and no dataset; choose an empty folder")
 
     def remove(self, paths: Sequence[str], message: str) -> None:
+        self._written = True
         for path in sorted(paths, key=lambda path: path != MANIFEST):  # the manifest first
             file = safe_path(self.root, path)
             file.unlink(missing_ok=True)
             fsync(file.parent)
 
     def add(self, files: Sequence[Sent], message: str, task: Task) -> None:
+        self._written = True
         for sent in files:
             with replacing(safe_path(self.root, sent.path)) as partial:
                 shutil.copyfile(sent.file, partial)
+                if file_sha256(partial) != sent.sha256:
+                    raise sent.changed()
             task.advance(sent.size, note=sent.path)
-
-
-def refuse_leaving(root: Path, file: Path) -> None:
-    """A link that leads out of a folder gives away, or brings in, what is not of the dataset."""
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise LongRecipeError(
-            f"{file} is a link to a file outside of {root}; put the file itself there"
-        )

@@ -9,7 +9,6 @@ A part of a dataset (`only`) is a dataset: its manifest lists what was left out,
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,8 @@ from pathlib import Path
 from lrdata.atomic import fsync, locked
 from lrdata.errors import LongRecipeError
 from lrdata.hub.opening import open_place
-from lrdata.hub.places import (
-    Held,
-    Place,
-    refuse_without_manifest,
-    refuse_wrong,
-)
+from lrdata.hub.places import Held, Place, refuse_without_manifest, refuse_wrong
+from lrdata.layout import CARD, PICTURE, is_shard
 from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest, safe_path
 from lrdata.progress import progress
 from lrdata.shards import KINDS, file_sha256
@@ -32,9 +27,8 @@ from lrdata.staging import complete
 from lrdata.verifying import verify
 
 STAGING = ".pull"
-_CARD = ("README.md", "croissant.json")
-_PICTURE = re.compile(r"report/\w[\w.-]*\.png")
-_LARGEST_EXTRA = 64 * 1024**2
+_LARGEST_EXTRAS = 64 * 1024**2
+"""Bytes of all that has no checksum."""
 
 
 def pull(
@@ -46,8 +40,8 @@ def pull(
 ) -> Manifest:
     """Get a dataset into the new folder `folder`, and check every checksum of its manifest.
 
-    What has no checksum comes only with the whole: the card, and the pictures of its report (no
-    pages, which may hold scripts; `lrdata report` makes them anew).
+    What has no checksum comes only with the whole: the card, and the figure that it shows (no
+    page, which may hold scripts; `lrdata report` makes it anew).
 
     Args:
         repo: `owner/name`, `hf://datasets/owner/name[@revision]`, or a folder.
@@ -72,6 +66,8 @@ def pull(
             _refuse_other(out, manifest)
             shutil.rmtree(staging)
             return manifest
+        _remove_extras(staging)
+        _remove_extras(out)
         _fetch(place, manifest, staging, out)
         if manifest == whole:
             _fetch_extras(place, held, staging)
@@ -117,14 +113,18 @@ def _fetch(place: Place, manifest: Manifest, staging: Path, out: Path) -> None:
     missing = []
     with progress("pulling bytes", sum(entry.bytes for entry in manifest.files)) as task:
         for entry in manifest.files:
-            if any(_is_whole(safe_path(at, entry.path), entry) for at in (out, staging)):
+            file = safe_path(staging, entry.path)
+            if _is_whole(safe_path(out, entry.path), entry):
+                task.advance(entry.bytes, note=f"{entry.path} is there")
+            elif _is_whole(file, entry):
+                fsync(file)  # which a pull that was killed had no time for
                 task.advance(entry.bytes, note=f"{entry.path} is there")
             else:
+                file.unlink(missing_ok=True)
                 missing.append(entry)
         _refuse_full_disk(place, missing, staging)
         for entry in missing:
             file = safe_path(staging, entry.path)
-            file.unlink(missing_ok=True)
             place.fetch(entry.path, staging)
             if not _is_whole(file, entry):
                 file.unlink(missing_ok=True)
@@ -142,7 +142,8 @@ def _is_whole(file: Path, entry: FileEntry) -> bool:
 
 
 def _refuse_full_disk(place: Place, missing: Sequence[FileEntry], staging: Path) -> None:
-    needed, free = sum(entry.bytes for entry in missing), shutil.disk_usage(staging).free
+    begun = sum(file.stat().st_size for file in staging.rglob("*.incomplete"))  # the Hub's client's
+    needed, free = sum(entry.bytes for entry in missing) - begun, shutil.disk_usage(staging).free
     if needed > free:
         raise LongRecipeError(
             f"{place.address} needs {needed:,} bytes more, the disk of {staging.parent} has "
@@ -152,11 +153,17 @@ def _refuse_full_disk(place: Place, missing: Sequence[FileEntry], staging: Path)
 
 def _fetch_extras(place: Place, held: Mapping[str, Held], staging: Path) -> None:
     """What has no checksum in the manifest, and does no harm whatever it holds."""
-    for path, there in held.items():
-        wanted = path in _CARD or _PICTURE.fullmatch(path)
-        if wanted and there.size <= _LARGEST_EXTRA:
-            (staging / path).unlink(missing_ok=True)
+    left = _LARGEST_EXTRAS
+    for path in (*CARD, PICTURE):
+        if path in held and held[path].size <= left:
+            left -= held[path].size
             place.fetch(path, staging)
+
+
+def _remove_extras(folder: Path) -> None:
+    """What was pulled without a checksum may be another dataset's, whose pull was killed here."""
+    for path in (*CARD, PICTURE):
+        (folder / path).unlink(missing_ok=True)
 
 
 # The new folder
@@ -174,22 +181,23 @@ def _staging(out: Path) -> Iterator[Path]:
     if before and not ours and any(out.iterdir()):
         raise LongRecipeError(f"{out} is not an empty folder; choose another one")
     staging.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(staging, out):
+    with locked(staging, out):
+        try:
             yield staging
-    except BaseException:
-        if staging.exists() and not any((staging / kind).exists() for kind in KINDS):
-            shutil.rmtree(staging)
-            if not before:
-                out.rmdir()
-        raise
+        except BaseException:
+            if staging.exists() and not any((staging / kind).exists() for kind in KINDS):
+                shutil.rmtree(staging)
+                if not before:
+                    out.rmdir()
+            raise
 
 
 def _publish_shards(out: Path, staging: Path, manifest: Manifest) -> None:
     names = {entry.path for entry in manifest.files}
     for kind in KINDS:  # what a pull of another dataset that was killed here left
         for file in (out / kind).glob("*.parquet"):
-            if file.relative_to(out).as_posix() not in names:
+            path = file.relative_to(out).as_posix()
+            if is_shard(path) and path not in names:
                 file.unlink()
     for name in names:
         target = safe_path(out, name)
@@ -203,12 +211,13 @@ def _publish_shards(out: Path, staging: Path, manifest: Manifest) -> None:
 def _publish_whole(out: Path, staging: Path, manifest: Manifest) -> None:
     """Give the card and the manifest as they were pulled their names, the manifest last."""
     _publish_shards(out, staging, manifest)
-    for picture in sorted((staging / "report").glob("*.png")):
-        (out / "report").mkdir(exist_ok=True)
-        os.replace(picture, out / "report" / picture.name)
-    if not all((staging / name).exists() for name in _CARD):
+    if (staging / PICTURE).exists():
+        (out / PICTURE).parent.mkdir(exist_ok=True)
+        os.replace(staging / PICTURE, out / PICTURE)
+        fsync((out / PICTURE).parent)
+    if not all((staging / name).exists() for name in CARD):
         complete(out, manifest)
-    for name in (*_CARD, MANIFEST):
+    for name in (*CARD, MANIFEST):
         if (staging / name).exists():
             fsync(staging / name)
             os.replace(staging / name, out / name)

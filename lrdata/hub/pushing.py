@@ -5,31 +5,23 @@ comes last, in a commit of its own, and an older one goes before the first shard
 with a manifest is whole. The same command after an interruption sends what is not there.
 """
 
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 from lrdata.errors import LongRecipeError
 from lrdata.hub.opening import open_place
-from lrdata.hub.places import Place, Sent
-from lrdata.hub.plain import PlainFolder, refuse_leaving
-from lrdata.manifest import MANIFEST, Manifest, read_manifest
+from lrdata.hub.places import Held, Place, Sent, refuse_without_manifest
+from lrdata.hub.plain import PlainFolder
+from lrdata.hub.publishable import refuse_absolute_paths, refuse_unlicensed
+from lrdata.layout import CARD, FOLDERS, PAGE, PICTURE, is_ours, is_rejected, is_shard
+from lrdata.manifest import MANIFEST, Manifest, read_manifest, refuse_leaving
 from lrdata.progress import progress
-from lrdata.shards import KINDS, file_sha256
+from lrdata.shards import file_sha256
 from lrdata.verifying import verify
 
-_CARD = ("README.md", "croissant.json")
-_FOLDERS = (*KINDS, "quarantine", "report")
 _BATCH_FILES, _BATCH_BYTES = 256, 20 * 10**9
 """Of a commit: the Hub takes some hundred commits an hour, and some hundred files in one."""
-
-_ABSOLUTE = re.compile(
-    r"(?<![\w.:/*~<-])(~?/[\w.@+-]+/[\w.@+/-]*|~/[\w.@+/-]+)"  # /home/me/x, ~/x; no URL, no a/b
-    r"|file:/+[\w.@+/-]+"
-    r"|(?<!\w)[A-Za-z]:\\[\w.\\ -]+"
-)
 
 
 def push(
@@ -41,16 +33,18 @@ def push(
     message: str | None = None,
     quarantine: bool = False,
     allow_unlicensed: bool = False,
+    allow_absolute_paths: bool = False,
 ) -> str:
     """Put the dataset `folder` at `repo`: a dataset repository of the Hub, or a folder.
 
     Args:
         repo: `owner/name`, `hf://datasets/owner/name[@branch]`, `./folder`. Made where it is not
-            there; files in it that are no dataset's stay.
+            there; files in it that are no dataset's stay. A folder must hold a dataset or nothing.
         private: make a private repository; refused where a public one is there.
         revision: a branch, made where it is not there.
         quarantine: send the rejected records as well.
         allow_unlicensed: send it though some sources have no licence.
+        allow_absolute_paths: send it though the card or the manifest has paths of a machine.
     Returns:
         The address, as `pull` and `lrdata.open_dataset` take it.
     Raises:
@@ -61,32 +55,33 @@ def push(
     _refuse_itself(root, place)
     manifest = read_manifest(root)
     if not allow_unlicensed:
-        _refuse_unlicensed(root, manifest)
-    files = [_file(root, path) for path in _names(root, quarantine)]
+        refuse_unlicensed(root, manifest)
+    files = [_file(root, path) for path in _names(root, manifest, quarantine)]
     for file in files:
         refuse_leaving(root, file)
-    _refuse_absolute_paths(root)
+    if not allow_absolute_paths:
+        refuse_absolute_paths(root)
     problems = verify(root, rows=False)
     if problems:
         raise LongRecipeError(f"{root} is damaged: {problems[0]}; build or pull it again")
     known = {entry.path: entry.sha256 for entry in manifest.files}
-    place.prepare(private)
-    _send(place, [_sent(root, file, known) for file in files], message or f"Push {_what(manifest)}")
+    sent = [_sent(root, file, known) for file in files]
+    with place.writing(private):
+        _send(place, manifest, sent, message or f"Push {_what(manifest)}")
     return place.address
 
 
 # What is sent
 
 
-def _names(root: Path, quarantine: bool) -> Iterator[str]:
+def _names(root: Path, manifest: Manifest, quarantine: bool) -> Iterator[str]:
     """The files of a dataset that are published, the card first and the manifest last."""
-    yield from _CARD
-    for folder in ("report", *(["quarantine"] if quarantine else [])):
-        for file in sorted((root / folder).rglob("*")):
-            path = file.relative_to(root)
-            if not file.is_dir() and not any(part.startswith(".") for part in path.parts):
-                yield path.as_posix()
-    yield from (entry.path for entry in read_manifest(root).files)
+    yield from CARD
+    yield from (path for path in (PAGE, PICTURE) if (root / path).exists())
+    if quarantine:
+        paths = (f"quarantine/{file.name}" for file in sorted((root / "quarantine").glob("*")))
+        yield from filter(is_rejected, paths)
+    yield from (entry.path for entry in manifest.files)
     yield MANIFEST
 
 
@@ -118,50 +113,19 @@ def _refuse_itself(root: Path, place: Place) -> None:
             raise LongRecipeError(f"{place.root} and {root} are one folder; choose another")
 
 
-def _refuse_unlicensed(root: Path, manifest: Manifest) -> None:
-    bare = sorted({entry.source for entry in manifest.sources if not entry.licence})
-    if bare:
-        more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
-        raise LongRecipeError(
-            f"{root} has sources without a licence ({', '.join(bare[:3])}{more}); build it with "
-            "--license SOURCE=ID, or push it with --allow-unlicensed"
-        )
-
-
-def _refuse_absolute_paths(root: Path) -> None:
-    """They tell of the machine that a dataset was built on."""
-    for name in (*_CARD, MANIFEST):
-        text = (root / name).read_text(encoding="utf-8")
-        parts = _strings(json.loads(text)) if name.endswith(".json") else text.splitlines()
-        for part in parts:
-            found = _ABSOLUTE.search(part)
-            if found:
-                raise LongRecipeError(
-                    f"{root / name} has the absolute path {found[0]!r}, which is not published; "
-                    "take it out, or build with relative names"
-                )
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
 # Sending
 
 
-def _send(place: Place, files: Sequence[Sent], message: str) -> None:
+def _send(place: Place, dataset: Manifest, files: Sequence[Sent], message: str) -> None:
     """Make the place hold these files, of which the manifest is the last."""
     *others, manifest = files
     held = place.held()
+    _refuse_part(place, dataset, held)
     wanted = {sent.path for sent in files}
-    stale = [path for path in held if path.split("/")[0] in _FOLDERS and path not in wanted]
+    stale = [path for path in _published(place, held, wanted) if path not in wanted]
     missing = [sent for sent in others if not sent.is_held(held.get(sent.path))]
     sealed = manifest.is_held(held.get(MANIFEST))
-    if MANIFEST in held and (not sealed or any(map(_is_shard, missing)) or stale):
+    if MANIFEST in held and (not sealed or any(is_shard(sent.path) for sent in missing) or stale):
         stale.append(MANIFEST)
         sealed = False
     if stale:
@@ -172,21 +136,80 @@ def _send(place: Place, files: Sequence[Sent], message: str) -> None:
         batches = list(_batches(missing))
         for number, batch in enumerate(batches, 1):
             place.add(batch, f"{message} ({number} of {len(batches)})", task)
+        _refuse_incomplete(place, others)
         if not sealed:
             place.add([manifest], message, task)
+            _refuse_incomplete(place, files)
 
 
-def _is_shard(sent: Sent) -> bool:
-    return sent.path.split("/")[0] in KINDS
+def _published(place: Place, held: Mapping[str, Held], wanted: set[str]) -> list[str]:
+    """What lies there of an earlier push, which may go. Raises LongRecipeError where somebody
+    else's files lie where ours would."""
+    if MANIFEST not in held:  # new, or of a push that was interrupted
+        for path in held:
+            if path.split("/")[0] in FOLDERS and not is_ours(path):
+                raise LongRecipeError(
+                    f"{place.address} holds {path}, which is no dataset's of ours; choose another "
+                    "place, or remove it there"
+                )
+        return [path for path in held if path.split("/")[0] in FOLDERS]
+    refuse_without_manifest(place.address, held)  # one that is too large
+    with TemporaryDirectory() as folder:
+        place.fetch(MANIFEST, Path(folder))
+        try:
+            named = {entry.path for entry in read_manifest(Path(folder)).files}
+        except LongRecipeError:
+            raise LongRecipeError(
+                f"{place.address} holds a {MANIFEST} that is no dataset's of ours; choose another "
+                "place, or remove it there"
+            ) from None
+    for path in held:
+        if is_shard(path) and path not in named | wanted:
+            raise LongRecipeError(
+                f"{place.address} holds {path}, which its manifest does not name; remove it there"
+            )
+    return [path for path in held if path in (PAGE, PICTURE) or is_rejected(path) or is_shard(path)]
+
+
+def _refuse_part(place: Place, dataset: Manifest, held: Mapping[str, Held]) -> None:
+    """A part of a dataset in place of the whole would be a loss."""
+    for entry in dataset.left_out:
+        there = held.get(entry.path)
+        if there and (not entry.sha256 or there.sha256 in (None, entry.sha256)):
+            raise LongRecipeError(
+                f"{place.address} holds {entry.path}, which this part was pulled without, and "
+                "would lose it; push the part to another place"
+            )
+
+
+def _refuse_incomplete(place: Place, files: Sequence[Sent]) -> None:
+    """What was sent must be what lies there now: the manifest says of all of it that it does."""
+    held, wanted = place.held(), {sent.path for sent in files}
+    for sent in files:
+        there = held.get(sent.path)
+        # A file on this disk was compared when it was written, or found.
+        whole = there and (there.size == sent.size if there.file else sent.is_held(there))
+        if not whole:
+            raise LongRecipeError(
+                f"{place.address} does not hold {sent.path} as it was sent; see whether its "
+                ".gitignore names it, then run the same command again"
+            )
+    for path in held:
+        if is_shard(path) and path not in wanted:
+            raise LongRecipeError(
+                f"{place.address} holds {path} of another dataset; run the same command again"
+            )
 
 
 def _batches(files: Sequence[Sent]) -> Iterator[list[Sent]]:
     """Groups of files for a commit each; the card and what is small go first, on their own."""
-    batch, size = [sent for sent in files if not _is_shard(sent)], 0
+    batch, size = [sent for sent in files if not is_shard(sent.path)], 0
     if batch:
         yield batch
         batch = []
-    for sent in filter(_is_shard, files):
+    for sent in files:
+        if not is_shard(sent.path):
+            continue
         if batch and (len(batch) == _BATCH_FILES or size + sent.size > _BATCH_BYTES):
             yield batch
             batch, size = [], 0

@@ -6,7 +6,8 @@ so that two pushes at once cannot mix. What a push that was interrupted had sent
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lrdata.errors import LongRecipeError
@@ -77,7 +78,12 @@ class Repository:
 
     # Writing
 
-    def prepare(self, private: bool) -> None:
+    @contextmanager
+    def writing(self, private: bool) -> Iterator[None]:
+        self._prepare(private)
+        yield
+
+    def _prepare(self, private: bool) -> None:
         repo, branch = self._named.repo, self._named.revision
         if branch and _is_commit(branch):
             raise LongRecipeError(f"{self.address} is a commit; name a branch to push to")
@@ -113,9 +119,7 @@ class Repository:
                 )
             for sent, operation in zip(files[start:], group, strict=False):
                 if operation.upload_info.sha256.hex() != sent.sha256:
-                    raise LongRecipeError(
-                        f"{sent.file} was changed while it was pushed; run the same command again"
-                    )
+                    raise sent.changed()
                 task.advance(sent.size, note=sent.path)
         self._make_commit(operations, message)
 

@@ -88,7 +88,7 @@ def listed(values: Sequence[Value]) -> Value:
 
 
 _DEEPEST = 16
-"""Structs in structs: those of Parquet's headers are three deep."""
+"""Structs and lists in each other: those of Parquet's headers are three deep."""
 
 
 def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
@@ -96,8 +96,6 @@ def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], i
 
     Of hostile data as well: ValueError for what is no struct, or goes on behind the data.
     """
-    if depth > _DEEPEST:
-        raise ValueError("structs lie too deep in each other")
     fields: dict[int, Any] = {}
     number = 0
     while (head := _byte(data, at)) != 0:
@@ -116,6 +114,8 @@ def read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], i
 
 
 def _read_value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if depth > _DEEPEST:
+        raise ValueError("structs lie too deep in each other")
     if kind in (_I16, _I32, _I64):
         zigzagged, at = _read_varint(data, at)
         return _unzigzag(zigzagged), at

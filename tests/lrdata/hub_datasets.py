@@ -34,7 +34,7 @@ def made(folder: Path, first: int = 0, parts: int = 5) -> Path:
     complete(folder, replace(manifest, sources=sources))
     for name, data in {
         "quarantine/books.jsonl": b'{"reason": "no text"}\n',
-        "report/spans.png": PICTURE,
+        "report/coverage.png": PICTURE,
         "report/index.html": b"<script>1</script>",
         "notes.txt": b"my own",
     }.items():

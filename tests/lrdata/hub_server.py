@@ -3,6 +3,9 @@
 It speaks the part of the Hub's protocol that is used: repositories, branches, commits of regular
 and of large files, listings in pages, downloads with ranges. Large files lie on `storage`, another
 port, as they do at the Hub; what was uploaded stays there though no commit names it.
+
+Large files go up and down as they do without Xet, the Hub's newer way to store them: its protocol
+is not spoken here, the client is told not to use it, and so nothing is shown of it.
 """
 
 import base64
@@ -79,13 +82,15 @@ class Repo:
 
 class HubServer(_Server):
     """Repositories by name. Where `token` is set, private ones are told to it alone, and only it
-    may write. faults: a status for a request, instead of an answer."""
+    may write. faults: a status for a request, instead of an answer. ignored: how the names end that
+    a repository's .gitignore has, which the client then leaves out of commits, without an error."""
 
     def __init__(self, token: str | None = None) -> None:
         super().__init__()
         self.token, self.repos = token, dict[str, Repo]()
         self.storage = Storage()
         self.faults = dict[str, int]()
+        self.ignored: tuple[str, ...] = ()
 
     def __enter__(self) -> "HubServer":
         self.storage.__enter__()
@@ -198,7 +203,8 @@ class HubServer(_Server):
         def about(path: str) -> dict[str, Any]:
             mode = "lfs" if path.endswith(_LARGE) else "regular"
             found = {"oid": _oid(path, there[path])} if path in there else {}
-            return {"path": path, "uploadMode": mode, "shouldIgnore": False, **found}
+            ignored = path.endswith(self.ignored)
+            return {"path": path, "uploadMode": mode, "shouldIgnore": ignored, **found}
 
         _tell(handler, {"files": [about(file["path"]) for file in asked["files"]]})
 

@@ -18,6 +18,7 @@ import lrdata
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push, pushing, repository
 from lrdata.manifest import Manifest, read_manifest, write_manifest
+from lrdata.report.card import card
 from lrdata.verifying import verify
 from tests.loopback import Fault, Request
 from tests.lrdata.build_runs import ROOT
@@ -144,12 +145,6 @@ def test_plain_folders(dataset: Path, tmp_path: Path) -> None:
     assert content(shared) == of_dataset(dataset)
     with pytest.raises(LongRecipeError, match="--private is for the Hub"):
         push(dataset, tmp_path / "new", private=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.tex").write_text("x")
-    for call in (lambda: push(dataset, tmp_path / "mine"), lambda: pull(shared, tmp_path / "mine")):
-        with pytest.raises(LongRecipeError, match="empty folder"):
-            call()
-    assert content(tmp_path / "mine") == {"thesis.tex": b"x"}
 
 
 # Interruptions
@@ -282,16 +277,17 @@ def test_what_a_killed_pull_left_is_not_taken_for_another_dataset(
     with pytest.raises(KeyboardInterrupt):
         pull(dataset, out)
     monkeypatch.setattr(os, "replace", rename)
+    assert (out / "report/coverage.png").exists()
     other = made(tmp_path / "other", first=100, parts=3)
-    (other / "README.md").unlink()  # a card is made where there is none
+    for name in ("README.md", "report/coverage.png"):  # a card is made where there is none
+        (other / name).unlink()
     pull(other, out)
     assert verify(out, deep=True) == []
-    left = (PULLED_WITHOUT, "README.md", "croissant.json")
-    assert content(out) == {**of_dataset(other, *left), **content_of_card(out)}
-
-
-def content_of_card(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("README.md", "croissant.json")}
+    assert (out / "README.md").read_text() == card(read_manifest(other))
+    assert content(out) == {
+        **of_dataset(other, PULLED_WITHOUT),
+        "README.md": (out / "README.md").read_bytes(),
+    }
 
 
 def test_two_pushes_at_once_do_not_mix(

@@ -15,6 +15,7 @@ import lrdata
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push
 from lrdata.hub.places import HubAddress, parse_place
+from lrdata.hub.publishable import absolute_paths
 from lrdata.manifest import read_manifest
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.hub_datasets import (
@@ -60,7 +61,8 @@ def test_the_token_goes_to_the_endpoint_alone(
         result = command(*call)
         assert result.exit_code == 1
         assert "HF_TOKEN" in result.stderr
-        assert len(result.stderr.splitlines()) == 1 or call[0] == "push"
+        assert [line[:7] for line in result.stderr.splitlines()].count("error: ") == 1
+        assert "Traceback" not in result.stderr
 
 
 def test_a_public_repository_does_not_get_a_private_dataset(hub: HubServer, dataset: Path) -> None:
@@ -83,6 +85,19 @@ def _absolute_in_card(folder: Path) -> None:
         card.write("\nBuilt in ~/work/books, see https://host/a/b and a/b.\n")
 
 
+def _absolute_key(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["recipe"].update(weights={"C:\\Users\\me": 2}))
+
+
+def _emphasized_in_card(folder: Path) -> None:
+    with open(folder / "README.md", "a") as card:
+        card.write("\nBuilt in **/home/me/books**, of path:/home/me/x.\n")
+
+
+def _card_of_other_bytes(folder: Path) -> None:
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+
+
 def _changed(folder: Path) -> None:
     shard = folder / "extend/train-00001-of-00005.parquet"
     data = bytearray(shard.read_bytes())
@@ -91,9 +106,9 @@ def _changed(folder: Path) -> None:
 
 
 def _link(folder: Path) -> None:
-    (folder / "report/spans.png").unlink()
+    (folder / "report/coverage.png").unlink()
     (folder.parent / "secret.png").write_bytes(b"secret")
-    (folder / "report/spans.png").symlink_to(folder.parent / "secret.png")
+    (folder / "report/coverage.png").symlink_to(folder.parent / "secret.png")
 
 
 def _no_card(folder: Path) -> None:
@@ -110,8 +125,11 @@ def _unnamed(folder: Path) -> None:
         (_no_licence, r"has sources without a licence \(books\).*--allow-unlicensed"),
         (_absolute, r"manifest.json has the absolute path '/home/me/books/a.jsonl'"),
         (_absolute_in_card, r"README.md has the absolute path '~/work/books'"),
+        (_absolute_key, r"manifest.json has the absolute path 'C:"),
+        (_emphasized_in_card, r"README.md has the absolute path '/home/me/books'"),
+        (_card_of_other_bytes, r"README.md cannot be read \("),
         (_changed, r"is damaged: extend/train-00001-of-00005.parquet: its sha256"),
-        (_link, r"spans.png is a link to a file outside"),
+        (_link, r"coverage.png is a link to a file outside"),
         (_no_card, r"README.md is missing"),
         (_unnamed, r"is damaged: extend/more.parquet: not named by the manifest"),
     ],
@@ -133,6 +151,48 @@ def test_sources_without_a_licence_can_be_pushed_knowingly(
     _no_licence(copy)
     assert command("push", copy, REPO).exit_code == 1
     assert command("push", copy, REPO, "--allow-unlicensed").exit_code == 0
+
+
+def test_absolute_paths_can_be_pushed_knowingly(
+    hub: HubServer, dataset: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "shards")
+    _absolute(copy)
+    assert command("push", copy, REPO).exit_code == 1
+    assert command("push", copy, REPO, "--allow-absolute-paths").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("books (1)/part/a.jsonl", "c++/src/main.cpp", "x/[ab]/part/a.jsonl", "c#/a", "a!/b/c"),
+        *("see [parent](/datasets/me/base)", "from /r/science/ and s3://data/home/x", "a/home/b"),
+        *("https://host/home/me", "me/tiny", "either/or", "hf://datasets/me/x", "sc:Dataset", "/"),
+        *("1/2", "~5", "tests/tmp/x", "a:b", "</p>", "** / home"),
+    ],
+)
+def test_what_is_no_path_of_a_machine(text: str) -> None:
+    assert list(absolute_paths(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("/data/books", "/data/books"),
+        ("~/books", "~/books"),
+        ("C:\\books", "C:\\books"),
+        ("\\\\host\\share", "\\\\host\\share"),
+        ("file:///data/x", "file:///data/x"),
+        ("**/home/me/books**", "/home/me/books"),
+        ("at path:/home/me/x.", "/home/me/x."),
+        ("`/tmp/a b`", "/tmp/a"),
+        ("(see ~/work)", "~/work"),
+        ("see file:/data/x", "file:/data/x"),
+        (f"in {Path.cwd()}/x", f"{Path.cwd()}/x"),
+    ],
+)
+def test_what_is_a_path_of_a_machine(text: str, path: str) -> None:
+    assert list(absolute_paths(text)) == [path]
 
 
 def test_a_card_that_the_hub_refuses_stops_the_push_before_the_shards(
@@ -168,21 +228,32 @@ def _first(**changes: Any) -> Callable[[Any], object]:
     return lambda manifest: manifest["files"][0].update(changes)
 
 
+def _entry(path: str, kind: str = "page") -> dict[str, Any]:
+    hashes = {"sha256": hashlib.sha256(b"").hexdigest(), "content_sha256": ""}
+    return {"path": path, "kind": kind, "rows": 0, "tokens": 0, "bytes": 0, **hashes}
+
+
 HOSTILE: list[tuple[Callable[[Any], object], str]] = [
     (_first(path="../../stolen.parquet"), "outside its folder"),
     (_first(path="/tmp/stolen.parquet"), "outside its folder"),
     (_first(path="extend/.pull"), "not a name of extend rows"),
-    (_first(path="\x1b[2Jextend"), r"\?\[2Jextend: not a name of extend rows"),
+    (_first(path="\x1b[2Jextend"), r"␛\[2Jextend: not a name of extend rows"),
     (_first(kind="\x1b[2J"), "the files hold"),
+    (lambda manifest: manifest["files"].append(_entry("sitecustomize.py")), "unknown kind 'page'"),
+    (lambda manifest: manifest["files"].append(_entry(".envrc", "extend")), "not a name of extend"),
+    (lambda manifest: manifest["left_out"].append(_entry("a/b")), "unknown kind 'page'"),
+    (lambda manifest: manifest.update(recipe={"corpora": 5}), "the recipe's 'corpora' is 5"),
     (_first(bytes=10**18), "the manifest says 1000000000000000000"),
-    (_first(bytes=-1), "the manifest says -1"),
-    (_first(rows=10**30), "the files hold 1000000000000000000000000000008"),
+    (_first(bytes=-1), r"rows and .* tokens in -1 bytes"),
+    (_first(rows=10**30), "rows is 10+"),
+    (_first(rows=10**9), "has 1,000,000,000 rows and"),
+    (_first(path="x" * 10**6), "path is 'x{60,90}[.]{3}"),
     (_first(sha256="0" * 64), "does not have the sha256 of the manifest"),
     (_first(path="extend/train-00001-of-00005.parquet"), "the manifest names it twice"),
     (lambda manifest: manifest.update(files="all"), "is damaged"),
     (lambda manifest: manifest.update(format_version="9.0"), "format version 9.0"),
     (lambda manifest: manifest["left_out"].append({"path": "../x"}), "is damaged"),
-    (lambda manifest: manifest["ledger"].update(kept=10**30), "kept 10"),
+    (lambda manifest: manifest["ledger"].update(kept=10**30), "kept is 10"),
 ]
 
 

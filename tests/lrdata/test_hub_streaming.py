@@ -1,11 +1,13 @@
 """A dataset at an address reads as the folder does, of one commit, and fetches what it needs."""
 
+import errno
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import lrdata
@@ -68,6 +70,28 @@ def test_a_wrong_byte_stops_reading(hub: HubServer, dataset: Path) -> None:
     shards.read_row("extend", 0)
     with pytest.raises(LongRecipeError, match=r"00001.* is damaged: its sha256 .* from the cache"):
         shards.read_row("extend", 2)
+
+
+def test_only_the_connection_is_tried_again(
+    hub: HubServer, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(dataset, REPO)
+    problems: list[Exception] = [ConnectionResetError(errno.ECONNRESET, "reset"), TypeError("bug")]
+    asked = 0
+
+    def failing(*given: object, **named: object) -> str:
+        nonlocal asked
+        asked += 1
+        raise problems.pop(0)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", failing)
+    with pytest.raises(TypeError, match="bug"):
+        lrdata.open_dataset(ADDRESS)
+    assert asked == 2
+    problems += [OSError(errno.ENOSPC, "full")]
+    with pytest.raises(OSError, match="full"):
+        lrdata.open_dataset(ADDRESS)
+    assert asked == 3
 
 
 def test_an_address_that_holds_nothing_is_said_in_a_line(

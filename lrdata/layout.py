@@ -1,0 +1,51 @@
+"""The names of the files of a dataset folder, and of no others: what of a folder is ours.
+
+    README.md  croissant.json  manifest.json
+    extend/train-00000-of-00012.parquet   replay/train-...   holdout/test-...
+    quarantine/unit-00003.jsonl           report/index.html  report/coverage.png
+
+Whatever else lies in such a folder is a person's own: it is not published, and never removed.
+"""
+
+import re
+from pathlib import Path
+
+from lrdata.manifest import MANIFEST
+from lrdata.shards import KINDS
+
+SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
+"""As `load_dataset` calls them."""
+CARD = ("README.md", "croissant.json")
+PAGE, PICTURE = "report/index.html", "report/coverage.png"
+FOLDERS = (*KINDS, "quarantine", "report")
+
+_SHARD = {
+    kind: re.compile(rf"{kind}/{split}-\d{{5,}}-of-\d{{5,}}\.parquet")
+    for kind, split in SPLITS.items()
+}
+_REJECTED = re.compile(r"quarantine/\w[\w.-]*\.jsonl")
+
+
+def shard_name(kind: str, index: int, count: int) -> str:
+    """The name of shard `index` of `count` of a kind."""
+    return f"{kind}/{SPLITS[kind]}-{index:05d}-of-{count:05d}.parquet"
+
+
+def is_shard(path: str, kind: str | None = None) -> bool:
+    """Whether a name, with slashes, is one of a shard: of a kind, or of any."""
+    return any(_SHARD[each].fullmatch(path) for each in ([kind] if kind else KINDS))
+
+
+def is_rejected(path: str) -> bool:
+    """Whether a name is one of a list of rejected records."""
+    return _REJECTED.fullmatch(path) is not None
+
+
+def is_ours(path: str) -> bool:
+    """Whether a dataset has files of this name."""
+    return path in (*CARD, MANIFEST, PAGE, PICTURE) or is_shard(path) or is_rejected(path)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is one that was being written when its process died."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
