@@ -29,6 +29,8 @@ pytestmark = [
 
 ROWS = 3
 _DRIVER = """
+// Without a screen few frames are drawn.
+window.requestAnimationFrame = (work) => setTimeout(work, 0);
 const seen = [];
 const wait = () => new Promise((done) => setTimeout(done, 60));
 const steps = STEPS;
@@ -89,7 +91,7 @@ def _driven(built: Built, out: Path, steps: list[tuple[str, str]], whole: bool) 
     driver = _DRIVER.replace("STEPS", json.dumps(steps))
     digest = base64.b64encode(hashlib.sha256(driver.encode()).digest()).decode()
     source = page.source.replace("script-src ", f"script-src 'sha256-{digest}' ")
-    source = source.replace("</body>", f"<script>{driver}</script></body>")
+    source = source.replace("<body>", f"<body><script>{driver}</script>")
     (out / "driven.html").write_text(source, encoding="utf-8")
     (body,) = _dump(out / "driven.html", out / "profile").tagged("body")
     seen: list[Any] = json.loads(body.attributes["data-seen"])
