@@ -33,23 +33,26 @@ if TYPE_CHECKING:
     from lrdata.shards import Shards as Shards
     from lrdata.verifying import verify as verify
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "building": ("build",),
-        "dataset": ("open_dataset",),
-        "errors": ("LongRecipeError",),
-        "exporting": ("export",),
-        "hub": ("pull", "push"),
-        "lexicon": ("make_lexicon",),
-        "manifest": ("Manifest",),
-        "plan": ("make_plan",),
-        "rebuilding": ("Rebuilt", "rebuild"),
-        "recipe": ("BuildRecipe",),
-        "report.dataset": ("write_report",),
-        "retargeting": ("retarget",),
-        "scores": ("open_scores",),
-        "shards": ("Row", "Shards"),
-        "verifying": ("verify",),
-    },
-)
+    __version__: str
+
+if not TYPE_CHECKING:  # a checker would take any name from __getattr__
+    __getattr__, __dir__ = late(
+        __name__,
+        {
+            "building": ("build",),
+            "dataset": ("open_dataset",),
+            "errors": ("LongRecipeError",),
+            "exporting": ("export",),
+            "hub": ("pull", "push"),
+            "lexicon": ("make_lexicon",),
+            "manifest": ("Manifest",),
+            "plan": ("make_plan",),
+            "rebuilding": ("Rebuilt", "rebuild"),
+            "recipe": ("BuildRecipe",),
+            "report.dataset": ("write_report",),
+            "retargeting": ("retarget",),
+            "scores": ("open_scores",),
+            "shards": ("Row", "Shards"),
+            "verifying": ("verify",),
+        },
+    )

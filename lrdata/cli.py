@@ -14,6 +14,7 @@ from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.cli_scores import lexicon, survival
 from lrdata.errors import Commands, LongRecipeError
 from lrdata.sizes import Count, Share
+from lrdata.visible import visible
 
 if TYPE_CHECKING:
     from lrdata.manifest import Manifest
@@ -164,7 +165,7 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
         print_json({"folder": str(folder), "problems": problems})
     else:
         for problem in problems or [f"{folder} is whole"]:
-            click.echo(problem)
+            click.echo(visible(problem))
     if problems:
         raise LongRecipeError(f"{folder} has {len(problems)} problems; build or pull it again")
 
@@ -218,7 +219,8 @@ def rebuild(folder: Path, out: Path, **options: Any) -> None:
     """Build the dataset of FOLDER again, from its manifest alone, and compare to the byte.
 
     CORPORA are the files or folders that it was built from, if they are not under --root by the
-    names that the manifest has. Each must have the sha256 that the manifest says.
+    names that the manifest has. Each must have the sha256 that the manifest says. Of a part, as
+    `lrdata pull --only` makes it, the whole is built.
 
     \b
     Example:
@@ -232,7 +234,7 @@ def rebuild(folder: Path, out: Path, **options: Any) -> None:
     if rebuilt.same_content:
         click.echo(f"{len(rebuilt.same_content):,} hold the same rows in other bytes")
     for difference in rebuilt.versions:
-        click.echo(f"version of {difference}")
+        click.echo(visible(f"version of {difference}"))
     if not rebuilt.equal:
         first = (rebuilt.other or rebuilt.same_content)[0]
         raise LongRecipeError(

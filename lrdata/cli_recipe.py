@@ -1,6 +1,7 @@
 """The options of a recipe on the command line: what `lrdata build` and `lrdata plan` share."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -115,7 +116,7 @@ _RECIPE = (
     ),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--unit-bytes", type=Count(), default=0, hidden=True),  # for recipes of tests
-    config_option,
+    config_option(lambda: [option.name for option in fields(BuildRecipe)]),
 )
 """What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe, and --config."""
 

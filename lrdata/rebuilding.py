@@ -4,17 +4,20 @@
     rebuilt.equal  # every file has the bytes that the manifest says
 
 A manifest holds the whole recipe, but of paths only the last part. Every corpus file, the tokenizer
-and the scores must be those of the manifest, by their hashes, before anything is built.
+and the scores must be those of the manifest, by their hashes, before anything is built. Of a part
+(`lrdata pull --only`) the whole is built. A retargeted dataset is built for its first window in a
+hidden folder beside the new one, which goes in the end.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lrdata.building import build
 from lrdata.errors import LongRecipeError, one_line
-from lrdata.manifest import Manifest, read_manifest
+from lrdata.manifest import MANIFEST, Manifest, read_manifest, shortened
 from lrdata.recipe import BuildRecipe, differences
 from lrdata.retargeting import retarget
 from lrdata.rules import window_len
@@ -59,9 +62,16 @@ def rebuild(
         corpora, replay, tokenizer, impact: where one of them is, if not there.
 
     Raises:
-        LongRecipeError: as `build`; or a source is missing, or is not what the manifest says.
+        LongRecipeError: as `build`; or `out` holds a dataset, or a source is missing, or is not
+            what the manifest says.
     """
     there, out = read_manifest(Path(folder)), Path(out)
+    window = window_len(there)
+    retargeted = window != there.target_len
+    made = out.with_name(f".{out.name}.rebuild") if retargeted else out
+    for place in (made, out):
+        if (place / MANIFEST).exists():  # it would be compared, and nothing be built
+            raise LongRecipeError(f"{place} holds a dataset already; choose another --out")
     instead = {"corpora": corpora, "replay": replay, "tokenizer": tokenizer, "impact": impact}
     given = {name: value for name, value in instead.items() if value}
     try:
@@ -71,13 +81,12 @@ def rebuild(
             f"{folder}: its recipe is not one of lrdata build ({one_line(problem)}); it cannot be "
             "built again"
         ) from None
-    window = window_len(there)
-    made = out
-    if window != there.target_len:
-        made = out.with_name(f"{out.name}-{window}")
     manifest = build(recipe, made, workers=workers, like=there)
-    if made != out:
-        manifest = retarget(made, there.target_len, out)
+    if retargeted:
+        try:
+            manifest = retarget(made, there.target_len, out)
+        finally:
+            shutil.rmtree(made)
     return compare(manifest, there)
 
 
@@ -91,23 +100,40 @@ def recipe_of(manifest: Manifest, root: Path, instead: Mapping[str, Any]) -> Bui
             f"the recipe has an option {min(unknown)!r}, which this version does not know; install "
             f"longrecipe {manifest.versions.get('longrecipe', 'of the build')}"
         )
-    kind, _, path = raw["impact"].partition(":")
     for name in ("corpora", "replay"):
-        raw[name] = tuple(instead.get(name, [str(root / part) for part in raw[name]]))
-    if (root / raw["tokenizer"]).exists():
+        found = instead.get(name) or [_under(root, part) for part in raw[name]]
+        raw[name] = tuple(map(str, found))
+    kind, _, path = raw["impact"].partition(":")
+    if "tokenizer" not in instead and _under(root, raw["tokenizer"]).exists():
         raw["tokenizer"] = str(root / raw["tokenizer"])
-    if kind in ("lexicon", "scores"):
-        raw["impact"] = f"{kind}:{root / path}"
+    if "impact" not in instead and kind in ("lexicon", "scores"):
+        raw["impact"] = f"{kind}:{_under(root, path)}"
     for name in ("tokenizer", "impact"):
         raw[name] = instead.get(name, raw[name])
     return BuildRecipe(**raw)
 
 
+def _under(root: Path, name: str) -> Path:
+    """What a recipe names, which may be a stranger's: it must lie in `root`."""
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise LongRecipeError(
+            f"the recipe names {shortened(name)}, outside --root; say where it is: CORPORA, "
+            "--replay, --tokenizer or --impact"
+        )
+    return root / name
+
+
 def compare(made: Manifest, there: Manifest) -> Rebuilt:
-    """File by file, in the order of `there`."""
-    new, old = ({entry.path: entry for entry in each.files} for each in (made, there))
+    """File by file, in the order of `there`; those that it was pulled without, too.
+
+    Only where it was retargeted after that, their hashes are not known, and they are passed over.
+    """
+    new = {entry.path: entry for entry in made.files}
+    old = {entry.path: entry for entry in (*there.files, *there.left_out)}
     same, content, other = [], [], []
     for path in dict.fromkeys([*old, *new]):
+        if path in old and path in new and not old[path].sha256:
+            continue
         if path not in new or path not in old:
             other.append(path)
         elif new[path].sha256 == old[path].sha256:

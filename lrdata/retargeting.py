@@ -28,7 +28,7 @@ from lrdata.atomic import replacing, write_json
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest, refuse_leaving
 from lrdata.positions import SCHEMES
 from lrdata.progress import Task, progress
 from lrdata.rules import window_len
@@ -260,17 +260,27 @@ def _write(rows: Iterator[Row], schema: pa.Schema, entry: FileEntry, staging: Pa
 def _copy_quarantine(folder: Path, staging: Path) -> None:
     """Records that the build rejected are still rejected."""
     for path in sorted((folder / "quarantine").glob("*.jsonl")):
+        refuse_leaving(folder, path)
+        if not path.is_file():
+            continue
         with replacing(staging / "quarantine" / path.name) as partial:
             shutil.copyfile(path, partial)
 
 
 def _manifest(manifest: Manifest, target_len: int, entries: list[FileEntry]) -> Manifest:
-    """The manifest with the new target; at the window of the build it is that of the build."""
+    """The manifest with the new target; at the window of the build it is that of the build.
+
+    What the whole dataset has and this part of it does not is only counted: nobody has seen the
+    bytes that it would have.
+    """
+    left_out = [
+        replace(entry, bytes=0, sha256="", content_sha256="") for entry in manifest.left_out
+    ]
     window = window_len(manifest)
     recipe = {**manifest.recipe, "target_len": target_len, "retargeted_from": window}
     if target_len == window:
         del recipe["retargeted_from"]
-    return replace(manifest, target_len=target_len, recipe=recipe, files=entries)
+    return replace(manifest, target_len=target_len, recipe=recipe, files=entries, left_out=left_out)
 
 
 # The new folder

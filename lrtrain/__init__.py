@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from lrtrain.scoring import score as score
     from lrtrain.stages import run as run
 
-__getattr__, __dir__ = late(
-    __name__,
-    {
-        "doctor": ("examine",),
-        "evaluation": ("NeedleTemplate", "evaluate"),
-        "merge": ("merge_models",),
-        "plan": ("make_plan",),
-        "recipe": ("TrainRecipe",),
-        "scoring": ("ScoreRecipe", "score"),
-        "stages": ("run",),
-    },
-)
+    __version__: str
+
+if not TYPE_CHECKING:  # a checker would take any name from __getattr__
+    __getattr__, __dir__ = late(
+        __name__,
+        {
+            "doctor": ("examine",),
+            "evaluation": ("NeedleTemplate", "evaluate"),
+            "merge": ("merge_models",),
+            "plan": ("make_plan",),
+            "recipe": ("TrainRecipe",),
+            "scoring": ("ScoreRecipe", "score"),
+            "stages": ("run",),
+        },
+    )

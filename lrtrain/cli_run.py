@@ -1,6 +1,6 @@
 """`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,13 @@ def memory_options(command: Any) -> Any:
     for option in reversed(_MEMORY_OPTIONS):
         command = option(command)
     return command
+
+
+def _names_of_recipe() -> list[str]:
+    """What a run's recipe.json says of the next run."""
+    from lrtrain.recipe import TrainRecipe
+
+    return ["model", *(option.name for option in fields(TrainRecipe))]
 
 
 @click.command()
@@ -209,7 +216,7 @@ def memory_options(command: Any) -> Any:
 @click.option("--compile", is_flag=True, help="Fuse kernels of MLPs and norms: torch.compile.")
 @click.option("--tensorboard", is_flag=True, help="Write to OUT/tensorboard too.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@config_option
+@config_option(_names_of_recipe)
 def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) -> None:
     """Extend MODEL on SHARDS, anneal on their replay rows, merge with the original.
 

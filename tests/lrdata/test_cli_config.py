@@ -124,6 +124,30 @@ def test_what_is_no_config_is_one_line(tmp_path: Path, text: str, said: str) -> 
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("any.json", {"recipe": {"tokenizer": "t", "overwrite": True}}),
+        ("any.json", {"recipe": {"tokenizer": "t"}, "format": "longrecipe", "overwrite": True}),
+        ("manifest.json", {"tokenizer": "t", "overwrite": True}),
+        ("recipe.json", {"tokenizer": "t", "overwrite": True}),
+        ("any.json", {"tokenizer": "t", "overwrite": True, "shards": ["0" * 64]}),
+    ],
+)
+def test_a_stranger_s_recipe_sets_no_more_than_a_recipe(
+    tmp_path: Path, name: str, raw: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_text(json.dumps(raw))
+    mine = tmp_path / "out" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    done = run("build", tmp_path, "--target-len", "1k", "--config", tmp_path / name, "--out", mine)
+    assert done.exit_code == 1
+    if "format" not in raw:  # beside a recipe it stands for nothing
+        assert "'overwrite' is not of a recipe; write it on the command line" in done.stderr
+    assert mine.read_text() == "x"
+
+
 def test_a_value_is_read_as_the_option_would_read_it(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("tokenizer: t\ntarget-len: long\ncorpora: a\nout: o\n")

@@ -39,6 +39,16 @@ def test_every_promised_name_is_there(package: str) -> None:
         module.cook  # noqa: B018
 
 
+@pytest.mark.parametrize("package", ["lrdata", "lrtrain"])
+def test_a_type_checker_sees_the_promised_names_alone(package: str) -> None:
+    """To it a module with `__getattr__` has every name, misspelt ones too."""
+    file = importlib.import_module(package).__file__
+    assert file is not None
+    for node in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "not TYPE_CHECKING"):
+            assert "__getattr__" not in ast.unparse(node)
+
+
 def test_a_name_is_the_function_whatever_was_imported_before() -> None:
     import lrdata.building
     import lrtrain.scoring

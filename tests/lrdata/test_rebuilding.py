@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from lrdata.building import build
 from lrdata.cli import main
 from lrdata.errors import LongRecipeError
+from lrdata.hub import pull
 from lrdata.manifest import read_manifest
 from lrdata.rebuilding import compare, rebuild
 from lrdata.recipe import BuildRecipe
 from lrdata.retargeting import retarget
+from lrdata.verifying import verify
 from tests.lrdata.test_building import content, some_texts, write_jsonl
 
 
@@ -80,6 +82,53 @@ def test_a_retargeted_dataset(data: Path, moved: Path) -> None:
     rebuilt = rebuild(moved / "wide", moved / "again", root=moved, workers=1)
     assert rebuilt.equal
     assert content(moved / "again") == content(moved / "wide")
+    assert not list(moved.glob(".again*"))
+
+
+def test_what_is_there_is_not_taken_for_rebuilt(data: Path, moved: Path) -> None:
+    copy = shutil.copytree(data / "shards", moved / "copy")
+    for out in (copy, moved / "published"):
+        with pytest.raises(LongRecipeError, match="holds a dataset already"):
+            rebuild(moved / "published", out, root=moved)
+    retarget(data / "shards", 1024, moved / "wide")
+    shutil.copytree(copy, moved / ".again.rebuild")
+    with pytest.raises(LongRecipeError, match="holds a dataset already"):
+        rebuild(moved / "wide", moved / "again", root=moved)
+
+
+def test_a_part_is_rebuilt_as_the_whole(data: Path, moved: Path) -> None:
+    part = pull(data / "shards", moved / "part", only=["extend"])
+    found = compare(read_manifest(data / "shards"), part)
+    assert found.equal
+    assert len(found.same) == len(read_manifest(data / "shards").files)
+    wide = retarget(moved / "part", 1024, moved / "wide")
+    assert verify(moved / "wide") == []
+    assert {entry.sha256 for entry in wide.left_out} == {""}
+    whole = retarget(data / "shards", 1024, moved / "whole")
+    found = compare(whole, wide)
+    assert found.equal
+    assert len(found.same) == len(wide.files)
+    assert not compare(replace(whole, files=whole.files[1:]), wide).equal
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("corpora", ["/etc"]),
+        ("corpora", ["../books"]),
+        ("replay", ["x/../../chat.jsonl"]),
+        ("tokenizer", "/etc"),
+        ("impact", "lexicon:/etc/passwd"),
+    ],
+)
+def test_a_recipe_names_nothing_outside_of_the_root(moved: Path, name: str, value: object) -> None:
+    path = moved / "published" / "manifest.json"
+    raw = json.loads(path.read_text())
+    raw["recipe"][name] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(LongRecipeError, match=r"the recipe names '.*', outside --root"):
+        rebuild(moved / "published", moved / "again", root=moved)
+    assert not (moved / "again").exists()
 
 
 @pytest.mark.parametrize("spoiled", ["books/a.jsonl", "tiny/tokenizer.json", "chat.jsonl"])
