@@ -1,8 +1,9 @@
 """The small proof: a tiny model that retrieves inside 256 tokens, taken to 2,048."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,10 @@ class SmallProof:
         return {
             "base": {seed: prepared[seed] for seed in self.seeds},
             "rates": {method.name: rate for method, rate in rates.items()},
+            "search": {
+                method.name: {f"{rate:g}": one["measured"] for rate, one in tried.items()}
+                for method, tried in self._searched.items()
+            },
             "trained": {
                 budget.name: {
                     method.name: {
@@ -255,17 +260,23 @@ class SmallProof:
 
     def _rates(self) -> dict[Method, float]:
         """For each method the learning rate that retrieves most at the target length."""
+        return {method: best_rate(_retrieved(found)) for method, found in self._searched.items()}
+
+    @cached_property
+    def _searched(self) -> dict[Method, dict[float, dict[str, Any]]]:
+        """What was found of the tuning seed by every method with every rate that was tried."""
         tried = dict.fromkeys((method, rate) for method in self.methods for rate in self.rates)
         for _ in range(MORE_RATES + 1):
-            retrieved = self._search(list(tried))
-            best = {method: best_rate(rates) for method, rates in retrieved.items()}
-            for method, rates in retrieved.items():
-                if len(self.rates) > 1 and (more := beyond(rates)) is not None:
+            found = self._search(list(tried))
+            for method, rates in found.items():
+                more = beyond(_retrieved(rates)) if len(self.rates) > 1 else None
+                if more is not None:
                     tried[method, more] = None
-        return best
+        return found
 
-    def _search(self, tried: Sequence[tuple[Method, float]]) -> dict[Method, dict[float, float]]:
-        """What each method retrieves of the tuning seed with each rate."""
+    def _search(
+        self, tried: Sequence[tuple[Method, float]]
+    ) -> dict[Method, dict[float, dict[str, Any]]]:
         found = self.study.results(
             "learning rates",
             {
@@ -273,10 +284,10 @@ class SmallProof:
                 for method, rate in tried
             },
         )
-        retrieved: dict[Method, dict[float, float]] = {}
+        by_method: dict[Method, dict[float, dict[str, Any]]] = {}
         for (method, rate), one in found.items():
-            retrieved.setdefault(method, {})[rate] = one["measured"][f"retrieval {TARGET}"]
-        return retrieved
+            by_method.setdefault(method, {})[rate] = one
+        return by_method
 
     def cell(
         self, seed: int, method: Method, budget: Budget, rate: float, keep: bool = False
@@ -293,3 +304,8 @@ class SmallProof:
 
     def _setting(self, seed: int) -> Setting:
         return setting_of(self.study.out, seed)
+
+
+def _retrieved(found: Mapping[float, dict[str, Any]]) -> dict[float, float]:
+    """Rate -> retrieval at the target, by which a rate is chosen."""
+    return {rate: one["measured"][f"retrieval {TARGET}"] for rate, one in found.items()}

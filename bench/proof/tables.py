@@ -100,6 +100,7 @@ def show(found: Found) -> None:
         _print_pairs(found, budget)
     print("\n".join(_merge_lines(found)), end="\n\n")
     _print_price(found)
+    _print_search(found)
 
 
 def _print_pairs(found: Found, budget: Budget) -> None:
@@ -131,6 +132,22 @@ def _print_price(found: Found) -> None:
             for what in ("row_flops", "row_flops_all_pairs", "row_seconds")
         )
         print(f"| {name} | {one['row_tokens']:,} | {' | '.join(prices)} |")
+
+
+def _print_search(found: Found) -> None:
+    """Retrieval at the target / text there / short text, on the seed of the search."""
+    rates = sorted({float(rate) for tried in found["search"].values() for rate in tried})
+    print("\n### The search of learning rates\n")
+    print(f"| | {' | '.join(f'{rate:g}' for rate in rates)} |")
+    print(f"|---|{'---|' * len(rates)}")
+    for name, tried in found["search"].items():
+        cells = []
+        for rate in (f"{rate:g}" for rate in rates):
+            one = tried.get(rate)
+            values = [one[what] for what in (_FAR, _TEXT_FAR, "short nats/byte")] if one else []
+            taken = "**" if found["rates"][name] == float(rate) else ""
+            cells.append(f"{taken}{' / '.join(f'{value:.3f}' for value in values)}{taken}")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) -> None:
