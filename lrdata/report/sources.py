@@ -43,11 +43,11 @@ def sources_of(shards: Shards) -> list[SourceFacts]:
     sha256 is checked. Raises LongRecipeError for a file that is damaged.
     """
     found: dict[str, SourceFacts] = {}
-    for entry in shards.manifest.sources:
-        facts = found.setdefault(entry.source, SourceFacts(entry.source))
+    for source in shards.manifest.sources:
+        facts = found.setdefault(source.source, SourceFacts(source.source))
         facts.files += 1
-        facts.bytes += entry.bytes
-        facts.licences.add(entry.licence)
+        facts.bytes += source.bytes
+        facts.licences.add(source.licence)
     files = [entry for kind in shards.kinds for entry in shards.files(kind) if entry.rows]
     firsts = Counter[str]()
     with progress("checking files and counting their sources", len(files)) as task:

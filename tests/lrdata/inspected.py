@@ -40,8 +40,14 @@ class Built:
         window = [bos] if bos is not None else []
         for name, start, length in zip(row.doc_ids, row.doc_offsets, row.doc_lengths, strict=True):
             ids = self.library.encode(self.texts[name], add_special_tokens=False).ids
-            window += [*ids, self.library.token_to_id(self.eot)][start : start + length]
+            window += [*ids, self._end][start : start + length]
         return window
+
+    @property
+    def _end(self) -> int:
+        id_ = self.library.token_to_id(self.eot)
+        assert id_ is not None
+        return id_
 
     def spell(self, ids: list[int]) -> str:
         table = _bytes_of_tokens(self.library)

@@ -197,8 +197,7 @@ def test_sources_replay_and_rejected_records(tmp_path: Path) -> None:
     lines += ["not JSON", "[]", '{"reason": 3, "count": 1}', '{"reason": "odd", "count": true}']
     (tmp_path / "quarantine" / "unit-00000.jsonl").write_text("\n".join(lines))
     assert rejected_by_reason(tmp_path) == [("not JSON", 40), ("text is empty", 5)]
-    sources = {one.name: dict(one.rows) for one in sources_of(open_dataset(tmp_path))}
-    assert sources == {
+    assert {one.name: dict(one.rows) for one in sources_of(open_dataset(tmp_path))} == {
         "books": {"extend": 6, "holdout": 3},
         "chat": {"replay": 3},
         "essays": {"extend": 1},
