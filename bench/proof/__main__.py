@@ -1,6 +1,6 @@
 """Does it extend the window, and at what price? Every method under equal conditions.
 
-    python bench/proof small --out /tmp/proof            # a tiny model; 90 minutes on two cores
+    python bench/proof small --out /tmp/proof            # a tiny model; 105 minutes on two cores
     python bench/proof small --out /tmp/smoke --smoke    # shows in two minutes that it runs
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
     python bench/proof variants --out /tmp/proof         # LongRecipe with one thing changed
