@@ -69,7 +69,7 @@ def line_chart(x: np.ndarray, series: Sequence[Series], across: Axis, up: Axis, 
     for one in series:
         path = " ".join(_path(x, one.values, across, up))
         dash = " dash" if one.dashed else ""
-        title = f"<title>{text(one.name)}</title>"
+        title = f"<title>{text(one.name)}{_range(one.values)}</title>"
         lines.append(f'<path class="line c{one.colour}{dash}" d="{path}">{title}</path>')
     keys = [(one.name, _line_key(one)) for one in series]
     return _figure([*_frame(across, up), *lines], name, _legend(keys))
@@ -198,6 +198,11 @@ def _path(x: np.ndarray, values: np.ndarray, across: Axis, up: Axis) -> Iterator
             for a, b in zip(x[begin:end], values[begin:end], strict=True)
         ]
         yield f"M{'L'.join(points)}"
+
+
+def _range(values: np.ndarray) -> str:
+    there = values[np.isfinite(values)]
+    return f": {there.min():.3g} to {there.max():.3g}" if len(there) else ""
 
 
 def _label(x: float, y: float, content: str, anchor: str, kind: str = "label") -> str:

@@ -385,5 +385,6 @@ def test_no_line_leaves_its_chart() -> None:
     (path,) = [e for e in Page(drawn).having("line") if e.tag == "path"]
     heights = [float(y) for _, y in (part.split() for part in path.attributes["d"][1:].split("L"))]
     assert heights == sorted(heights, reverse=True)
+    assert [one.text for one in Page(drawn).tagged("title")] == ["a: 1e-09 to 1e+09"]
     assert heights[0] == heights[1]
     assert heights[-1] == heights[-2]
