@@ -1,0 +1,51 @@
+"""What of a folder is a dataset's, and what `--overwrite` therefore removes."""
+
+from pathlib import Path
+
+import pytest
+
+from lrdata.errors import LongRecipeError
+from lrdata.layout import is_ours, is_shard, shard_name
+from lrdata.shards import KINDS
+from lrdata.staging import remove_build
+from tests.lrdata.made_dataset import write_dataset
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_have_the_names_that_load_dataset_reads_in_order(kind: str) -> None:
+    names = [shard_name(kind, index, 12) for index in range(12)]
+    assert names == sorted(names)
+    assert all(is_shard(name, kind) and is_ours(name) for name in names)
+    assert not any(is_shard(names[0], other) for other in KINDS if other != kind)
+    assert is_shard(shard_name(kind, 0, 123_456))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("report/thesis.tex", "report/a/index.html", "extend/.pull", "extend/a.parquet", ".envrc"),
+        *("replay/test-00000-of-00001.parquet", "quarantine/.x.jsonl", "a/README.md", "", "extend"),
+    ],
+)
+def test_other_names_are_a_person_s(name: str) -> None:
+    assert not is_ours(name)
+
+
+def test_overwrite_leaves_what_a_person_put_into_a_dataset(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/index.html").write_text("ours")
+    (tmp_path / "report/thesis.tex").write_text("mine")
+    remove_build(tmp_path)
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
+    assert sorted(left) == ["report", "report/thesis.tex"]
+
+
+def test_overwrite_leaves_the_manifest_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/index.html").write_text("mine")
+    (tmp_path / "manifest.json").write_text('{"name": "extension"}')
+    with pytest.raises(LongRecipeError):
+        remove_build(tmp_path)
+    assert (tmp_path / "report/index.html").exists()
+    assert (tmp_path / "manifest.json").exists()
