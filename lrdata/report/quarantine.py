@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from lrdata.manifest import refuse_leaving
+
 _LONGEST_LINE = 64 * 1024
 _MOST_REASONS = 1_000
 _OTHERS = "other reasons"
@@ -20,6 +22,7 @@ def rejected_by_reason(folder: Path) -> list[tuple[str, int]]:
     """
     counts = Counter[str]()
     for path in sorted((folder / "quarantine").glob("*.jsonl")):
+        refuse_leaving(folder, path)
         with path.open("rb") as stream:
             while line := stream.readline(_LONGEST_LINE):
                 reason, count = _entry(line)
