@@ -177,3 +177,11 @@ def test_what_differs_is_named(data: Path) -> None:
     assert found.other == [second.path, third.path]
     assert [line.split(":")[0] for line in found.versions] == ["pyarrow"]
     assert not found.equal
+
+
+def test_a_comparison_removes_nothing(data: Path) -> None:
+    there = read_manifest(data / "shards")
+    recipe = BuildRecipe((str(data / "books"),), str(data / "tiny"), 512)
+    with pytest.raises(LongRecipeError, match="do not go together"):
+        build(recipe, data / "shards", overwrite=True, like=there)
+    assert read_manifest(data / "shards") == there
