@@ -135,7 +135,7 @@ def _columns(file: SourceFile, schema: pa.Schema, fields: Fields) -> dict[str, t
         steps = (name,) if schema.get_field_index(name) >= 0 else tuple(name.split("."))
         kind = _type_at(schema, steps)
         if kind is None and name in fields.needed:
-            raise wrong_field(file, name, schema.names)
+            raise wrong_field(file, name, _names(file, schema))
         if kind is None:
             continue
         if _is_text(kind) or (pa.types.is_integer(kind) and name not in fields.needed):
@@ -143,6 +143,15 @@ def _columns(file: SourceFile, schema: pa.Schema, fields: Fields) -> dict[str, t
         elif name in fields.needed:
             raise LongRecipeError(f"the field {name!r} of {file.place} is {kind}, not text")
     return columns
+
+
+def _names(file: SourceFile, schema: pa.Schema) -> list[str]:
+    try:
+        return list(schema.names)
+    except UnicodeDecodeError:
+        raise LongRecipeError(
+            f"{file.place} is damaged: the name of one of its columns is no text"
+        ) from None
 
 
 def _type_at(schema: pa.Schema, steps: tuple[str, ...]) -> pa.DataType | None:

@@ -93,6 +93,10 @@ def _where_to_look(problem: click.UsageError) -> str:
     return f" (see {problem.ctx.command_path} --help)" if problem.ctx else ""
 
 
+_EXTRAS = {"torch": "train", "transformers": "train", "safetensors": "train"}
+"""Packages that come with an extra, where nothing before says so."""
+
+
 def describe(problem: BaseException) -> str:
     """One line for any exception."""
     if isinstance(problem, LongRecipeError):
@@ -102,6 +106,11 @@ def describe(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         where = problem.filename or "the output folder"
         return f"no space left on the disk, writing {where}; free some and run the same command"
+    if isinstance(problem, ModuleNotFoundError) and problem.name in _EXTRAS:
+        return (
+            f"this needs the package {problem.name}; pip install "
+            f"'longrecipe[{_EXTRAS[problem.name]}]'"
+        )
     text = " ".join(str(problem).split()) or type(problem).__name__
     if isinstance(problem, OSError) and problem.errno is not None:
         return text

@@ -160,6 +160,7 @@ def test_a_truncated_file_is_rejected_where_it_ends(
 
 
 @example(place=0.5234375, way=("t.parquet", "parquet"))  # in a column's name
+@example(place=0.017968696598091638, way=("t.arrow", "stream"))  # a name that is no text
 @given(place=st.floats(0, 1, exclude_max=True), way=st.sampled_from(_WAYS))
 def test_a_flipped_byte_never_crashes(
     tmp_path_factory: pytest.TempPathFactory, place: float, way: tuple[str, str]
