@@ -1,7 +1,7 @@
 """How much of a changed dataset a second push uploads: content-defined chunking at work.
 
     pip install 'longrecipe[hub]'
-    python bench/sharing.py              # two minutes on two cores
+    python bench/sharing.py              # a minute on two cores, once the corpora are made
     python bench/sharing.py --corpus books.jsonl --tokenizer ./llama3-8b
 
 A dataset is stored by the Hub's own client (hf-xet) in a folder that speaks for the Hub, and then

@@ -115,7 +115,8 @@ _RECIPE = (
         help="Which library encodes; the ids are the same.",
     ),
     click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--unit-bytes", type=Count(), default=0, hidden=True),  # for recipes of tests
+    # Only for what a stored recipe may hold: units fit the corpus by themselves.
+    click.option("--unit-bytes", type=Count(), default=0, hidden=True),
     config_option(lambda: [option.name for option in fields(BuildRecipe)]),
 )
 """What is built: the arguments of `build` and `plan`, the fields of a BuildRecipe, and --config."""

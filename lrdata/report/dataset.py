@@ -2,7 +2,8 @@
 
     write_report(Path("shards"))        # shards/report/index.html, shards/report/coverage.png
 
-The page is a function of the dataset alone: no dates, the same bytes each time.
+The page is a function of the dataset, the number of rows and whether its tokenizer is at hand: no
+dates, the same bytes each time.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 
 from lrdata.atomic import write_text
 from lrdata.dataset import open_dataset
+from lrdata.layout import PAGE, PICTURE
 from lrdata.manifest import Ledger, Manifest
 from lrdata.report.about import left_out, name, title
 from lrdata.report.card import card
@@ -26,7 +28,6 @@ from lrdata.sizes import format_bytes, format_tokens
 from lrdata.token_classes import CLASSES, token_classes
 from lrdata.tokenizer import Tokenizer
 
-INDEX, COVERAGE = "index.html", "coverage.png"
 _REASONS, _SOURCES = 30, 50
 
 
@@ -52,12 +53,12 @@ def write_report(
     target = folder / "report" if out is None else Path(out)
     classes = None if tokenizer is None else token_classes(tokenizer)
     found = read_statistics(shards, rows, classes)
-    written = [target / INDEX]
+    written = [target / Path(PAGE).name]
     write_text(written[0], report_page(shards, found))
     if plots and found.coverage:
         from lrdata.report.coverage_png import draw_coverage
 
-        written.append(target / COVERAGE)
+        written.append(target / Path(PICTURE).name)
         draw_coverage(found.coverage, written[1])
         if out is None:
             written += _show_in_card(folder, shards.manifest)
@@ -69,7 +70,7 @@ def _show_in_card(folder: Path, manifest: Manifest) -> list[Path]:
     path = folder / "README.md"
     if not path.exists() or path.read_bytes() != card(manifest).encode():
         return []
-    write_text(path, card(manifest, figure=f"report/{COVERAGE}"))
+    write_text(path, card(manifest, figure=PICTURE))
     return [path]
 
 

@@ -39,8 +39,8 @@ class SourceFacts:
 def sources_of(shards: Shards) -> list[SourceFacts]:
     """The sources of the manifest and of the rows: those with most rows, then bytes, first.
 
-    Of the rows only the column `source` is decoded, but of the first ones of each file, whose
-    sha256 is checked. Raises LongRecipeError for a file that is damaged.
+    Of the rows only the column `source` is decoded, of files whose sha256 was checked. Raises
+    LongRecipeError for a file that is damaged.
     """
     found: dict[str, SourceFacts] = {}
     for source in shards.manifest.sources:
@@ -49,11 +49,8 @@ def sources_of(shards: Shards) -> list[SourceFacts]:
         facts.bytes += source.bytes
         facts.licences.add(source.licence)
     files = [entry for kind in shards.kinds for entry in shards.files(kind) if entry.rows]
-    firsts = Counter[str]()
     with progress("checking files and counting their sources", len(files)) as task:
         for entry in files:
-            shards.read_row(entry.kind, firsts[entry.kind])  # which checks the whole file
-            firsts[entry.kind] += entry.rows
             for name, count in _rows_by_source(shards, entry).items():
                 known = name in found or len(found) < _MOST_NAMES
                 key = name if known else OTHERS
@@ -63,9 +60,9 @@ def sources_of(shards: Shards) -> list[SourceFacts]:
 
 
 def _rows_by_source(shards: Shards, entry: FileEntry) -> Counter[str]:
-    counts = Counter[str]()
+    counts, path = Counter[str](), shards.checked(entry)
     try:
-        with ShardFile(shards.path(entry)) as file:
+        with ShardFile(path) as file:
             if file.schema.field("source").type != pa.string():
                 raise pa.ArrowInvalid("the column source is no text")
             for group in range(file.groups):
@@ -75,6 +72,6 @@ def _rows_by_source(shards: Shards, entry: FileEntry) -> Counter[str]:
                     counts[str(pair["values"])] += pair["counts"]
     except (OSError, pa.ArrowException, KeyError) as problem:
         raise LongRecipeError(
-            f"{shards.path(entry)} cannot be read ({one_line(problem)}); run `lrdata verify`"
+            f"{path} cannot be read ({one_line(problem)}); run `lrdata verify`"
         ) from None
     return counts

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from tests.lrdata.hub_datasets import (
     PULLED_WITHOUT,
     REPO,
     SHARDS,
-    TOKEN,
     asked_for,
     assert_same_rows,
     command,
@@ -35,19 +34,7 @@ from tests.lrdata.hub_datasets import (
     made,
     of_dataset,
 )
-from tests.lrdata.hub_server import HubServer, at_loopback
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("made") / "shards")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with at_loopback(monkeypatch, tmp_path / "cache", TOKEN) as server:
-        yield server
-
+from tests.lrdata.hub_server import HubServer
 
 # Round trips
 

@@ -15,20 +15,8 @@ import pytest
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push, repository
 from lrdata.verifying import verify
-from tests.lrdata.hub_datasets import REPO, TOKEN, content, made, of_dataset
-from tests.lrdata.hub_server import HubServer, at_loopback
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("made") / "shards")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with at_loopback(monkeypatch, tmp_path / "cache", TOKEN) as server:
-        yield server
-
+from tests.lrdata.hub_datasets import REPO, content, made, of_dataset
+from tests.lrdata.hub_server import HubServer
 
 # A person's files
 

@@ -4,7 +4,7 @@ dataset does no harm."""
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,22 +27,9 @@ from tests.lrdata.hub_datasets import (
     command,
     content,
     edit,
-    made,
     of_dataset,
 )
-from tests.lrdata.hub_server import HubServer, at_loopback
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("made") / "shards")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with at_loopback(monkeypatch, tmp_path / "cache", TOKEN) as server:
-        yield server
-
+from tests.lrdata.hub_server import HubServer
 
 # What is refused, and what is sent to whom
 
@@ -82,7 +69,7 @@ def _absolute(folder: Path) -> None:
 
 def _absolute_in_card(folder: Path) -> None:
     with open(folder / "README.md", "a") as card:
-        card.write("\nBuilt in ~/work/books, see https://host/a/b and a/b.\n")
+        card.write("\nBuilt in ~/texts/books, see https://host/a/b and a/b.\n")
 
 
 def _absolute_key(folder: Path) -> None:
@@ -124,7 +111,7 @@ def _unnamed(folder: Path) -> None:
     [
         (_no_licence, r"has sources without a licence \(books\).*--allow-unlicensed"),
         (_absolute, r"manifest.json has the absolute path '/home/me/books/a.jsonl'"),
-        (_absolute_in_card, r"README.md has the absolute path '~/work/books'"),
+        (_absolute_in_card, r"README.md has the absolute path '~/texts/books'"),
         (_absolute_key, r"manifest.json has the absolute path 'C:"),
         (_emphasized_in_card, r"README.md has the absolute path '/home/me/books'"),
         (_card_of_other_bytes, r"README.md cannot be read \("),

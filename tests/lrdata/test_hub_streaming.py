@@ -4,7 +4,6 @@ import errno
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -17,23 +16,11 @@ from lrdata.manifest import read_manifest
 from tests.lrdata.hub_datasets import (
     ADDRESS,
     REPO,
-    TOKEN,
     asked_for,
     assert_same_rows,
     made,
 )
-from tests.lrdata.hub_server import HubServer, at_loopback
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("made") / "shards")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with at_loopback(monkeypatch, tmp_path / "cache", TOKEN) as server:
-        yield server
+from tests.lrdata.hub_server import HubServer
 
 
 def test_an_address_opens_as_the_folder_does(hub: HubServer, dataset: Path) -> None:
