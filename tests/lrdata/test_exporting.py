@@ -314,14 +314,17 @@ def _block(folder: Path, language: str) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_axolotls_settings_drop_no_row_and_keep_its_hands_off_gaps(
+def test_axolotls_settings_drop_no_row_mix_none_and_keep_its_hands_off_gaps(
     built: Path, kind: str, tmp_path: Path
 ) -> None:
     made = export(built, "axolotl", tmp_path / "out", kind)
     given = yaml.safe_load(_block(tmp_path / "out", "yaml"))
     assert given["datasets"] == [{"path": "DIR", "split": "train", "type": None}]
     assert given["sequence_len"] == max(len(row["input_ids"]) for row in _expected(kind))
+    assert given["excess_length_strategy"] == "raise"
     assert given["sample_packing"] is (made.tally.gapped == 0)
+    # bench/axolotl_check.py: without a backend, packed rows attend to each other.
+    assert given.get("attn_implementation") == ("sdpa" if given["sample_packing"] else None)
 
 
 # What TRL makes of it
