@@ -6,8 +6,10 @@ Everything goes through the functions behind the commands `lrdata build`, `lrtra
 `lrtrain merge`. A folder that is there is done.
 """
 
+import fcntl
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,12 @@ class Setting:
         Replay rows are in all of them. Where they are, the corpora need not be.
         """
         out = self.folder / "shards" / method.rows_key(self.target)
-        if (out / "manifest.json").exists():
-            return out
+        with _one_at_a_time(self.folder / "shards"):  # two cells may need the same ones
+            if not (out / "manifest.json").exists():
+                self._build(method, rows, out)
+        return out
+
+    def _build(self, method: Method, rows: int | None, out: Path) -> None:
         options = dict(method.build)
         if options.get("impact") == "lexicon":
             options["impact"] = f"lexicon:{self.lexicon}"
@@ -68,7 +74,15 @@ class Setting:
             **options,
         )
         build(recipe, out, workers=1)
-        return out
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Other processes wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def quiet(line: str) -> None:
