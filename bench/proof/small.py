@@ -254,10 +254,6 @@ class SmallProof:
             "price": prices,
         }
 
-    def rate_of(self, name: str) -> float:
-        """The learning rate of a method, searched for if it was not."""
-        return next(rate for method, rate in self._rates().items() if method.name == name)
-
     def _rates(self) -> dict[Method, float]:
         """For each method the learning rate that retrieves most at the target length."""
         return {method: best_rate(_retrieved(found)) for method, found in self._searched.items()}
