@@ -93,12 +93,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+class _Silent(Task):
+    def _show(self) -> None: ...
+
+
 @contextmanager
-def progress(what: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
+def progress(
+    what: str, total: int | None = None, done: int = 0, silent: bool = False
+) -> Iterator[Task]:
     """`with progress("building", total=12) as task: task.advance(1, note="3.1 Mtok/s")`.
 
     done: steps of an earlier run, which say nothing about how fast this one is.
+    silent: another process shows it.
     """
+    if silent:
+        yield _Silent(what, total, done)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(what, total, done)

@@ -46,8 +46,7 @@ def prepare(model: Any, how: Activations) -> None:
             for module in (mlp, layer.input_layernorm, layer.post_attention_layernorm):
                 module.forward = torch.compile(module.forward)
         if how.mlp_tokens:
-            parameters = tuple(p for p in mlp.parameters() if p.requires_grad)
-            mlp.forward = partial(_in_chunks, mlp.forward, parameters, how.mlp_tokens)
+            mlp.forward = partial(_in_chunks, mlp, mlp.forward, how.mlp_tokens)
     if how.checkpointing:
         # transformers 5.23 renamed it; machines in the field carry older ones.
         new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
@@ -203,13 +202,14 @@ class _Chunks(torch.autograd.Function):
 
 
 def _in_chunks(
+    mlp: nn.Module,
     forward: Callable[[torch.Tensor], torch.Tensor],
-    parameters: tuple[nn.Parameter, ...],
     chunk_tokens: int,
     x: torch.Tensor,
 ) -> torch.Tensor:
     if x.shape[1] <= chunk_tokens:
         return forward(x)
+    parameters = [p for p in mlp.parameters() if p.requires_grad]  # sharded ones: whole by now
     out = _Chunks.apply(forward, chunk_tokens, x, *parameters)
     assert isinstance(out, torch.Tensor)
     return out

@@ -12,7 +12,7 @@ Shape legend: B = 1 (rows are flat), Hq / Hkv query and key-value heads, S token
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -39,20 +39,53 @@ def choose_backend(
     heads: Heads | None = None,
     device: torch.device = _CPU,
     dtype: torch.dtype = torch.float32,
+    split: bool = False,
 ) -> str:
     """Choose the backend of all later calls; returns its name, with what there is to say of others.
 
-    `auto` is the fastest that is right on this device for such `heads`: on a GPU they are tried.
+    `auto` is the fastest that is right on this device for such `heads`: on a GPU they are tried,
+    with `split` also on pieces of rows.
     Raises LongRecipeError for one that is unknown or not installed.
     """
     global _chosen
     problems = list[str]()
     if name == "auto":
-        name, problems = ("sdpa", []) if heads is None else fastest(heads, device, dtype)
+        name, problems = ("sdpa", []) if heads is None else fastest(heads, device, dtype, split)
     elif device.type == "cpu" and name in BACKENDS and name not in ON_CPU:
         raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
     _chosen = load_backend(name)
     return f"{name} ({'; '.join(problems)})" if problems else name
+
+
+class Split(Protocol):
+    """Attention of rows that are split over `ranks` of them: with a rank's own queries, keys and
+    values, the documents of the whole row, and a backend for whatever it needs of it."""
+
+    ranks: int
+
+    def __call__(
+        self,
+        backend: Backend,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        seq_lengths: Sequence[int],
+        scale: float,
+    ) -> torch.Tensor: ...
+
+
+_split: Split | None = None
+
+
+@contextmanager
+def splitting(split: Split | None) -> Iterator[None]:
+    """Rows are split inside; None: they are whole."""
+    global _split
+    before, _split = _split, split
+    try:
+        yield
+    finally:
+        _split = before
 
 
 @contextmanager
@@ -78,6 +111,7 @@ def packed_causal_attention(
     seq_lengths: Sequence[int],
     scale: float,
     backend: Backend,
+    split: Split | None = None,
 ) -> torch.Tensor:
     """Causal attention inside each document of a flat row.
 
@@ -85,16 +119,21 @@ def packed_causal_attention(
         query: [1, Hq, S, D]. key, value: [1, Hkv, S, D], Hq a multiple of Hkv.
         seq_lengths: lengths of the documents, summing to S.
         scale: factor on the logits.
+        split: the row is split over ranks, S are this one's tokens of it, and seq_lengths sum to
+            those of all.
     Returns:
         [1, S, Hq, D].
     """
     if query.shape[0] != 1:
         raise LongRecipeError(f"rows are flat: a batch of 1 is expected, not {query.shape[0]}")
-    if sum(seq_lengths) != query.shape[2] or key.shape[2] != query.shape[2]:
+    tokens = query.shape[2] * (1 if split is None else split.ranks)
+    if sum(seq_lengths) != tokens or key.shape[2] != query.shape[2]:
         raise LongRecipeError(
-            f"seq_lengths sum to {sum(seq_lengths)}, the row has {query.shape[2]} tokens and "
+            f"seq_lengths sum to {sum(seq_lengths)}, the row has {tokens} tokens and "
             f"{key.shape[2]} keys: documents must cover the row, without a cache"
         )
+    if split is not None:
+        return split(backend, query, key, value, seq_lengths, scale)
     return backend(query, key, value, seq_lengths, scale)
 
 
@@ -116,7 +155,7 @@ def _attention(
     if dropout:
         raise LongRecipeError("attention_dropout must be 0")
     scale = (query.shape[-1] ** -0.5 if scaling is None else scaling) * attention_scale
-    return packed_causal_attention(query, key, value, seq_lengths, scale, _chosen), None
+    return packed_causal_attention(query, key, value, seq_lengths, scale, _chosen, _split), None
 
 
 def register() -> None:

@@ -2,7 +2,9 @@
 
 Shape legend: Hq / Hkv query and key-value heads (Hq a multiple of Hkv), S tokens, D head width.
 Every backend takes query [1, Hq, S, D], key and value [1, Hkv, S, D], the documents' lengths, which
-sum to S, and the factor on the logits, and returns [1, S, Hq, D].
+sum to S, and the factor on the logits, and returns [1, S, Hq, D]. Queries may be fewer than keys:
+then they are those of the last tokens, and what they lack is the beginning of the first document
+(of a row that is split over ranks, see `lrtrain.distributed`).
 """
 
 import inspect
@@ -39,9 +41,15 @@ def sdpa(
     go as a batch.
     """
     outputs, start = [], 0
+    without = key.shape[2] - query.shape[2]
+    if without:
+        start, seq_lengths = seq_lengths[0], seq_lengths[1:]
+        first = (query[:, :, : start - without], key[:, :, :start], value[:, :, :start])
+        outputs.append(_last_queries(*first, scale))
     for length, count in _runs(seq_lengths):
         stop = start + length * count
-        q, k, v = (_documents(x[:, :, start:stop], count) for x in (query, key, value))
+        q = _documents(query[:, :, start - without : stop - without], count)
+        k, v = (_documents(x[:, :, start:stop], count) for x in (key, value))
         # Grouped heads have no efficient backward on CPUs in all supported versions, and no kernel
         # but the one that makes the S x S matrix for fp32 on GPUs.
         if length == 1 or not query.is_cuda or query.dtype == torch.float32:
@@ -56,6 +64,33 @@ def sdpa(
         outputs.append(out.transpose(1, 2).reshape(1, length * count, *out.shape[1::2]))
         start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def _last_queries(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Causal attention of a document's last tokens to all of it: [1, Sq, Hq, D]."""
+    if not query.is_cuda or query.dtype == torch.float32:
+        key, value = (_repeat_heads(x, query.shape[1]) for x in (key, value))
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=_lower_right(query, key),
+        scale=scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+def _lower_right(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """What says so to torch: on GPUs by name, for which there are kernels."""
+    shape = query.shape[2], key.shape[2]
+    if query.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(*shape)
+    return torch.ones(shape, dtype=torch.bool, device=query.device).tril(shape[1] - shape[0])
 
 
 def cudnn(
@@ -88,12 +123,14 @@ def dense(
     scores = query @ k.transpose(-1, -2)
     if scores.dtype != torch.float64:
         scores = scores.float()
+    seen = seen[len(index) - query.shape[2] :]
     weights = (scores * scale).masked_fill(~seen, float("-inf")).softmax(-1)
     return (weights.to(v.dtype) @ v).transpose(1, 2)
 
 
 def _packed(kernel: Callable[..., Any]) -> Backend:
-    """A backend from a kernel that takes [S, H, D] each, documents' ends, the longest, a scale."""
+    """A backend from a kernel that takes [S, H, D] each, the documents' ends among the queries and
+    among the keys, the most of either, and a scale."""
 
     def backend(
         query: torch.Tensor,
@@ -103,8 +140,10 @@ def _packed(kernel: Callable[..., Any]) -> Backend:
         scale: float,
     ) -> torch.Tensor:
         flat = (x[0].transpose(0, 1) for x in (query, key, value))
-        ends = cumulative(tuple(seq_lengths), query.device)
-        out = kernel(*flat, ends, max(seq_lengths), scale)
+        lengths = tuple(seq_lengths)
+        queries = (lengths[0] - key.shape[2] + query.shape[2], *lengths[1:])
+        ends = (cumulative(each, query.device) for each in (queries, lengths))
+        out = kernel(*flat, *ends, max(queries), max(lengths), scale)
         # Some also return the logsumexp.
         states: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return states[None]
@@ -121,9 +160,9 @@ def _load_varlen() -> Backend:
     if missing:
         raise ImportError(f"that of torch {torch.__version__} has no {', '.join(sorted(missing))}")
 
-    def kernel(q: Any, k: Any, v: Any, ends: torch.Tensor, longest: int, scale: float) -> Any:
+    def kernel(q: Any, k: Any, v: Any, *sizes_and_scale: Any) -> Any:
+        *sizes, scale = sizes_and_scale
         grouped = k.shape[1] != q.shape[1]
-        sizes = (ends, ends, longest, longest)
         return varlen_attn(q, k, v, *sizes, scale=scale, window_size=(-1, 0), enable_gqa=grouped)
 
     return _packed(kernel)
@@ -135,10 +174,11 @@ def _load_flash(module: str) -> Callable[[], Backend]:
     def load() -> Backend:
         function: Any = import_module(module).flash_attn_varlen_func
 
-        def kernel(q: Any, k: Any, v: Any, ends: torch.Tensor, longest: int, scale: float) -> Any:
-            documents = {"cu_seqlens_q": ends, "cu_seqlens_k": ends}
-            sizes = {"max_seqlen_q": longest, "max_seqlen_k": longest}
-            return function(q, k, v, **documents, **sizes, softmax_scale=scale, causal=True)
+        def kernel(q: Any, k: Any, v: Any, *sizes_and_scale: Any) -> Any:
+            *sizes, scale = sizes_and_scale
+            names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+            named = dict(zip(names, sizes, strict=True))
+            return function(q, k, v, **named, softmax_scale=scale, causal=True)
 
         return _packed(kernel)
 
@@ -193,12 +233,16 @@ class Trial:
 
 
 def try_backends(
-    heads: Heads, device: torch.device, dtype: torch.dtype, tokens: int = _TIMED_TOKENS
+    heads: Heads,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int = _TIMED_TOKENS,
+    split: bool = False,
 ) -> Iterator[Trial]:
     """Try every backend but `dense` on a device: is it right, and how fast.
 
-    Output and gradients on packed documents must be those of `dense` in float64; the times are
-    those of `tokens` tokens.
+    Output and gradients on packed documents must be those of `dense` in float64, and with `split`
+    also where the first document lacks queries; the times are those of `tokens` tokens.
     """
     for name in BACKENDS:
         if name == "dense" or (device.type == "cpu" and name not in ON_CPU):
@@ -209,7 +253,10 @@ def try_backends(
             yield Trial(name, problem=str(problem), installed=False)
             continue
         try:
-            error = max(largest_errors(backend, heads, device, dtype))
+            error = max(
+                max(largest_errors(backend, heads, device, dtype, lacking=lacking))
+                for lacking in ((0, 70) if split else (0,))
+            )
             if not error < _TOLERANCE:
                 yield Trial(name, problem=f"its values are off by {error:.3g}")
                 continue
@@ -220,13 +267,15 @@ def try_backends(
             yield Trial(name, problem=one_line(problem))
 
 
-def fastest(heads: Heads, device: torch.device, dtype: torch.dtype) -> tuple[str, list[str]]:
+def fastest(
+    heads: Heads, device: torch.device, dtype: torch.dtype, split: bool = False
+) -> tuple[str, list[str]]:
     """The name of the fastest backend that is right on this device, and why others that are
     installed were left out; on a CPU it is sdpa. Raises LongRecipeError when none is right."""
     if device.type == "cpu":
         return "sdpa", []
     timed, problems = [], []
-    for trial in try_backends(heads, device, dtype):
+    for trial in try_backends(heads, device, dtype, split=split):
         if trial.seconds is not None and trial.packed_seconds is not None:
             timed.append((trial.seconds + trial.packed_seconds, trial.name))
         elif trial.installed:
@@ -244,10 +293,12 @@ def largest_errors(
     device: torch.device,
     dtype: torch.dtype,
     seq_lengths: Sequence[int] = (130, 1, 300, 81),
+    lacking: int = 0,
 ) -> tuple[float, float, float, float]:
     """Largest error of a backend against `dense` in float64, as a share of the largest value: of
-    the output and of the gradients of query, key and value."""
-    inputs = _inputs(heads, sum(seq_lengths), device, dtype)
+    the output and of the gradients of query, key and value. lacking: queries of the first document
+    that are not there."""
+    inputs = _inputs(heads, sum(seq_lengths), device, dtype, lacking)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     found = _values(backend, inputs, seq_lengths)
     wanted = _values(dense, exact, seq_lengths)
@@ -270,14 +321,13 @@ def _values(
 
 
 def _inputs(
-    heads: Heads, tokens: int, device: torch.device, dtype: torch.dtype
+    heads: Heads, tokens: int, device: torch.device, dtype: torch.dtype, lacking: int = 0
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
+    shapes = ((heads.query, tokens - lacking), *[(heads.key_value, tokens)] * 2)
     return [
-        torch.randn(1, count, tokens, heads.width, generator=generator)
-        .to(device, dtype)
-        .requires_grad_()
-        for count in (heads.query, heads.key_value, heads.key_value)
+        torch.randn(1, *shape, heads.width, generator=generator).to(device, dtype).requires_grad_()
+        for shape in shapes
     ]
 
 

@@ -215,6 +215,26 @@ def _names_of_recipe() -> list[str]:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--compile", is_flag=True, help="Fuse kernels of MLPs and norms: torch.compile.")
 @click.option("--tensorboard", is_flag=True, help="Write to OUT/tensorboard too.")
+@click.option(
+    "--context-parallel",
+    type=Count(),
+    default=1,
+    show_default=True,
+    help="Under torchrun: ranks that a row is split over.",
+)
+@click.option(
+    "--data-parallel",
+    type=Count(),
+    help="Under torchrun: among how many, or groups that share a row, rows are dealt out.  "
+    "[default: all ranks]",
+)
+@click.option(
+    "--rank-timeout",
+    type=Count(),
+    default=600,
+    show_default=True,
+    help="Seconds after which a rank that does not answer ends the run.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @config_option(_names_of_recipe)
 def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) -> None:
@@ -236,14 +256,17 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
       lrtrain run shards/ --model ./llama3-8b --out runs/128k --checkpointing --moments 8bit \\
           --offload optimizer,activations
       lrtrain run shards/ --model ./llama3-8b --out runs/128k --stages anneal,merge
+      torchrun --nproc-per-node 8 -m lrtrain run shards/ --model ./llama3-8b --out runs/128k \\
+          --checkpointing --context-parallel 2
     """
     from lrtrain.recipe import TrainRecipe
     from lrtrain.stages import run as run_stages
 
     recipe = TrainRecipe(stages=tuple(name.strip() for name in stages.split(",")), **options)
     made = run_stages(shards, model, out, recipe, click.echo)
-    click.echo(f"made {', '.join(map(str, made))}")
-    click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
+    if made:  # of many ranks the first says so
+        click.echo(f"made {', '.join(map(str, made))}")
+        click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
 
 
 @click.command()
@@ -252,6 +275,24 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
 @click.option("--gpu-memory", type=Count(), help="Of the card: 80GB.  [default: the one here]")
 @click.option("--host-memory", type=Count(), help="Beside it: 64GB.  [default: what is here]")
 @click.option("--gpu", help="Its name, for the time: H100, A100, ...  [default: the one here]")
+@click.option("--gpus", type=Count(), default=1, show_default=True, help="How many.")
+@click.option("--gpus-per-host", type=Count(), default=8, show_default=True)
+@click.option(
+    "--link", type=Count(), help="Bytes a second among GPUs of a host.  [default: 350GB, NVLink]"
+)
+@click.option(
+    "--network",
+    type=Count(),
+    help="The same to other hosts, for each.  [default: 40GB, 400 Gbit/s]",
+)
+@click.option(
+    "--mfu",
+    type=float,
+    default=0.4,
+    show_default=True,
+    help="Share of the peak that one GPU does: `mfu` in the metrics of a run of yours.",
+)
+@click.option("--context-parallel", type=Count(), default=1, show_default=True)
 @click.option("--steps", type=Count(), help="As for `lrtrain run`.")
 @click.option("--rows-per-step", type=Count(), default=96, show_default=True)
 @click.option("--micro-tokens", type=Count(), default=0, show_default=True)
@@ -266,24 +307,39 @@ def plan(
     gpu_memory: int | None,
     host_memory: int | None,
     gpu: str | None,
+    gpus: int,
+    gpus_per_host: int,
+    link: int | None,
+    network: int | None,
+    mfu: float,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Say what `lrtrain run` would take, before paying: memory on the card, time a step.
 
     A step of the real code runs on tensors without data, in seconds and on any machine. The table
-    shows what each option saves, and what rows of full length would take.
+    shows what each option saves, and what rows of full length would take. With --gpus, all figures
+    are those of one rank of so many, and a second table has every mix of rows dealt out and split.
 
     \b
-    Example:
+    Examples:
       lrtrain plan shards/ --model ./llama3-8b --gpu-memory 80GB --host-memory 64GB --gpu H100
+      lrtrain plan shards/ --model ./llama3-8b --gpu-memory 80GB --gpu H100 --gpus 16
     """
-    from lrtrain.plan import make_plan, print_plan
+    from lrtrain.plan import make_plan
+    from lrtrain.plan_print import print_plan
+    from lrtrain.plan_ranks import LINK, NETWORK, Cluster
     from lrtrain.recipe import TrainRecipe
 
-    recipe = TrainRecipe(**options)
     found = make_plan(
-        shards, model, recipe, memory=gpu_memory, host_memory=host_memory, device_name=gpu
+        shards,
+        model,
+        TrainRecipe(**options),
+        memory=gpu_memory,
+        host_memory=host_memory,
+        device_name=gpu,
+        cluster=Cluster(gpus, gpus_per_host, link or LINK, network or NETWORK),
+        mfu=mfu,
     )
     if as_json:
         print_json(found.as_json())

@@ -1,4 +1,7 @@
-"""Stop when it suits: SIGINT and SIGTERM ask for it, and a second one does not wait.
+"""Stop when it suits: SIGINT and SIGTERM ask for it, and the same one again does not wait.
+
+The other one after it is no second request: torchrun passes a Ctrl-C on as a SIGTERM to ranks that
+the terminal has told already.
 
 with stop_asked() as asked:
     while not asked():
@@ -17,20 +20,19 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
     """Whether a signal has asked to stop. Outside of the main thread none ever does."""
-    asked = False
+    asked = set[int]()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if number in asked:
             raise KeyboardInterrupt
-        asked = True
+        asked.add(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, ask) for number in _SIGNALS}
     try:
-        yield lambda: asked
+        yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -33,6 +33,30 @@ class Batch:
         return self.input_ids.shape[1]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What is computed at once of a batch: all of it, or a rank's tokens. s tokens, the first n of
+    which predict something."""
+
+    input_ids: torch.Tensor  # int32 [1, s]
+    position_ids: torch.Tensor  # int32 [1, s]
+    seq_lengths: list[int]
+    """Of the whole row, of however many ranks."""
+    targets: torch.Tensor  # int32 [n]
+    weights: torch.Tensor  # float32 [n], of the targets
+
+
+def whole(batch: Batch) -> Piece:
+    """A batch that is computed in one piece: its last token predicts nothing."""
+    return Piece(
+        batch.input_ids,
+        batch.position_ids,
+        batch.seq_lengths,
+        batch.input_ids[0, 1:],
+        batch.weights[1:],
+    )
+
+
 def order(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The rows of an epoch in random order: int64 [rows]."""
     words = Draws(seed, epoch).stream("order").words(rows)

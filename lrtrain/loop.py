@@ -13,10 +13,11 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.shards import Shards
 from lrtrain.checkpoint import Checkpoints, random_state, set_random_state
+from lrtrain.distributed import ALONE, Ranks
 from lrtrain.flops import peak_flops, training_flops
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import Batch, StepLoader, to_batch
-from lrtrain.metrics import MetricsLog, note, peak_memory
+from lrtrain.metrics import MetricsLog, note, peak_memory, speed
 from lrtrain.optim import AdamW, Storage
 from lrtrain.step import LossOptions, Stopped, accumulate, batch_loss
 
@@ -56,92 +57,102 @@ def train_stage(
     settings: Settings,
     log: MetricsLog,
     checkpoints: Checkpoints,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train `model` in place for the steps of a stage, from its last checkpoint on if it has one.
 
     The loss of a step is sum(w * CE) / sum(w) over all its rows, whatever way they are split into
-    micro-batches. Raises LongRecipeError, naming the rows, when a loss or gradient is not finite.
-    A signal to stop ends it between two micro-batches with a checkpoint of the last whole step and
-    a KeyboardInterrupt.
+    micro-batches and over ranks; the first rank says how it goes, for all. Raises
+    LongRecipeError, naming the rows, when a loss or gradient is not finite. A signal to stop ends
+    it between two micro-batches with a checkpoint of the last whole step and a KeyboardInterrupt.
     """
     optimizer = AdamW(model, stage.lr, settings.betas, settings.weight_decay, settings.storage)
     device = settings.device
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    done = saved = _restore(checkpoints, optimizer)
-    log.begin(after=done)
+    holdout = shards.rows("holdout") > 0
+    done = saved = _restore(checkpoints, optimizer, ranks)
+    if ranks.first:
+        log.begin(after=done)
     model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        with stop_asked() as stop, progress(stage.name, stage.steps, done) as task:
+        with (
+            ranks.splitting(),
+            stop_asked() as stop,
+            progress(stage.name, stage.steps, done, silent=not ranks.first) as task,
+        ):
             started = time.monotonic()
-            for number, batches in enumerate(loader.steps(done, stage.steps), done):
-                loss, norm = _whole_step(model, batches, stage, settings, optimizer, stop)
-                factor = stage.factor(number)
-                optimizer.step(factor, norm, settings.clip)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)  # the optimizer's kernels may still run
-                seconds = time.monotonic() - started
-                tokens = sum(batch.tokens for batch in batches)
-                rate = _flops(model, batches) / seconds
-                values = {
-                    "loss": loss,
-                    "lr": stage.lr * factor,
-                    "grad_norm": float(norm),
-                    "tokens": tokens,
-                    "seconds": round(seconds, 4),
-                    "tokens_per_s": round(tokens / seconds, 1),
-                    "tflops": round(rate / 1e12, 4),
-                    "mfu": None if peak is None else round(rate / peak, 4),
-                    **peak_memory(device),
-                }
-                if _is_due(number, stage.steps, settings.holdout_every) and shards.rows("holdout"):
-                    values["holdout_loss"] = holdout_loss(model, shards, settings)
-                log.write(number + 1, **values)
-                task.advance(note=note(values))
-                done = number + 1
-                if settings.checkpoint_every and done % settings.checkpoint_every == 0:
-                    saved = _save(checkpoints, optimizer, done)
-                if stop():
-                    raise Stopped
-                started = time.monotonic()  # a checkpoint is no part of the next step
+            try:
+                for number, batches in enumerate(loader.steps(done, stage.steps), done):
+                    loss, norm = _whole_step(
+                        model, batches, stage, settings, optimizer, stop, ranks
+                    )
+                    factor = stage.factor(number)
+                    optimizer.step(factor, norm, settings.clip)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)  # the optimizer's kernels may still run
+                    seconds = time.monotonic() - started
+                    values = {
+                        "loss": loss,
+                        "lr": stage.lr * factor,
+                        "grad_norm": float(norm),
+                        **speed(_work(model, batches, ranks), seconds, peak, ranks),
+                        **peak_memory(device, ranks),
+                    }
+                    if holdout and _is_due(number, stage.steps, settings.holdout_every):
+                        values["holdout_loss"] = holdout_loss(model, shards, settings, ranks)
+                    if ranks.first:
+                        log.write(number + 1, **values)
+                    task.advance(note=note(values))
+                    done = number + 1
+                    if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+                        saved = _save(checkpoints, optimizer, done, ranks)
+                    if ranks.any(stop()):
+                        raise Stopped
+                    started = time.monotonic()  # a checkpoint is no part of the next step
+            except Stopped:
+                if saved < done:
+                    _save(checkpoints, optimizer, done, ranks)
+                ranks.stop()
     except torch.OutOfMemoryError:
         raise LongRecipeError(
             f"{stage.name}: {device} ran out of memory; `lrtrain plan` says which options save it"
         ) from None
-    except Stopped:
-        if saved < done:
-            _save(checkpoints, optimizer, done)
-        raise KeyboardInterrupt from None
     finally:
         optimizer.close()
         log.close()
 
 
-def _flops(model: Any, batches: list[Batch]) -> float:
-    return sum(training_flops(model.config, batch.seq_lengths) for batch in batches)
+def _work(model: Any, batches: list[Batch], ranks: Ranks) -> tuple[int, float]:
+    """Tokens and operations of a step on all ranks; those that share a row read it alike."""
+    tokens = sum(batch.tokens for batch in batches)
+    flops = sum(training_flops(model.config, batch.seq_lengths) for batch in batches)
+    all_tokens, all_flops = zip(*ranks.exchange((tokens, flops))[:: ranks.context], strict=True)
+    return sum(all_tokens), sum(all_flops)
 
 
-def _save(checkpoints: Checkpoints, optimizer: AdamW, done: int) -> int:
+def _save(checkpoints: Checkpoints, optimizer: AdamW, done: int, ranks: Ranks) -> int:
     """Keep the state after `done` steps; returns `done`."""
-    checkpoints.save(done, chain(optimizer.state(), random_state()))
+    state = chain(optimizer.state(), random_state(ranks.rank))
+    checkpoints.save(done, state, optimizer.rows)
     return done
 
 
-def _restore(checkpoints: Checkpoints, optimizer: AdamW) -> int:
+def _restore(checkpoints: Checkpoints, optimizer: AdamW, ranks: Ranks) -> int:
     """Take over the last checkpoint; returns how many steps it has behind it."""
     latest = checkpoints.latest()
     if latest is None:
         return 0
 
     def of_the_optimizer() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in latest.tensors():
+        for name, tensor in latest.tensors(optimizer.rows):
             if name.startswith("random."):
-                set_random_state(name, tensor)
+                set_random_state(name, tensor, ranks.rank)
             else:
                 yield name, tensor
 
-    optimizer.load(of_the_optimizer())
+    ranks.agree(lambda: optimizer.load(of_the_optimizer()))
     return latest.step
 
 
@@ -152,20 +163,27 @@ def _whole_step(
     settings: Settings,
     optimizer: AdamW,
     stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> tuple[float, torch.Tensor]:
     """`accumulate`, refusing rows that give nothing to learn from or no finite numbers."""
-    if not any(batch.weights.any() for batch in batches):
-        raise LongRecipeError(f"{stage.name}: no token of {batches[0].rows[0]} counts in the loss")
+    rows = [row for batch in batches for row in batch.rows]
+    if not ranks.any(any(batch.weights.any() for batch in batches)):
+        ranks.fail(f"{stage.name}: no token of {_named(rows, ranks)} counts in the loss")
     options = LossOptions(settings.device, stage.attention_scale, settings.chunk_tokens)
-    loss, norm = accumulate(model, batches, optimizer, options, stop)
+    loss, norm = accumulate(model, batches, optimizer, options, stop, ranks)
     value = float(loss)
     if not (math.isfinite(value) and math.isfinite(float(norm))):
-        rows = ", ".join(row for batch in batches for row in batch.rows)
-        raise LongRecipeError(
+        ranks.fail(
             f"{stage.name}: loss {value} and gradient norm {float(norm)} are not finite; the rows "
-            f"of the step: {rows[:400]}; lower --lr or look at them with `lrdata inspect`"
+            f"of the step: {_named(rows, ranks)}; lower --lr or look at them with `lrdata inspect`"
         )
     return value, norm
+
+
+def _named(rows: list[str], ranks: Ranks) -> str:
+    """The rows of all ranks, the first of them."""
+    names = {name: None for own in ranks.exchange(rows) for name in own}
+    return ", ".join(names)[:400]
 
 
 def _is_due(number: int, steps: int, every: int) -> bool:
@@ -173,14 +191,13 @@ def _is_due(number: int, steps: int, every: int) -> bool:
 
 
 @torch.no_grad()
-def holdout_loss(model: Any, shards: Shards, settings: Settings) -> float:
+def holdout_loss(model: Any, shards: Shards, settings: Settings, ranks: Ranks = ALONE) -> float:
     """Mean cross-entropy on the first holdout windows: whole, at their own positions, scale 1."""
     model.eval()
     options = LossOptions(settings.device, chunk_tokens=settings.chunk_tokens)
-    total, weight = 0.0, 0.0
-    for index in range(min(settings.holdout_rows, shards.rows("holdout"))):
-        batch = to_batch([shards.read_row("holdout", index)])
-        total += float(batch_loss(model, batch, options))
-        weight += float(batch.weights.sum())
+    count = min(settings.holdout_rows, shards.rows("holdout"))
+    own = range(ranks.data_rank, count, ranks.data)
+    batches, weight = ranks.in_step([to_batch([shards.read_row("holdout", i)]) for i in own])
+    total = sum(float(batch_loss(model, batch, options, ranks)) for batch in batches)
     model.train()
-    return total / weight
+    return sum(ranks.exchange(total)) / weight

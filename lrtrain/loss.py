@@ -158,6 +158,38 @@ def training_loss(
             token. seq_lengths: the documents' lengths, summing to S.
         counted: int64 [N], where weights[1:] are not 0: the others cost nothing then.
     """
+    return piece_loss(
+        model,
+        input_ids,
+        position_ids,
+        seq_lengths,
+        input_ids[0, 1:],
+        weights[1:],
+        attention_scale,
+        chunk_tokens,
+        counted,
+    )
+
+
+def piece_loss(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    seq_lengths: Sequence[int],
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    attention_scale: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+    counted: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """sum(w * CE) of s tokens: token i predicts `targets[i]`, which weighs `weights[i]`.
+
+    Args:
+        input_ids, position_ids: int64 [1, s]. seq_lengths: of the documents of the whole row, of
+            which these may be a rank's tokens.
+        targets: int64 [n], weights: float32 [n]; tokens from n on predict nothing.
+        counted: int64 [N], where weights are not 0: the others cost nothing then.
+    """
     causal: Any = model
     hidden = causal.model(
         input_ids=input_ids,
@@ -165,8 +197,7 @@ def training_loss(
         seq_lengths=seq_lengths,
         attention_scale=attention_scale,
         use_cache=False,
-    ).last_hidden_state[0]
-    hidden, targets, weights = hidden[:-1], input_ids[0, 1:], weights[1:]
+    ).last_hidden_state[0, : len(targets)]
     if counted is not None:
         hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
     return chunked_weighted_cross_entropy(

@@ -4,7 +4,6 @@ Memory is one tensor of each: the inputs are read lazily and the output is writt
 Config, tokenizer and RoPE come from the tuned model: its theta is what its weights were trained at.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,61 +14,7 @@ import torch
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrtrain.model import appearing, check_saved, copy_tokenizer, load_config
-
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class Weights:
-    """The tensors of a model folder by name, read when asked for.
-
-    Copies that some folders hold are left out: the output embedding of a `tied` model, which
-    transformers makes from the input's, and the rotary buffers that old versions stored.
-    """
-
-    def __init__(self, folder: Path, tied: bool) -> None:
-        from safetensors import safe_open
-
-        self._files: dict[str, Any] = {}
-        index = folder / _INDEX
-        names = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.exists()
-            else [_SINGLE]
-        )
-        for name in names:
-            if not (folder / name).exists():
-                raise LongRecipeError(f"{folder / name} is missing; only safetensors are merged")
-            stream = safe_open(str(folder / name), framework="pt")
-            self._files.update(dict.fromkeys(stream.keys(), stream))
-        for name in list(self._files):
-            if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-                del self._files[name]
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> torch.dtype:
-        kind: str = self._files[name].get_slice(name).get_dtype()
-        if kind not in _DTYPES:
-            raise LongRecipeError(f"{name} is stored as {kind}; merge plain float weights")
-        return _DTYPES[kind]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
+from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
 
 
 def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
@@ -80,7 +25,7 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
     """
     if not 0 <= weight <= 1:
         raise LongRecipeError(f"--weight {weight} must be between 0 (base) and 1 (tuned)")
-    base_folder, tuned_folder = _folder(base), _folder(tuned)
+    base_folder, tuned_folder = model_folder(base), model_folder(tuned)
     configs = _comparable_configs(base, tuned)
     one, other = (
         Weights(folder, config.tie_word_embeddings)
@@ -96,7 +41,7 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
                     task.advance()
                     yield name, torch.lerp(one[name].float(), other[name].float(), weight)
 
-            write_safetensors(partial / _SINGLE, merged(), _header(other, names))
+            write_safetensors(partial / SINGLE, merged(), _header(other, names))
         for name in ("config.json", "generation_config.json"):
             if (tuned_folder / name).exists():
                 (partial / name).write_bytes((tuned_folder / name).read_bytes())
@@ -108,51 +53,6 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
 
 def _header(weights: Weights, names: list[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     return {name: (weights.dtype(name), weights.shape(name)) for name in names}
-
-
-def write_safetensors(
-    path: Path,
-    tensors: Iterator[tuple[str, torch.Tensor]],
-    header: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-) -> None:
-    """Write tensors one after another in the safetensors format.
-
-    The format: the length of a JSON header (uint64, little-endian), the header, which gives each
-    tensor's dtype, shape and place, then the tensors' bytes. `header` must name the tensors in the
-    order in which they come.
-    """
-    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (dtype, shape) in header.items():
-        size = torch.Size(shape).numel() * dtype.itemsize
-        described[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for (name, tensor), (expected, (dtype, _)) in zip(tensors, header.items(), strict=True):
-            if name != expected:
-                raise ValueError(f"{name} came where {expected} was announced")
-            flat = tensor.to(dtype).contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
-
-
-def _folder(path_or_id: str) -> Path:
-    path = Path(path_or_id)
-    if path.is_dir():
-        return path
-    import huggingface_hub
-
-    try:
-        patterns = ["*.safetensors", "*.json"]
-        return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=patterns))
-    except (OSError, ValueError) as problem:
-        raise LongRecipeError(f"no model at {path_or_id}: {str(problem).splitlines()[0]}") from None
 
 
 def _comparable_configs(base: str, tuned: str) -> tuple[Any, Any]:

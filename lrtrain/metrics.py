@@ -11,6 +11,7 @@ import torch
 from lrdata.atomic import write_text
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import format_bytes
+from lrtrain.distributed import ALONE, Ranks
 
 METRICS = "metrics.jsonl"
 
@@ -75,15 +76,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
+def speed(
+    work: tuple[int, float], seconds: float, peak: float | None, ranks: Ranks
+) -> dict[str, Any]:
+    """Of a step: tokens and operations on all ranks, its seconds, what one device can at most."""
+    tokens, flops = work
+    rate = flops / seconds
+    return {
+        "tokens": tokens,
+        "seconds": round(seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "tflops": round(rate / 1e12, 4),
+        "mfu": None if peak is None else round(rate / (peak * ranks.size), 4),
+    }
+
+
+def peak_memory(device: torch.device, ranks: Ranks = ALONE) -> dict[str, int]:
     """Bytes that were taken at most so far: of the device by tensors, since its statistics were
-    reset, of the host by the process, with what is page-locked; on a CPU they are the same."""
+    reset, of the host by the process, with what is page-locked; on a CPU they are the same. Of
+    many ranks the one counts that took most."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host
     peaks = {"peak_memory_bytes": on_device, "peak_host_bytes": host}
     if device.type == "cuda":  # with what it holds and nobody uses
         peaks["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-    return peaks
+    everywhere = ranks.exchange(peaks)
+    return {name: max(one[name] for one in everywhere) for name in peaks}
 
 
 def note(values: dict[str, Any]) -> str:

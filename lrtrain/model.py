@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +16,8 @@ from lrdata.atomic import write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.shards import file_sha256
 from lrtrain.attention import IMPLEMENTATION, register
+from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
+from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
 from lrtrain.rope import Rope, check_inv_freq, set_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -22,6 +25,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What --dtype names."""
+
+_GENERATION = "generation_config.json"
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -120,8 +125,9 @@ def load_model(
     rope: Rope | None = None,
     target_len: int | None = None,
     device: str | torch.device = "cpu",
+    ranks: Ranks = ALONE,
 ) -> Any:
-    """Load a causal model with the trainer's attention.
+    """Load a causal model with the trainer's attention; sharded, if there are many ranks.
 
     With `rope` and `target_len` its window is extended: the config is changed before the model is
     made, and the rotary frequencies are checked afterwards. Raises LongRecipeError for anything
@@ -137,6 +143,8 @@ def load_model(
         check_extensible(config, path_or_id, target_len)
         set_rope(config, rope, target_len)
     register()
+    if ranks.size > 1:
+        return _load_sharded(path_or_id, config, dtype, ranks)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path_or_id,
@@ -151,6 +159,45 @@ def load_model(
         raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
     check_inv_freq(model)
     return model.to(device)
+
+
+def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
+    """A model without weights whose layers get theirs, and are sharded, one after another."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    folder = model_folder(path_or_id)
+    weights = Weights(folder, config.tie_word_embeddings)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=IMPLEMENTATION
+        )
+    if (folder / _GENERATION).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    # on meta it has no numbers: make it again
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ranks.device)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def fill(module: torch.nn.Module) -> None:
+        made = dict[torch.Tensor, torch.nn.Parameter]()  # of tied ones: the same for both
+        for part in module.modules():
+            for leaf, parameter in list(part.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    if parameter not in made:
+                        tensor = _tensor(weights, names[parameter], parameter.shape, path_or_id)
+                        made[parameter] = torch.nn.Parameter(tensor.to(ranks.device, dtype))
+                    setattr(part, leaf, made[parameter])
+
+    shard(model, ranks, fill)
+    check_inv_freq(model)
+    return model
+
+
+def _tensor(weights: Weights, name: str, shape: torch.Size, where: str) -> torch.Tensor:
+    """One of a model's, in the shape that it must have."""
+    if name not in weights or weights.shape(name) != tuple(shape):
+        found = weights.shape(name) if name in weights else "not there"
+        raise LongRecipeError(f"{where}: {name} is {found}, and {tuple(shape)} by its config")
+    return weights[name]
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:
@@ -173,20 +220,52 @@ def model_fingerprint(path_or_id: str) -> str:
 
 
 def save_model(
-    model: Any, tokenizer_from: str, out: Path, *, target_len: int | None, card: str
+    model: Any,
+    tokenizer_from: str,
+    out: Path,
+    *,
+    target_len: int | None,
+    card: str,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write a plain Hugging Face folder: weights, config, tokenizer, model card.
+
+    Of a sharded model the first rank writes it, a tensor at a time; all must call.
 
     The folder appears under its name when it is complete. What was written is loaded again from
     its config and its rotary frequencies are checked. `tokenizer_from`: a folder or hub id, whose
     tokenizer files are copied as they are, but for model_max_length.
     """
     quiet_transformers()
-    with appearing(out) as partial:
-        model.save_pretrained(partial)
-        copy_tokenizer(tokenizer_from, partial, target_len)
-        write_text(partial / "README.md", card)
-        check_saved(partial)
+
+    def save() -> None:
+        tensors = whole_parameters(model) if ranks.size > 1 else iter(())
+        try:
+            if not ranks.first:
+                return
+            with appearing(out) as partial:
+                if ranks.size > 1:
+                    _write_sharded(model, tensors, partial)
+                else:
+                    model.save_pretrained(partial)
+                copy_tokenizer(tokenizer_from, partial, target_len)
+                write_text(partial / "README.md", card)
+                check_saved(partial)
+        finally:
+            deque(tensors, maxlen=0)  # all ranks give theirs, whatever becomes of it
+
+    ranks.agree(save)
+
+
+def _write_sharded(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """What save_pretrained writes, a tensor at a time."""
+    parameters = list(model.named_parameters())
+    header = {name: (parameter.dtype, tuple(parameter.shape)) for name, parameter in parameters}
+    write_safetensors(folder / SINGLE, tensors, header)
+    model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    model.config.dtype = parameters[0][1].dtype
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ A part of them is read to the device in fp32, changed there, and written back.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from lrtrain.host_memory import to_device, zeros
 
 BLOCK = 256
 """Numbers of 8 bits that share a scale."""
+SCALES = "_scales"
+"""What the name of a tensor of them ends with."""
 _LEAST = 4096
 """Smaller averages stay in fp32: norms, biases."""
 
@@ -75,20 +78,20 @@ class EightBit:
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "_codes", self._codes
-        yield "_scales", self._scales
+        yield SCALES, self._scales
 
 
-def is_eight_bit(n: int, kind: str) -> bool:
-    """Whether a running average of n numbers is kept in 8 bits: short ones and those of odd length
-    are not."""
-    return kind == "8bit" and n >= _LEAST and n % BLOCK == 0
+def is_eight_bit(shape: Sequence[int], kind: str) -> bool:
+    """Whether running averages of a parameter are kept in 8 bits: of short ones they are not, nor
+    where a block would have numbers of two rows, which may be on two ranks."""
+    return kind == "8bit" and prod(shape) >= _LEAST and prod(shape[1:]) % BLOCK == 0
 
 
-def make_moment(n: int, device: torch.device, kind: str, offload: bool, signed: bool) -> Moment:
-    """Zeros. kind: fp32 or 8bit."""
-    if is_eight_bit(n, kind):
-        return EightBit(n, device, offload, signed)
-    return Exact(n, device, offload)
+def make_moment(
+    n: int, device: torch.device, eight_bit: bool, offload: bool, signed: bool
+) -> Moment:
+    """n zeros. eight_bit: see `is_eight_bit`."""
+    return EightBit(n, device, offload, signed) if eight_bit else Exact(n, device, offload)
 
 
 def _blocks(part: slice) -> slice:

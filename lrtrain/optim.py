@@ -13,14 +13,16 @@ a time. fp32 parameters are their own masters and have fp32 gradients.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
 from lrdata.errors import LongRecipeError
+from lrtrain.distributed import Rows, local, rows_of
 from lrtrain.host_memory import to_device, zeros
-from lrtrain.moments import BLOCK, is_eight_bit, make_moment
+from lrtrain.moments import BLOCK, SCALES, is_eight_bit, make_moment
 from lrtrain.rounding import join, round_stochastically, split
 
 PART = 1 << 24
@@ -58,9 +60,10 @@ def stored_bytes(parameters: Iterable[torch.Tensor], storage: Storage) -> Stored
     """What is kept of parameters, whatever their device."""
     masters = moments = gradients = 0
     for parameter in parameters:
-        n, exact = parameter.numel(), parameter.dtype == torch.float32
+        n, exact = local(parameter).numel(), parameter.dtype == torch.float32
         masters += 0 if exact or storage.masters == "none" else 2 * n
-        moments += 2 * (n + 4 * (n // BLOCK) if is_eight_bit(n, storage.moments) else 4 * n)
+        eight_bit = is_eight_bit(parameter.shape, storage.moments)
+        moments += 2 * (n + 4 * (n // BLOCK) if eight_bit else 4 * n)
         gradients += 4 * n if exact or storage.gradients == "fp32" else 2 * n
     return StoredBytes(masters, moments, gradients)
 
@@ -88,6 +91,7 @@ class AdamW:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
+        self._by_name = {kept.name: kept for kept in self._kept}
         self._hooks = [
             kept.parameter.register_post_accumulate_grad_hook(kept.add_gradient)
             for kept in self._kept
@@ -108,7 +112,7 @@ class AdamW:
         return [kept.master() for kept in self._kept]
 
     def gradient_norm(self) -> torch.Tensor:
-        """The 2-norm over all gradients, fp32."""
+        """The 2-norm over all gradients, of this rank's parts where they are sharded: fp32."""
         norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self.gradients()]
         return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -119,7 +123,7 @@ class AdamW:
         share = (clip / (norm + 1e-6)).clamp(max=1.0) if clip > 0 else None
         for kept in self._kept:
             if kept.gradient is not None:
-                for part in _parts(kept.parameter.numel()):
+                for part in kept.parts():
                     kept.update(part, self.peak * factor, self.betas, self.steps, share)
                 kept.gradient = None
 
@@ -137,7 +141,7 @@ class AdamW:
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take over what `state` gave, parameters included. Raises LongRecipeError unless it is
         of this very model and storage."""
-        known = {kept.name: kept for kept in self._kept}
+        known = self._by_name
         missing = {
             "steps",
             *(f"{kind}.{kept.name}" for kept in self._kept for kind in kept.kinds()),
@@ -157,6 +161,11 @@ class AdamW:
                 f"the checkpoint lacks {min(missing)}; remove the run's folder checkpoints"
             )
 
+    def rows(self, key: str) -> Rows | None:
+        """Which rows of a tensor `state` gives here, by its name; None: it is no parameter's."""
+        kept = self._by_name.get(key.partition(".")[2])
+        return None if kept is None else rows_of(kept.parameter)
+
     def close(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:
@@ -164,20 +173,27 @@ class AdamW:
 
 
 class _Kept:
-    """One parameter and all that is kept of it."""
+    """One parameter and all that is kept of it; of a sharded one, this rank's part."""
 
     def __init__(self, name: str, parameter: nn.Parameter, decay: float, storage: Storage) -> None:
         self.name, self.parameter, self._decay, self._storage = name, parameter, decay, storage
-        n, device = parameter.numel(), parameter.device
-        self._flat = parameter.data.view(-1)
+        self._own = local(parameter.data)
+        self._flat = self._own.view(-1)
+        n, device = len(self._flat), self._own.device
         self._buffer: torch.Tensor | None = None
         self._lower: torch.Tensor | None = None
         if parameter.dtype != torch.float32 and storage.masters == "fp32":
             self._lower = zeros(n, torch.int16, device, storage.offload)
+        eight_bit = is_eight_bit(parameter.shape, storage.moments)
         self._moments = {
-            kind: make_moment(n, device, storage.moments, storage.offload, signed)
+            kind: make_moment(n, device, eight_bit, storage.offload, signed)
             for kind, signed in (("exp_avg", True), ("exp_avg_sq", False))
         }
+
+    def parts(self) -> Iterator[slice]:
+        """Of its numbers, so many as are worked on at once."""
+        for start in range(0, len(self._flat), PART):
+            yield slice(start, min(start + PART, len(self._flat)))
 
     @property
     def kind(self) -> str:
@@ -187,7 +203,9 @@ class _Kept:
 
     @property
     def gradient(self) -> torch.Tensor | None:
-        return self.parameter.grad if self.parameter.dtype == torch.float32 else self._buffer
+        if self.parameter.dtype != torch.float32:
+            return self._buffer
+        return None if self.parameter.grad is None else local(self.parameter.grad)
 
     @gradient.setter
     def gradient(self, value: None) -> None:
@@ -196,8 +214,8 @@ class _Kept:
     @torch.no_grad()
     def add_gradient(self, parameter: torch.Tensor) -> None:
         """The hook after each backward."""
-        new = parameter.grad
-        assert new is not None
+        assert parameter.grad is not None
+        new = local(parameter.grad)
         parameter.grad = None
         if self._storage.gradients == "fp32":
             if self._buffer is None:
@@ -208,7 +226,7 @@ class _Kept:
             self._buffer = new.contiguous()
         else:
             into, new = self._buffer.view(-1), new.reshape(-1)
-            for part in _parts(len(new)):
+            for part in self.parts():
                 into[part] = round_stochastically(into[part].float() + new[part])
 
     def update(
@@ -265,18 +283,19 @@ class _Kept:
 
     def master(self) -> torch.Tensor:
         """In fp32, in the parameter's shape."""
-        return self._master(slice(0, len(self._flat))).view(self.parameter.shape)
+        return self._master(slice(0, len(self._flat))).view(self._own.shape)
 
     def known(self) -> torch.Tensor:
         """As a checkpoint has it."""
-        return self.master() if self.kind == "master" else self.parameter.data
+        return self.master() if self.kind == "master" else self._own
 
     def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """As a checkpoint has them: each with its kind."""
+        """As a checkpoint has them: each with its kind, and with as many rows as the parameter."""
+        rows, *rest = self._own.shape
         for kind, moment in self._moments.items():
             for suffix, tensor in moment.tensors():
-                same = tensor.numel() == self.parameter.numel()
-                yield kind + suffix, tensor.view(self.parameter.shape) if same else tensor
+                shape = [prod(rest) // BLOCK] if suffix == SCALES else rest
+                yield kind + suffix, tensor.view(rows, *shape)
 
     def kinds(self) -> list[str]:
         """What a checkpoint has of it."""
@@ -285,9 +304,9 @@ class _Kept:
     def load(self, kind: str, value: torch.Tensor) -> bool:
         """Take over what a checkpoint has; False when nothing like it is kept."""
         if kind == self.kind:
-            if value.shape != self.parameter.shape:
+            if value.shape != self._own.shape:
                 return False
-            flat = value.to(self.parameter.device).view(-1)
+            flat = value.to(self._own.device).view(-1)
             if kind == "parameter" or flat.dtype == self._flat.dtype:
                 self._flat.copy_(flat)
             else:
@@ -298,8 +317,3 @@ class _Kept:
             return False
         place.copy_(value)
         return True
-
-
-def _parts(n: int) -> Iterator[slice]:
-    for start in range(0, n, PART):
-        yield slice(start, min(start + PART, n))

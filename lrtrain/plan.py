@@ -1,6 +1,6 @@
 """`lrtrain plan`: what a run takes before it is paid for: memory on the device, time a step.
 
-    print_plan(make_plan(Path("shards"), "./llama3-8b", TrainRecipe(), memory=80 * 10**9))
+    make_plan(Path("shards"), "./llama3-8b", TrainRecipe(), memory=80 * 10**9).ways
 
 Memory is found with `lrtrain.memory`, time from the operations of `lrtrain.flops` at a stated share
 of the device's peak.
@@ -10,25 +10,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
-from lrdata.progress import duration, progress
+from lrdata.progress import progress
 from lrdata.shards import Shards
 from lrdata.sizes import format_bytes
 from lrtrain.flops import PEAK_TFLOPS, peak_flops, training_flops
 from lrtrain.memory import StepMemory, step_memory
 from lrtrain.model import TORCH_DTYPES, check_architecture, load_config
+from lrtrain.plan_ranks import ONE, Cluster, Mix, check_cluster, mixes
 from lrtrain.recipe import TrainRecipe
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 ASSUMED_MFU = 0.4
 _PROCESS_BYTES = 3 * 10**9
@@ -37,7 +33,7 @@ _CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-_RESERVE = 0.05
+RESERVE = 0.05
 """Share of a device's memory that kernels and the allocator are left."""
 _MLP_TOKENS = 8192
 _SMALL_CHUNK = 256
@@ -89,15 +85,27 @@ class Plan:
     peak: float | None
     available: int | None
     host_available: int | None
+    cluster: Cluster
+    mixes: list[tuple[Mix, StepMemory]]
+    mfu: float = ASSUMED_MFU
 
     def fits(self, way: Way) -> bool | None:
         """Whether a way fits the machine; None where its memory is not known."""
-        return _fits(way.memory, self.available, self.host_available)
+        return self.has_room(way.memory)
+
+    def has_room(self, memory: StepMemory) -> bool | None:
+        """Whether the machine has so much; None where that is not known."""
+        return _fits(memory, self.available, self.host_available)
 
     @property
     def seconds(self) -> float | None:
-        """Of a step, at ASSUMED_MFU."""
-        return None if self.peak is None else self.flops / (self.peak * ASSUMED_MFU)
+        """Of a step, with the mix that was asked for."""
+        if self.peak is None:
+            return None
+        if self.mixes:
+            context = self.ways[0].recipe.context_parallel
+            return next(mix.seconds for mix, _ in self.mixes if mix.context == context)
+        return self.flops / (self.peak * self.mfu)
 
     def as_json(self) -> dict[str, Any]:
         """The figures of the table. Bytes; seconds of a step, where the device is known."""
@@ -127,12 +135,16 @@ def make_plan(
     memory: int | None = None,
     host_memory: int | None = None,
     device_name: str | None = None,
+    cluster: Cluster = ONE,
+    mfu: float = ASSUMED_MFU,
 ) -> Plan:
-    """Plan the extend stage of a run on a GPU, or on a CPU where the recipe says so.
+    """Plan the extend stage of a run on GPUs, or on a CPU where the recipe says so.
 
-    memory, device_name: of the device, host_memory: beside it; else those of the GPU that is here.
-    Ways end with the first that fits. Raises LongRecipeError.
+    memory, device_name: of a device, host_memory: of a host; else those of the GPU that is here.
+    Ways end with the first that fits. mfu: share of the peak that one GPU does, measured or not.
+    Raises LongRecipeError.
     """
+    check_cluster(cluster, recipe)
     shards = open_dataset(folder)
     rows = shards.rows("extend")
     if not rows:
@@ -147,12 +159,16 @@ def make_plan(
         device_name = torch.cuda.get_device_name()
         on_device, on_host = _memory_here(torch.device("cuda"))
         memory, host_memory = memory or on_device, host_memory or on_host
+    if host_memory is not None:
+        host_memory //= min(cluster.gpus, cluster.per_host)
+    peak = peak_flops(device_name) if device_name else None
     per_step = min(recipe.rows_per_step, rows)
+    row = _micro_batch(shards, recipe)
     with progress("planning", len(_OPTIONS) + 2) as task:
 
         def measure(name: str, one: TrainRecipe) -> Way:
             task.advance(note=name)
-            return _way(name, config, one, _micro_batch(shards, recipe))
+            return _way(name, config, one, row, cluster.gpus)
 
         ways = _until_it_fits(_ways(recipe, measure), memory, host_memory)
         if _only_the_host_is_full(ways, memory, host_memory):
@@ -161,11 +177,19 @@ def make_plan(
         last = ways[-1]
         whole = replace(last.recipe, checkpointing=True)
         name = last.name if last.recipe == whole else "--checkpointing"
-        full_length = _way(name, config, whole, [shards.target_len])
+        full_length = _way(name, config, whole, [shards.target_len], cluster.gpus)
+        found = list[tuple[Mix, StepMemory]]()
+        if cluster.gpus > 1 and peak is not None:
+            seconds = training_flops(config, row) / (peak * mfu)
+            batches = -(-per_step // len(row))
+            for mix in mixes(config, last.recipe, sum(row), batches, cluster, seconds):
+                split = replace(last.recipe, context_parallel=mix.context)
+                task.advance(note=f"{mix.data} x {mix.context}")
+                found.append((mix, memory_of(config, split, row, cluster.gpus)))
     lengths = ([shards.train_len] * per_step, [shards.target_len] * per_step)
     return Plan(
         model=model,
-        parameters=ways[0].memory.parameters // TORCH_DTYPES[recipe.dtype].itemsize,
+        parameters=_count(config),
         rows_per_step=per_step,
         train_len=shards.train_len,
         target_len=shards.target_len,
@@ -179,10 +203,22 @@ def make_plan(
             training_flops(config, lengths[1], causal=False),
         ),
         device=device_name or "no GPU here",
-        peak=peak_flops(device_name) if device_name else None,
+        peak=peak,
         available=memory,
         host_available=host_memory,
+        cluster=cluster,
+        mixes=found,
+        mfu=mfu,
     )
+
+
+def _count(config: Any) -> int:
+    """Parameters of a model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _ways(
@@ -238,15 +274,17 @@ def _fits(memory: StepMemory, available: int | None, host: int | None) -> bool |
     if available is None:
         return None
     on_host = host is None or memory.host + _PROCESS_BYTES <= host
-    return on_host and memory.total <= available * (1 - _RESERVE)
+    return on_host and memory.total <= available * (1 - RESERVE)
 
 
-def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> Way:
-    return Way(name, recipe, sum(seq_lengths), memory_of(config, recipe, seq_lengths))
+def _way(name: str, config: Any, recipe: TrainRecipe, seq_lengths: list[int], ranks: int) -> Way:
+    return Way(name, recipe, sum(seq_lengths), memory_of(config, recipe, seq_lengths, ranks))
 
 
-def memory_of(config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> StepMemory:
-    """The memory of a step whose micro-batches have documents of these lengths."""
+def memory_of(
+    config: Any, recipe: TrainRecipe, seq_lengths: list[int], ranks: int = 1
+) -> StepMemory:
+    """The memory of a step whose micro-batches have documents of these lengths, of one rank."""
     return step_memory(
         config,
         seq_lengths,
@@ -255,6 +293,8 @@ def memory_of(config: Any, recipe: TrainRecipe, seq_lengths: list[int]) -> StepM
         storage=recipe.storage,
         activations=recipe.activations,
         on_gpu=recipe.device != "cpu",
+        ranks=ranks,
+        context=recipe.context_parallel,
     )
 
 
@@ -289,82 +329,3 @@ def _memory_here(device: torch.device) -> tuple[int, int | None]:
     if device.type == "cpu":
         return host, None
     return torch.cuda.get_device_properties(device).total_memory, host
-
-
-def print_plan(plan: Plan, console: "Console | None" = None) -> None:
-    """The memory table, the time, and what to add."""
-    from rich.console import Console
-
-    console = console or Console()
-    console.print(_memory_table(plan))
-    ratio = plan.flops / plan.full_flops
-    pairs = plan.all_pairs[0] / plan.all_pairs[1]
-    console.print(
-        f"a step: {plan.rows_per_step} rows of {plan.train_len:,} tokens, "
-        f"{plan.flops / 1e12:,.1f} TFLOP; {ratio:.3f} of full length with causal attention counted "
-        f"once, {pairs:.3f} with all pairs"
-    )
-    if plan.seconds is not None:
-        console.print(
-            f"about {duration(plan.seconds)} a step at {ASSUMED_MFU:.0%} of {plan.device}'s peak "
-            f"({plan.peak / 1e12:,.0f} TFLOP/s), {duration(plan.seconds * plan.steps)} for "  # type: ignore[operator]
-            f"{plan.steps:,} steps; full length: {duration(plan.seconds * plan.steps / ratio)}"
-        )
-    console.print(_advice(plan))
-
-
-def _memory_table(plan: Plan) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    ways = (*plan.ways, plan.full_length)
-    in_mb = max(way.memory.total for way in ways) < 10**9
-    unit, size_of_unit = ("MB", 10**6) if in_mb else ("GB", 10**9)
-    table = Table(
-        title=f"{plan.model}: {plan.parameters / 1e6:,.0f} million parameters, {unit}",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column(f"rows of {plan.ways[0].tokens:,}", overflow="fold")
-    columns = ("weights", "optim", "grads", "working", "device", "host", "fits")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    labels = [
-        "as asked for",
-        *(_added(*two) for two in pairwise(plan.ways)),
-        f"full length, {plan.full_length.tokens:,}",
-    ]
-    for label, way in zip(labels, ways, strict=True):
-        memory, fits = way.memory, plan.fits(way)
-        sizes = (
-            *(memory.parameters, memory.masters + memory.moments, memory.gradients),
-            *(memory.working, memory.total, memory.host),
-        )
-        table.add_row(
-            label,
-            *(f"{size / size_of_unit:,.1f}" if size else "" for size in sizes),
-            "" if fits is None else "yes" if fits else "no",
-        )
-    return table
-
-
-def _added(before: Way, way: Way) -> str:
-    """The option by which a way differs from the one before, or all of them."""
-    known, options = (one.name.split(" --") for one in (before, way))
-    kept = [option for option in known if not option.startswith("offload")]
-    grows = before.name == "as asked for" or options[:-1] in (known, kept)
-    return "--" + options[-1].removeprefix("--") if grows else way.name
-
-
-def _advice(plan: Plan) -> str:
-    if plan.available is None:
-        return "whether it fits: name the device's memory with --gpu-memory 80GB"
-    room = f"{plan.available / 2**30:,.0f} GiB, {_RESERVE:.0%} of it left free"
-    if plan.host_available is not None:
-        room += f", and {plan.host_available / 2**30:,.0f} GiB of host memory"
-    for way in plan.ways:
-        if plan.fits(way):
-            change = "" if way is plan.ways[0] else f" with {way.name}"
-            return f"it fits{change} ({room})"
-    return f"nothing here fits {room}: a smaller model, or shorter rows (lrdata build --train-len)"

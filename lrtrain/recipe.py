@@ -79,6 +79,12 @@ class TrainRecipe:
     keep_checkpoints: int = 1
     """How many of the last ones stay."""
     tensorboard: bool = False
+    context_parallel: int = 1
+    """Of many ranks, how many share a row; the others take other rows."""
+    data_parallel: int | None = None
+    """Among how many, or groups of those that share one, rows are dealt out; default all."""
+    rank_timeout: int = 600
+    """Seconds after which a rank that does not answer is given up, and the run ends."""
     seed: int = 0
     device: str = "auto"
 
@@ -109,6 +115,9 @@ class TrainRecipe:
             ("--chunk-tokens", self.chunk_tokens),
             ("--holdout-rows", self.holdout_rows),
             ("--keep-checkpoints", self.keep_checkpoints),
+            ("--context-parallel", self.context_parallel),
+            ("--data-parallel", 1 if self.data_parallel is None else self.data_parallel),
+            ("--rank-timeout", self.rank_timeout),
         ):
             if number < 1:
                 raise LongRecipeError(f"{name} {number} must be at least 1")

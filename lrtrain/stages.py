@@ -13,7 +13,9 @@ its last checkpoint in RUN/checkpoints, which go when it is done.
 import gc
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from lrtrain.attention import choose_backend, heads_of
 from lrtrain.attention_scale import scale_in_training
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
+from lrtrain.distributed import Ranks, many
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import StepLoader
 from lrtrain.loop import Settings, Stage, train_stage
@@ -53,7 +56,10 @@ from lrtrain.schedules import linear_to_zero, warmup_then
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
 _OF_NO_MATTER = dict.fromkeys(
-    ("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard")
+    (
+        *("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard"),
+        *("context_parallel", "data_parallel", "rank_timeout"),
+    )
 )
 """Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
@@ -69,6 +75,8 @@ class Run:
     shards: Shards
     recipe: TrainRecipe
     say: Say
+    ranks: Ranks
+    device: torch.device
 
     def folder(self, stage: str) -> Path:
         return self.out / FOLDERS[stage]
@@ -84,39 +92,64 @@ def run(
 
     shards_folder: or an address, `hf://datasets/owner/name[@revision]`.
 
-    Everything that can be refused is refused before the first step. Raises LongRecipeError.
+    Everything that can be refused is refused before the first step. Raises LongRecipeError. Under
+    torchrun all ranks call it alike; the first one speaks, and merges, when the others are done,
+    who return nothing.
     """
-    opened = _open_run(shards_folder, model, Path(out), recipe, say)
-    with locked(opened.out, opened.out):
-        return list(_stages(opened))
+    numbers = (recipe.context_parallel, recipe.data_parallel)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(many(*numbers, recipe.device, recipe.rank_timeout))
+        stack.enter_context(ranks.reached())
+        say = say if ranks.first else _silent
+        opened: Run = ranks.agree(
+            lambda: _open_run(shards_folder, model, Path(out), recipe, say, ranks)
+        )
+        say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
+
+        def claim() -> None:
+            if ranks.first:
+                _claim(opened)
+                stack.enter_context(locked(opened.out, opened.out))
+
+        ranks.agree(claim)
+        made = list(_stages(opened))
+        return made if ranks.first else []
+
+
+def _silent(text: str) -> None:
+    """What another rank says."""
 
 
 def _stages(opened: Run) -> Iterator[Path]:
     """Do the stages that are not done; their model folders."""
-    say = opened.say
+    say, ranks = opened.say, opened.ranks
     for stage in opened.recipe.stages:
+        done = ranks.exchange(opened.is_done(stage))[0]
         if stage == "anneal" and not opened.shards.rows("replay"):
             say("anneal: the shards hold no replay rows; left out (build with --replay for it)")
             continue
-        if opened.is_done(stage):
+        if done:
             _clean(opened, stage)  # after a run that was killed before it did
             say(f"{stage}: {opened.folder(stage)} is there; done")
         elif stage == "merge":
-            _merge(opened)
+            if ranks.first:
+                _merge(opened)
         else:
             _train(opened, stage)
             _free_memory()
         yield opened.folder(stage)
 
 
-def _open_run(folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say) -> Run:
+def _open_run(
+    folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say, ranks: Ranks
+) -> Run:
     shards = open_dataset(folder)
     parse_rope(recipe.rope)
     if recipe.tensorboard:
         summary_writer()
     if recipe.moments == "8bit":
         need_bitsandbytes()
-    device = choose_device(recipe.device)
+    device = choose_device(recipe.device) if ranks.size == 1 else ranks.device
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)
@@ -125,18 +158,28 @@ def _open_run(folder: Path | str, model: str, out: Path, recipe: TrainRecipe, sa
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     if recipe.stages == ("anneal",) and not shards.rows("replay"):
         raise LongRecipeError(f"{folder} holds no replay rows to anneal on; build with --replay")
-    if device.type == "cuda":  # elsewhere it is not what a run fails by
+    if device.type == "cuda" and ranks.size == 1:  # elsewhere it is not what a run fails by
         say(_memory(shards, config, recipe, device))
-    opened = Run(out, model, shards, recipe, say)
+    opened = Run(out, model, shards, recipe, say, ranks, device)
     _check_order(opened)
     if not shards.remote:  # there each is checked when it is fetched
-        _check_files(shards)
+        _check_files(shards, ranks)
     if "extend" in recipe.stages:
         _check_weights(shards, recipe.token_weights)
-    backend = choose_backend(recipe.attention, heads_of(config), device, TORCH_DTYPES[recipe.dtype])
-    say(f"attention: {backend}, on {device}")
-    _claim(opened)
     return opened
+
+
+def _attention(opened: Run) -> str:
+    """Choose the backend, the first rank's on all of them."""
+    recipe, ranks = opened.recipe, opened.ranks
+
+    def choose() -> str:
+        asked = (opened.device, TORCH_DTYPES[recipe.dtype], ranks.context > 1)
+        return choose_backend(recipe.attention, heads_of(load_config(opened.model)), *asked)
+
+    chosen: str = ranks.from_first(choose)
+    ranks.agree(lambda: choose_backend(chosen.split()[0]))
+    return chosen
 
 
 def _memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch.device) -> str:
@@ -167,9 +210,9 @@ def _check_order(opened: Run) -> None:
         )
 
 
-def _check_files(shards: Shards) -> None:
-    """A damaged shard stops the run by its name, before the first step."""
-    for entry in shards.manifest.files:
+def _check_files(shards: Shards, ranks: Ranks) -> None:
+    """A damaged shard stops the run by its name, before the first step; each rank looks at some."""
+    for entry in shards.manifest.files[ranks.rank :: ranks.size]:
         if file_sha256(shards.path(entry)) != entry.sha256:
             raise LongRecipeError(
                 f"{shards.path(entry)} does not have the checksum of the manifest; pull or build "
@@ -217,17 +260,21 @@ def _claim(opened: Run) -> None:
 def _train(opened: Run, name: str) -> None:
     recipe, shards = opened.recipe, opened.shards
     extend = name == "extend"
-    device = choose_device(recipe.device)
-    torch.manual_seed(recipe.seed)
-    model = load_model(
-        opened.model if extend else str(opened.folder("extend")),
-        dtype=TORCH_DTYPES[recipe.dtype],
-        rope=parse_rope(recipe.rope) if extend else None,
-        target_len=shards.target_len if extend else None,
-        device=device,
+    ranks, device = opened.ranks, opened.device
+    torch.manual_seed(recipe.seed + ranks.rank)
+    model = ranks.agree(
+        lambda: load_model(
+            opened.model if extend else str(opened.folder("extend")),
+            dtype=TORCH_DTYPES[recipe.dtype],
+            rope=parse_rope(recipe.rope) if extend else None,
+            target_len=shards.target_len if extend else None,
+            device=device,
+            ranks=ranks,
+        )
     )
-    attention_crosses_gaps(model)
-    attention_stops_at_documents(model)
+    with torch.no_grad():
+        for check in (attention_crosses_gaps, attention_stops_at_documents):
+            ranks.agree(partial(ranks.call, model, check))
     prepare(model, recipe.activations)
     kind = "extend" if extend else "replay"
     loader = StepLoader(
@@ -237,6 +284,8 @@ def _train(opened: Run, name: str) -> None:
         recipe.rows_per_step,
         recipe.micro_tokens,
         WEIGHTS[recipe.token_weights if extend else "none"],
+        rank=ranks.data_rank,
+        world=ranks.data,
         pinned=device.type == "cuda",
     )
     steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch
@@ -262,15 +311,20 @@ def _train(opened: Run, name: str) -> None:
         device=device,
     )
     log = MetricsLog(opened.out, name, recipe.tensorboard)
-    checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints)
-    train_stage(model, shards, loader, stage, settings, log, checkpoints)
+    checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints, ranks)
+    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks)
     card = _card(opened, name, steps)
     with stop_asked() as stop:  # without a checkpoint of the last step all of it hangs on this
         save_model(
-            model, opened.model, opened.folder(name), target_len=shards.target_len, card=card
+            model,
+            opened.model,
+            opened.folder(name),
+            target_len=shards.target_len,
+            card=card,
+            ranks=ranks,
         )
-        if stop():
-            raise KeyboardInterrupt
+        if ranks.any(stop()):
+            ranks.stop()
     _clean(opened, name)
 
 
@@ -291,7 +345,7 @@ def _free_memory() -> None:
 
 def _clean(opened: Run, name: str) -> None:
     """What is left to do of a stage whose model is there."""
-    if name == "merge":
+    if name == "merge" or not opened.ranks.first:
         return
     Checkpoints(opened.out, name, 1).remove()
     out = opened.out

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from lrtrain.distributed import ALONE, Ranks
 from lrtrain.loader import Batch
-from lrtrain.loss import CHUNK_TOKENS, training_loss
+from lrtrain.loss import CHUNK_TOKENS, piece_loss
 from lrtrain.optim import AdamW
 
 
@@ -33,37 +34,43 @@ def accumulate(
     optimizer: AdamW,
     options: LossOptions,
     stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum(w * CE) / sum(w) over all batches, and the norm of its gradient: fp32 scalars.
+    """sum(w * CE) / sum(w) over all batches of all ranks, and its gradient's norm: fp32 scalars.
 
     The gradient is left in the optimizer's buffers. Raises Stopped between two micro-batches when
-    `stop` says so; the optimizer's state is then as it was.
+    `stop` says so on any rank; the optimizer's state is then as it was.
     """
-    total_weight = sum(float(batch.weights.sum()) for batch in batches)
+    batches, total_weight = ranks.in_step(batches)
     total = torch.zeros((), device=options.device)
     for batch in batches:
-        if stop():
+        if ranks.any(stop()):
             raise Stopped
-        loss = batch_loss(model, batch, options) / total_weight
+        loss = batch_loss(model, batch, options, ranks) / total_weight
         loss.backward()
         total += loss.detach()
-    return total, optimizer.gradient_norm()
+    return ranks.sum(total), ranks.norm(optimizer.gradient_norm())
 
 
-def batch_loss(model: Any, batch: Batch, options: LossOptions) -> torch.Tensor:
-    """sum(w * CE) of a flat batch in host memory."""
-    device = options.device
+def batch_loss(
+    model: Any, batch: Batch, options: LossOptions, ranks: Ranks = ALONE
+) -> torch.Tensor:
+    """sum(w * CE) of a flat batch in host memory, or of this rank's piece of it."""
+    device, piece = options.device, ranks.piece(batch)
     # Looked for here: the device would make the host wait. None: all of them count.
-    counted = torch.nonzero(batch.weights[1:])[:, 0] if batch.weights[1:].eq(0).any() else None
+    counted = torch.nonzero(piece.weights)[:, 0] if piece.weights.eq(0).any() else None
     if counted is not None and device.type == "cuda":
         counted = counted.pin_memory().to(device, non_blocking=True)
-    return training_loss(
+    loss: torch.Tensor = ranks.call(
         model,
-        batch.input_ids.to(device, non_blocking=True).long(),
-        batch.position_ids.to(device, non_blocking=True).long(),
-        batch.seq_lengths,
-        batch.weights.to(device, non_blocking=True),
+        piece_loss,
+        piece.input_ids.to(device, non_blocking=True).long(),
+        piece.position_ids.to(device, non_blocking=True).long(),
+        piece.seq_lengths,
+        piece.targets.to(device, non_blocking=True).long(),
+        piece.weights.to(device, non_blocking=True),
         options.attention_scale,
         options.chunk_tokens,
-        counted=counted,
+        counted,
     )
+    return loss

@@ -85,9 +85,31 @@ def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0/8" not in screen.getvalue()
 
 
-def test_an_error_inside_passes_through() -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_another_process_shows_is_counted_in_silence(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        lrdata.progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=terminal, width=100, color_system=None),
+    )
+    now = 0.0
+    monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
+    with progress("training", total=8, done=5, silent=True) as task:
+        for _ in range(3):
+            now += 100.0
+            task.advance(note="loss 2.5")
+    assert task.done == 8
+    assert screen.getvalue() == ""
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_error_inside_passes_through(silent: bool) -> None:
     def work() -> None:
-        with progress("building", total=2):
+        with progress("building", total=2, silent=silent):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -4,17 +4,22 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 
 from lrdata.errors import LongRecipeError
 from lrtrain import attention_backends
+from lrtrain.attention import choose_backend
 from lrtrain.attention_backends import (
     BACKENDS,
     ON_CPU,
+    Backend,
     Heads,
     cumulative,
     dense,
@@ -49,6 +54,19 @@ def test_errors_against_float64_on_a_gpu(name: str, seq_lengths: list[int], head
         pytest.skip(str(problem))
     device = torch.device("cuda")
     assert 0 < max(largest_errors(backend, heads, device, torch.bfloat16, seq_lengths)) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [HEADS, Heads(8, 2, 128)], ids=str)
+@pytest.mark.parametrize("lacking", [1, 70, 129])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "dense"])
+def test_errors_without_the_first_queries_on_a_gpu(name: str, lacking: int, heads: Heads) -> None:
+    try:
+        backend = load_backend(name)
+    except LongRecipeError as problem:
+        pytest.skip(str(problem))
+    device = torch.device("cuda")
+    assert 0 < max(largest_errors(backend, heads, device, torch.bfloat16, lacking=lacking)) < 0.02
 
 
 @pytest.mark.gpu
@@ -93,6 +111,33 @@ def test_a_backend_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, wr
     assert trials["wrong"].seconds is None
 
 
+def _from_the_first_key(
+    q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
+) -> torch.Tensor:
+    """As if queries that are fewer than keys were the first of them and not the last."""
+    own = lengths[0] - k.shape[2] + q.shape[2]
+    out = sdpa(q[:, :, :own], k[:, :, :own], v[:, :, :own], [own], scale)
+    if len(lengths) == 1:
+        return out
+    keys, values = (x[:, :, lengths[0] :] for x in (k, v))
+    return torch.cat([out, sdpa(q[:, :, own:], keys, values, lengths[1:], scale)], 1)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_backend_that_is_wrong_on_pieces_of_rows_is_not_used_for_them(
+    split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(attention_backends._LOADERS, "wrong", lambda: _from_the_first_key)
+    monkeypatch.setattr(attention_backends, "BACKENDS", ("sdpa", "wrong"))
+    monkeypatch.setattr(attention_backends, "ON_CPU", ("sdpa", "wrong"))
+    found = try_backends(HEADS, CPU, torch.float32, 64, split=split)
+    trials = {trial.name: trial for trial in found}
+    load_backend.cache_clear()
+    assert trials["sdpa"].seconds is not None
+    assert ("off by" in str(trials["wrong"].problem)) == split
+    assert (trials["wrong"].seconds is None) == split
+
+
 def test_what_is_not_installed_or_raises_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises(*_: Any) -> torch.Tensor:
         raise RuntimeError("no kernel for this card\nand more")
@@ -106,8 +151,32 @@ def test_what_is_not_installed_or_raises_is_said(monkeypatch: pytest.MonkeyPatch
     assert trials["raises"].problem == "no kernel for this card and more"
 
 
+def _kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ends_q: torch.Tensor,
+    ends_k: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """What kernels for packed documents do, [S, H, D] each: the last query of a document sees all
+    its keys, the one before it all but the last."""
+    out = []
+    documents = zip(pairwise(ends_q.tolist()), pairwise(ends_k.tolist()), strict=True)
+    for (first_q, last_q), (first_k, last_k) in documents:
+        query = q[first_q:last_q]
+        key, value = (
+            x[first_k:last_k].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)
+        )
+        logits = torch.einsum("ihd,jhd->hij", query, key) * scale
+        unseen = torch.ones(len(query), len(key)).triu(len(key) - len(query) + 1).bool()
+        weights = logits.masked_fill(unseen, float("-inf")).softmax(-1)
+        out.append(torch.einsum("hij,jhd->ihd", weights, value))
+    return torch.cat(out)
+
+
 class _Installed:
-    """A module as a release of flash-attn has it; the arithmetic is that of `dense`."""
+    """A module as a release of flash-attn has it."""
 
     def __init__(self, with_logsumexp: bool) -> None:
         self.with_logsumexp = with_logsumexp
@@ -115,23 +184,27 @@ class _Installed:
 
     def flash_attn_varlen_func(self, q: Any, k: Any, v: Any, **given: Any) -> Any:
         self.given = given
-        lengths = given["cu_seqlens_q"].diff().tolist()
-        parts = [x.transpose(0, 1)[None] for x in (q, k, v)]
-        out = dense(parts[0], parts[1], parts[2], lengths, given["softmax_scale"])[0]
+        ends = given["cu_seqlens_q"], given["cu_seqlens_k"]
+        out = _kernel(q, k, v, *ends, given["softmax_scale"])
         return (out, None) if self.with_logsumexp else out
+
+
+def _loaded(name: str, module: Any) -> Backend:
+    """A backend whose module is this one."""
+    load_backend.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_backends, "import_module", lambda _: module)
+        backend = load_backend(name)
+    load_backend.cache_clear()
+    return backend
 
 
 @pytest.mark.parametrize("with_logsumexp", [False, True])
 @pytest.mark.parametrize("name", ["flash2", "flash3", "flash4"])
-def test_how_flash_attention_is_called(
-    name: str, with_logsumexp: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_flash_attention_is_called(name: str, with_logsumexp: bool) -> None:
     """In its own layout, causal, with the ends of documents as int32 and the longest of them."""
     module = _Installed(with_logsumexp)
-    monkeypatch.setattr(attention_backends, "import_module", lambda _: module)
-    load_backend.cache_clear()
-    backend = load_backend(name)
-    load_backend.cache_clear()
+    backend = _loaded(name, module)
     assert max(largest_errors(backend, HEADS, CPU, torch.float32, [3, 9, 4])) < 1e-5
     given = module.given
     assert given["causal"] is True
@@ -139,29 +212,108 @@ def test_how_flash_attention_is_called(
     assert given["cu_seqlens_q"].dtype == torch.int32
     assert given["cu_seqlens_k"] is given["cu_seqlens_q"]
     assert given["max_seqlen_q"] == given["max_seqlen_k"] == 9
+    lacking = largest_errors(backend, HEADS, CPU, torch.float32, [9, 3, 4], lacking=7)
+    assert max(lacking) < 1e-5
+    given = module.given
+    assert given["causal"] is True
+    assert given["cu_seqlens_q"].tolist() == [0, 2, 5, 9]
+    assert given["cu_seqlens_k"].tolist() == [0, 9, 12, 16]
+    assert given["cu_seqlens_q"].dtype == given["cu_seqlens_k"].dtype == torch.int32
+    assert (given["max_seqlen_q"], given["max_seqlen_k"]) == (4, 9)
 
 
-def test_how_torchs_varlen_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+class _Torchs:
+    """torch's module as the versions have it that are used."""
 
-    class Module:
-        @staticmethod
-        def varlen_attn(
-            query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
-            *, scale: Any = None, window_size: Any = (-1, -1), enable_gqa: bool = False,
-        ) -> torch.Tensor:  # fmt: skip
-            given.update(window_size=window_size, enable_gqa=enable_gqa, ends=cu_seq_q, max_q=max_q)
-            parts = [x.transpose(0, 1)[None] for x in (query, key, value)]
-            return dense(parts[0], parts[1], parts[2], cu_seq_q.diff().tolist(), scale)[0]
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
 
-    monkeypatch.setattr(attention_backends, "import_module", lambda _: Module)
-    load_backend.cache_clear()
-    backend = load_backend("varlen")
-    load_backend.cache_clear()
+    def varlen_attn(
+        self, query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int,
+        max_k: int, *, scale: Any = None, window_size: Any = (-1, -1), enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        self.given = {
+            "window_size": window_size,
+            "enable_gqa": enable_gqa,
+            "ends": (cu_seq_q, cu_seq_k),
+            "most": (max_q, max_k),
+        }
+        return _kernel(query, key, value, cu_seq_q, cu_seq_k, scale)
+
+
+def test_how_torchs_varlen_is_called() -> None:
+    module = _Torchs()
+    backend = _loaded("varlen", module)
     assert max(largest_errors(backend, HEADS, CPU, torch.float32, [3, 9, 4])) < 1e-5
+    given = module.given
     assert given["window_size"] == (-1, 0)
     assert given["enable_gqa"] is True
-    assert given["max_q"] == 9
+    assert given["most"] == (9, 9)
+    assert given["ends"][0] is given["ends"][1]
+    assert given["ends"][0].tolist() == [0, 3, 12, 16]
+    lacking = largest_errors(backend, HEADS, CPU, torch.float32, [9, 3, 4], lacking=7)
+    assert max(lacking) < 1e-5
+    given = module.given
+    assert given["window_size"] == (-1, 0)
+    assert given["most"] == (4, 9)
+    assert [ends.tolist() for ends in given["ends"]] == [[0, 2, 5, 9], [0, 9, 12, 16]]
+    assert {ends.dtype for ends in given["ends"]} == {torch.int32}
+
+
+# Fewer queries than keys
+
+
+def _any_backend(name: str) -> Backend:
+    """The real one where it runs on a CPU, else one over the arithmetic of `_kernel`."""
+    if name in ON_CPU:
+        return load_backend(name)
+    return _loaded(name, _Torchs() if name == "varlen" else _Installed(name == "flash2"))
+
+
+@pytest.mark.parametrize("name", [*ON_CPU, "varlen", "flash2", "flash4"])
+@settings(max_examples=60)
+@given(
+    seq_lengths=st.lists(st.sampled_from([1, 2, 3, 5, 9, 17]), min_size=1, max_size=6),
+    part=st.floats(0, 1, exclude_max=True),
+    heads=st.sampled_from([Heads(1, 1, 16), Heads(2, 1, 4), Heads(3, 3, 4), Heads(8, 2, 16)]),
+    scale=st.floats(0.05, 2.0),
+)
+def test_the_last_queries_alone_are_rows_of_the_full_result(
+    name: str, seq_lengths: list[int], part: float, heads: Heads, scale: float
+) -> None:
+    """Of `dense` with all queries in float64; so are gradients, where none comes from those that
+    are lacking."""
+    lacking = int(part * seq_lengths[0])
+    tokens = sum(seq_lengths)
+    generator = torch.Generator().manual_seed(tokens)
+    full = [
+        torch.randn(1, h, tokens, heads.width, generator=generator, dtype=torch.float64)
+        for h in (heads.query, heads.key_value, heads.key_value)
+    ]
+    outer = torch.randn(1, tokens, heads.query, heads.width, generator=generator).double()
+    outer[:, :lacking] = 0.0
+    exact = [x.clone().requires_grad_() for x in full]
+    expected = dense(exact[0], exact[1], exact[2], seq_lengths, scale)
+    wanted = list(torch.autograd.grad(expected, exact, outer))
+    wanted[0] = wanted[0][:, :, lacking:]
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        own = [full[0][:, :, lacking:], *full[1:]]
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in own]
+        out = _any_backend(name)(inputs[0], inputs[1], inputs[2], seq_lengths, scale)
+        assert out.shape == (1, tokens - lacking, heads.query, heads.width)
+        assert out.dtype == dtype
+        found = torch.autograd.grad(out, inputs, outer[:, lacking:].to(dtype))
+        pairs = zip([out, *found], [expected[:, lacking:], *wanted], strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 129])
+@pytest.mark.parametrize("name", ON_CPU)
+def test_errors_without_the_first_queries(name: str, lacking: int) -> None:
+    backend = load_backend(name)
+    assert max(largest_errors(backend, HEADS, CPU, torch.float32, lacking=lacking)) < 1e-5
+    assert max(largest_errors(_unscaled, HEADS, CPU, torch.float32, lacking=lacking)) > 1e-3
 
 
 _VARLEN = set(signature(varlen_attn).parameters)
@@ -200,9 +352,9 @@ def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
     monkeypatch.setattr(attention_backends, "BACKENDS", (*loaders, "flash3"))
     real = try_backends
 
-    def on_the_cpu(heads: Heads, device: torch.device, dtype: torch.dtype) -> Any:
+    def on_the_cpu(heads: Heads, device: torch.device, dtype: torch.dtype, *, split: bool) -> Any:
         monkeypatch.setattr(attention_backends, "ON_CPU", attention_backends.BACKENDS)
-        return real(heads, CPU, torch.float32, 256)
+        return real(heads, CPU, torch.float32, 256, split)
 
     monkeypatch.setattr(attention_backends, "try_backends", on_the_cpu)
 
@@ -221,6 +373,27 @@ def test_the_fastest_of_those_that_are_right_is_taken_and_others_are_named(
     assert name == "sdpa"
     (problem,) = problems
     assert problem.startswith("wrong left out: its values are off by"), "flash3 is not installed"
+
+
+def test_what_is_fastest_for_rows_that_are_split_is_right_on_pieces_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+        time.sleep(0.1)
+        return sdpa(q, k, v, lengths, scale)
+
+    load_backend.cache_clear()
+    _as_if_on_a_gpu(monkeypatch, slow=slow, other=_from_the_first_key)
+    gpu = torch.device("cuda")
+    assert fastest(HEADS, gpu, torch.float32) == ("other", [])
+    name, problems = fastest(HEADS, gpu, torch.float32, split=True)
+    assert choose_backend("auto", HEADS, gpu, torch.float32).split()[0] == "other"
+    chosen = choose_backend("auto", HEADS, gpu, torch.float32, split=True)
+    load_backend.cache_clear()
+    assert name == "slow"
+    (problem,) = problems
+    assert problem.startswith("other left out: its values are off by")
+    assert chosen.startswith("slow (other left out: its values are off by")
 
 
 def test_no_backend_that_is_right_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

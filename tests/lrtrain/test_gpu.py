@@ -31,6 +31,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {family: save_tiny(family, root / family, **WIDE, **heads[family]) for family in heads}
 
 
+@pytest.fixture(scope="module")
+def eight_bit_rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Llama all of whose matrices may have running averages in 8 bits."""
+    wide = {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 256}
+    return save_tiny(
+        "llama", tmp_path_factory.mktemp("rows"), head_dim=32, num_hidden_layers=4, **wide
+    )
+
+
 def batches(lengths: Sequence[Sequence[int]] = ((200, 1, 99), (300,))) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     made = []
@@ -126,10 +135,10 @@ def test_offloaded_inputs_leave_the_device(folders: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("moments", ["fp32", "8bit"])
-def test_an_offloaded_optimizer_takes_the_same_steps(moments: str, folders: dict[str, str]) -> None:
+def test_an_offloaded_optimizer_takes_the_same_steps(moments: str, eight_bit_rows: str) -> None:
     ends = []
     for offload in (False, True):
-        model = load_model(folders["llama"], dtype=torch.bfloat16, device=CUDA).train()
+        model = load_model(eight_bit_rows, dtype=torch.bfloat16, device=CUDA).train()
         storage = Storage(moments=moments, offload=offload)
         optimizer = AdamW(model, 1e-3, (0.9, 0.95), 0.1, storage)
         for _ in range(3):
@@ -137,12 +146,13 @@ def test_an_offloaded_optimizer_takes_the_same_steps(moments: str, folders: dict
             optimizer.step(1.0, norm, clip=1.0)
         ends.append({name: tensor.cpu() for name, tensor in optimizer.state()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert ("exp_avg_codes.model.layers.0.mlp.down_proj.weight" in ends[0]) == (moments == "8bit")
 
 
 @pytest.mark.parametrize("storage", [EXACT, Storage("none", "bf16", "8bit", True)], ids=str)
-def test_a_step_waits_for_nothing(storage: Storage, folders: dict[str, str]) -> None:
+def test_a_step_waits_for_nothing(storage: Storage, eight_bit_rows: str) -> None:
     """torch raises where the host would wait for the device."""
-    model = load_model(folders["llama"], dtype=torch.bfloat16, device=CUDA).train()
+    model = load_model(eight_bit_rows, dtype=torch.bfloat16, device=CUDA).train()
     prepare(model, Activations(checkpointing=True, offload=True, mlp_tokens=64))
     optimizer = AdamW(model, 1e-3, (0.9, 0.95), 0.1, storage)
     rows = batches()
@@ -170,10 +180,11 @@ def test_a_run_from_shards_to_a_merged_model(tiny_tokenizer: Path, tmp_path: Pat
     """All the memory options at once, checkpoints included."""
     from lrtrain.recipe import TrainRecipe
     from lrtrain.stages import run
+    from tests.lrtrain import tiny_runs
     from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
     shards = build_shards(tiny_tokenizer, tmp_path / "shards")
-    model = save_tiny_model(tiny_tokenizer, tmp_path / "tiny")
+    model = save_tiny_model(tiny_tokenizer, tmp_path / "tiny", width=tiny_runs.WIDE)
     recipe = TrainRecipe(
         steps=3,
         anneal_steps=2,

@@ -1,4 +1,4 @@
-"""The first signal asks to stop, the second does not wait, and then all is as it was before."""
+"""The first signal asks to stop, the same again does not wait; then all is as it was before."""
 
 import signal
 import threading
@@ -39,21 +39,56 @@ def test_a_signal_asks_to_stop(number: signal.Signals, heard: list[int]) -> None
     assert heard == []
 
 
-@pytest.mark.parametrize("first", SIGNALS)
-@pytest.mark.parametrize("second", SIGNALS)
-def test_a_second_signal_does_not_wait(first: signal.Signals, second: signal.Signals) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_same_signal_again_does_not_wait(number: signal.Signals, heard: list[int]) -> None:
     before, lines = handlers(), list[str]()
 
     def work() -> None:
         with stop_asked():
-            signal.raise_signal(first)
+            signal.raise_signal(number)
             lines.append("after the first")
-            signal.raise_signal(second)
+            signal.raise_signal(number)
             lines.append("after the second")
 
     with pytest.raises(KeyboardInterrupt):
         work()
     assert lines == ["after the first"]
+    assert handlers() == before
+    assert heard == []
+
+
+@pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
+def test_the_other_signal_after_one_is_no_second_request(
+    first: signal.Signals, second: signal.Signals, heard: list[int]
+) -> None:
+    """torchrun passes a Ctrl-C on as a SIGTERM to ranks that the terminal has told already."""
+    before = handlers()
+    with stop_asked() as asked:
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+        assert asked()
+    assert handlers() == before
+    assert heard == []
+
+
+@pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
+@pytest.mark.parametrize("again", SIGNALS)
+def test_after_both_either_of_them_does_not_wait(
+    first: signal.Signals, second: signal.Signals, again: signal.Signals
+) -> None:
+    before, lines = handlers(), list[str]()
+
+    def work() -> None:
+        with stop_asked():
+            signal.raise_signal(first)
+            signal.raise_signal(second)
+            lines.append("after both")
+            signal.raise_signal(again)
+            lines.append("after the third")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert lines == ["after both"]
     assert handlers() == before
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.shards import Shards
-from lrtrain.loader import Batch, StepLoader, order, to_batch
+from lrtrain.loader import Batch, StepLoader, order, to_batch, whole
 from lrtrain.weights import impact, longce
 from tests.lrtrain.tiny_runs import build_shards
 
@@ -48,6 +48,20 @@ def test_a_batch_is_its_rows_end_to_end(shards: Shards, kind: str) -> None:
     expected[firsts] = 0
     assert np.array_equal(batch.weights.numpy(), expected)
     assert 0 < batch.weights.sum() < batch.tokens
+
+
+@pytest.mark.parametrize("kind", ["extend", "replay"])
+def test_in_one_piece_each_token_predicts_the_next_and_the_last_nothing(
+    shards: Shards, kind: str
+) -> None:
+    batch = to_batch([shards.read_row(kind, index) for index in range(3)])
+    piece = whole(batch)
+    assert torch.equal(piece.input_ids, batch.input_ids)
+    assert torch.equal(piece.position_ids, batch.position_ids)
+    assert piece.seq_lengths == batch.seq_lengths
+    assert piece.targets.tolist() == batch.input_ids[0].tolist()[1:]
+    assert piece.weights.tolist() == batch.weights.tolist()[1:]
+    assert len(piece.targets) == batch.tokens - 1
 
 
 def test_weights_count_where_the_loss_mask_is_on_and_something_precedes(shards: Shards) -> None:
@@ -110,9 +124,9 @@ def test_micro_batches_hold_as_many_rows_as_fit(shards: Shards) -> None:
     size = len(shards.read_row("extend", 0).input_ids)
     loader = StepLoader(shards, "extend", 1, 7, micro_tokens=3 * size)
     assert [len(batch.rows) for batch in loader.step(0)] == [3, 3, 1]
-    whole = StepLoader(shards, "extend", 1, 7, micro_tokens=0)
+    alone = StepLoader(shards, "extend", 1, 7, micro_tokens=0)
     assert [row for batch in loader.step(0) for row in batch.rows] == [
-        row for batch in whole.step(0) for row in batch.rows
+        row for batch in alone.step(0) for row in batch.rows
     ]
 
 
@@ -128,9 +142,9 @@ def test_processes_share_each_step(shards: Shards, world: int) -> None:
     alone = StepLoader(shards, "extend", 3, 7, 0)
     ranks = [StepLoader(shards, "extend", 3, 7, 0, rank=rank, world=world) for rank in range(world)]
     for number in (4, 0, 11):
-        whole = [row for batch in alone.step(number) for row in batch.rows]
+        expected = [row for batch in alone.step(number) for row in batch.rows]
         parts = [[row for batch in one.step(number) for row in batch.rows] for one in ranks]
-        assert sorted(row for part in parts for row in part) == sorted(whole)
+        assert sorted(row for part in parts for row in part) == sorted(expected)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrdata.shards import Row
 from lrtrain.loader import to_batch
-from lrtrain.loss import chunked_weighted_cross_entropy, training_loss
+from lrtrain.loss import chunked_weighted_cross_entropy, piece_loss, training_loss
 
 
 def _problem(
@@ -273,6 +273,47 @@ def test_a_weight_belongs_to_its_token_as_the_target(ids: list[int], data: st.Da
     assert model.seen["seq_lengths"] == [len(ids)]
     assert model.seen["attention_scale"] == 0.7
     assert model.seen["use_cache"] is False
+
+
+@settings(max_examples=40)
+@given(
+    ids=st.lists(st.integers(0, 6), min_size=1, max_size=12),
+    data=st.data(),
+    chunk_tokens=st.sampled_from([1, 4, 100]),
+)
+def test_a_token_of_a_piece_predicts_its_target(
+    ids: list[int], data: st.DataObject, chunk_tokens: int
+) -> None:
+    """Any target, which need not be the token after it; those without one predict nothing. Where
+    nothing weighs nothing changes when it is left out."""
+    n = data.draw(st.integers(0, len(ids)))
+    targets = data.draw(st.lists(st.integers(0, 6), min_size=n, max_size=n))
+    drawn = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=n, max_size=n)
+    weights = torch.tensor(data.draw(drawn), dtype=torch.float32)
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
+    log_probability = table.double().log_softmax(-1)
+    expected = -sum(float(weights[i] * log_probability[ids[i], targets[i]]) for i in range(n))
+    model = _Bigrams(table)
+    row, positions = torch.tensor([ids]), torch.arange(len(ids))[None] * 3
+    lengths = [3 * len(ids), 5]  # of the whole row
+    for counted in (None, torch.nonzero(weights)[:, 0]):
+        loss = piece_loss(
+            model,
+            row,
+            positions,
+            lengths,
+            torch.tensor(targets, dtype=torch.int64),
+            weights,
+            0.7,
+            chunk_tokens,
+            counted,
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        loss.backward()
+        assert model.seen["position_ids"] is positions
+        assert model.seen["seq_lengths"] is lengths
+        assert model.seen["attention_scale"] == 0.7
+        assert model.seen["use_cache"] is False
 
 
 def _row(ids: np.ndarray, seq_lengths: list[int], loss_mask: np.ndarray) -> Row:

@@ -16,6 +16,8 @@ from lrtrain.recipe import GRADIENTS, MASTERS, MOMENTS
 from tests.lrtrain.tiny_models import FAMILIES, llama3_8b_config, tiny_config
 
 TOKENS = 96
+WIDE = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 256}
+"""Of a tiny model all of whose matrices, of heads 64 wide, have rows that may go to 8 bits."""
 
 
 def measured(
@@ -24,6 +26,7 @@ def measured(
     how: Activations,
     storage: Storage = EXACT,
     chunk: int = 32,
+    tokens: int = TOKENS,
 ) -> LiveBytes:
     """Two real micro-batches and an optimizer step on a CPU, followed by the same ledger."""
     register()
@@ -33,13 +36,13 @@ def measured(
     model.train()
     prepare(model, how)
     optimizer = AdamW(model, 1e-5, (0.9, 0.95), 0.0, storage)
-    ids = torch.randint(config.vocab_size, (1, TOKENS))
+    ids = torch.randint(config.vocab_size, (1, tokens))
     with LiveBytes() as live:
         for _ in range(2):
             loss = training_loss(
-                model, ids, torch.arange(TOKENS)[None], [TOKENS], torch.ones(TOKENS), 1.0, chunk
+                model, ids, torch.arange(tokens)[None], [tokens], torch.ones(tokens), 1.0, chunk
             )
-            (loss / TOKENS).backward()
+            (loss / tokens).backward()
         optimizer.step(1.0, optimizer.gradient_norm(), clip=1.0)
     optimizer.close()
     return live
@@ -74,14 +77,13 @@ def test_working_memory_is_that_of_a_real_step(
 )
 def test_it_is_with_every_option_that_saves(how: Activations, storage: Storage) -> None:
     """With a small vocabulary activations are most of it, with a large one the optimizer's step."""
+    tokens = 4 * TOKENS
     for vocabulary in (128, 6400):
-        config = tiny_config(
-            "llama", num_hidden_layers=2, intermediate_size=256, vocab_size=vocabulary
-        )
-        real = measured(config, torch.bfloat16, how, storage)
+        config = tiny_config("llama", head_dim=64, vocab_size=vocabulary, **WIDE)
+        real = measured(config, torch.bfloat16, how, storage, tokens=tokens)
         found = step_memory(
             config,
-            [TOKENS],
+            [tokens],
             dtype=torch.bfloat16,
             activations=how,
             storage=storage,
@@ -89,6 +91,9 @@ def test_it_is_with_every_option_that_saves(how: Activations, storage: Storage) 
         )
         assert found.working + found.gradients == pytest.approx(real.peak, rel=0.02)
         assert real.host_peak == found.host == 0
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        eight_bit = found.moments < 2.1 * parameters
+        assert eight_bit == (storage.moments == "8bit")
 
 
 def test_offloading_moves_a_row_of_every_layer_to_the_host() -> None:
@@ -128,7 +133,7 @@ def test_the_host_of_a_real_step_is_the_one_that_is_planned() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_is_what_the_optimizer_says(dtype: torch.dtype) -> None:
-    config = tiny_config("qwen2", num_hidden_layers=1)
+    config = tiny_config("qwen2", num_hidden_layers=1, **WIDE)
     parameters = list(AutoModelForCausalLM.from_config(config, dtype=dtype).parameters())
     for masters, gradients, moments in product(MASTERS, GRADIENTS, MOMENTS):
         storage = Storage(masters, gradients, moments)
@@ -136,6 +141,7 @@ def test_what_is_kept_is_what_the_optimizer_says(dtype: torch.dtype) -> None:
         found = step_memory(config, [8], dtype=dtype, storage=storage, on_gpu=True)
         numbers = found.masters, found.moments, found.gradients
         assert numbers == (kept.masters, kept.moments, kept.gradients), storage
+        assert (kept.moments < stored_bytes(parameters, EXACT).moments / 3) == (moments == "8bit")
         assert found.host == 0
         assert found.total == sum(numbers) + found.parameters + found.working
     offloaded = step_memory(config, [8], dtype=dtype, storage=Storage(offload=True), on_gpu=True)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lrdata.errors import LongRecipeError
-from lrtrain.merge import Weights, merge_models, write_safetensors
+from lrtrain.merge import merge_models
 from lrtrain.model import load_model, save_model
+from lrtrain.model_files import Weights, write_safetensors
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import FAMILIES, save_tiny
 
@@ -164,7 +165,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     base, tuned = a_pair(tmp_path)
     (base / "model.safetensors").unlink()
     torch.save({}, base / "pytorch_model.bin")
-    assert "only safetensors are merged" in refused(base, tuned, tmp_path / "out")
+    assert "only safetensors are read" in refused(base, tuned, tmp_path / "out")
 
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,7 @@ def of(values: torch.Tensor, signed: bool) -> torch.Tensor:
 
 
 def a_moment(kind: str = "8bit", offload: bool = False, signed: bool = True) -> Moment:
-    return make_moment(N, CPU, kind, offload, signed)
+    return make_moment(N, CPU, kind == "8bit", offload, signed)
 
 
 def through_bitsandbytes(values: torch.Tensor, signed: bool) -> torch.Tensor:
@@ -161,26 +162,65 @@ def test_a_number_takes_4_bytes_or_1_and_a_64th(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "eight_bit"),
+    ("shape", "eight_bit"),
     [
-        (0, False),
-        (1, False),
-        (BLOCK, False),
-        (4096 - BLOCK, False),
-        (4096, True),
-        (4097, False),
-        (4096 + BLOCK, True),
-        (10**6, False),
-        (2**24, True),
+        ((0, BLOCK), False),
+        ((1, 1), False),
+        ((1, BLOCK), False),
+        ((15, BLOCK), False),
+        ((16, BLOCK), True),
+        ((4097, 1), False),
+        ((17, BLOCK), True),
+        ((1000, 1000), False),
+        ((2**12, 2**12), True),
+        ((1, 4096), True),
+        ((8, 2 * BLOCK), True),
+        ((4, 2, 2 * BLOCK), True),
+        ((16, 2, BLOCK // 2), True),
+        # As many numbers, and blocks with some of two rows.
+        ((BLOCK, 16), False),
+        ((32, BLOCK // 2), False),
+        ((BLOCK, BLOCK + 1), False),
+        ((BLOCK, BLOCK + BLOCK // 2), False),
+        ((2, BLOCK, 16, 3), True),
+        ((4096,), False),
+        ((2**24,), False),
     ],
+    ids=str,
 )
-def test_short_and_odd_lengths_stay_in_fp32(n: int, eight_bit: bool) -> None:
-    assert is_eight_bit(n, "8bit") == eight_bit
-    assert not is_eight_bit(n, "fp32")
+def test_short_ones_and_odd_rows_stay_in_fp32(shape: tuple[int, ...], eight_bit: bool) -> None:
+    assert is_eight_bit(shape, "8bit") == eight_bit
+    assert not is_eight_bit(shape, "fp32")
+    n = prod(shape)
     if n < 10**5:
-        moment = make_moment(n, CPU, "8bit", offload=False, signed=True)
+        moment = make_moment(n, CPU, is_eight_bit(shape, "8bit"), offload=False, signed=True)
         assert isinstance(moment, EightBit) == eight_bit
         assert sum(t.nbytes for _, t in moment.tensors()) == (n + n // 64 if eight_bit else 4 * n)
+
+
+@kinds
+@signs
+@places
+@given(x=ARRAYS, cuts=st.sets(st.integers(0, N // BLOCK)))
+def test_some_rows_by_themselves_are_those_of_the_whole(
+    kind: str, signed: bool, offload: bool, x: torch.Tensor, cuts: set[int]
+) -> None:
+    """Moments of whole rows of a parameter, as ranks have them; some have none."""
+    written = of(x, signed)
+    whole = a_moment(kind, offload, signed)
+    whole.write(WHOLE, whole.read(WHOLE).copy_(written))
+    bounds = [0, *(BLOCK * cut for cut in sorted(cuts)), N]
+    found, kept = [], []
+    for start, stop in pairwise(bounds):
+        own = make_moment(stop - start, CPU, kind == "8bit", offload, signed)
+        if stop > start:  # the optimizer has no part of none
+            part = slice(0, stop - start)
+            own.write(part, own.read(part).copy_(written[start:stop]))
+            found.append(own.read(part))
+        kept.append([tensor for _, tensor in own.tensors()])
+    assert torch.equal(torch.cat(found), whole.read(WHOLE))
+    for (_, tensor), pieces in zip(whole.tensors(), zip(*kept, strict=True), strict=True):
+        assert torch.equal(torch.cat(pieces), tensor)
 
 
 # Small squares
@@ -272,7 +312,8 @@ def test_what_to_install_is_said() -> None:
 @pytest.mark.usefixtures("_no_bitsandbytes")
 def test_fp32_needs_nothing_installed() -> None:
     assert torch.equal(a_moment("fp32").read(WHOLE), torch.zeros(N))
-    short = make_moment(100, CPU, "8bit", offload=False, signed=True)
+    eight_bit = is_eight_bit((10, 10), "8bit")
+    short = make_moment(100, CPU, eight_bit, offload=False, signed=True)
     assert torch.equal(short.read(slice(0, 100)), torch.zeros(100))
 
 

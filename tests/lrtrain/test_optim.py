@@ -309,10 +309,32 @@ in_host_memory = pytest.mark.parametrize("offload", [False, True])
 
 
 def a_wide_model(dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Matrices of 4,096 and 4,608 numbers, which may go to 8 bits, and one of odd length."""
+    """Matrices of 4,096 and 4,608 numbers, which may go to 8 bits, one as large whose rows are
+    narrow, and one of odd length."""
     torch.manual_seed(0)
-    layers = nn.Linear(8, 512), nn.LayerNorm(512), nn.Linear(512, 9), nn.Linear(9, 457)
-    return nn.Sequential(*layers).to(dtype)
+    layers = nn.Linear(8, 256), nn.LayerNorm(256), nn.Linear(256, 16)
+    more = nn.Linear(16, 512), nn.Linear(512, 9), nn.Linear(9, 457)
+    return nn.Sequential(*layers, *more).to(dtype)
+
+
+def test_wide_rows_alone_are_in_8_bits_and_each_has_scales_of_its_own() -> None:
+    """As a checkpoint has them: whoever takes some rows takes their scales."""
+    optimizer = an_optimizer(a_wide_model(), Storage(moments="8bit"))
+    state = kept(optimizer)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        codes = {name: t.shape for name, t in state.items() if name.startswith(f"{kind}_codes.")}
+        assert codes == {f"{kind}_codes.2.weight": (16, 256), f"{kind}_codes.4.weight": (9, 512)}
+        scales = {name: t.shape for name, t in state.items() if name.startswith(f"{kind}_scales.")}
+        assert scales == {f"{kind}_scales.2.weight": (16, 1), f"{kind}_scales.4.weight": (9, 2)}
+
+
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
+def test_whole_parameters_have_all_their_rows_in_the_state(moments: str) -> None:
+    optimizer = an_optimizer(a_wide_model(), Storage(moments=moments))
+    for name, tensor in optimizer.state():
+        rows = optimizer.rows(name)
+        assert rows == (None if name == "steps" else (0, len(tensor), len(tensor)))
+    assert optimizer.rows("random.cpu.0") is None
 
 
 def same(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
@@ -407,15 +429,16 @@ def test_gradients_in_bf16_add_up_to_the_fp32_sum_on_average(micro_batches: int)
 
 def test_moments_in_8_bits_step_as_bitsandbytes_does() -> None:
     """Its AdamW, over a matrix whose columns have gradients of quite different sizes."""
-    ours, theirs = (nn.Linear(128, 64, bias=False) for _ in range(2))
+    ours, theirs = (nn.Linear(256, 32, bias=False) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     optimizer = AdamW(ours, 1e-3, (0.9, 0.95), 0.1, Storage(moments="8bit"))
     adam = bitsandbytes.optim.AdamW8bit(
         theirs.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1
     )
+    assert any(name.startswith("exp_avg_codes.") for name, _ in optimizer.state())
     torch.manual_seed(0)
     for _ in range(20):
-        gradient = torch.randn(64, 128) * torch.logspace(-3, 0, 128)
+        gradient = torch.randn(32, 256) * torch.logspace(-3, 0, 256)
         for model in (ours, theirs):
             model.weight.grad = gradient.clone()
         optimizer.step(1.0, optimizer.gradient_norm(), clip=0.0)
@@ -437,7 +460,8 @@ def test_with_moments_in_8_bits_a_loss_falls_as_with_torchs_adamw(
 
     def a_regression() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(16, 256), nn.GELU(), nn.Linear(256, 16), nn.Linear(16, 1))
+        layers = nn.Linear(16, 256), nn.GELU(), nn.Linear(256, 256), nn.Linear(256, 16)
+        return nn.Sequential(*layers, nn.Linear(16, 1))
 
     def loss(model: nn.Module) -> torch.Tensor:
         outputs = model(inputs.to(next(model.parameters()).dtype))
@@ -626,10 +650,12 @@ def test_what_a_parameter_costs() -> None:
     """By hand, for the table in lrtrain.optim: a matrix of 4,096 numbers in bf16, one in fp32."""
 
     def bytes_for(dtype: torch.dtype, storage: Storage) -> StoredBytes:
-        return stored_bytes([torch.zeros(64, 64, dtype=dtype)], storage)
+        return stored_bytes([torch.zeros(16, 256, dtype=dtype)], storage)
 
     n = 4096
     least = Storage("none", "bf16", "8bit")
     assert bytes_for(torch.bfloat16, EXACT) == StoredBytes(2 * n, 8 * n, 4 * n)
     assert bytes_for(torch.bfloat16, least) == StoredBytes(0, 2 * n + 128, 2 * n)
     assert bytes_for(torch.float32, least) == StoredBytes(0, 2 * n + 128, 4 * n)
+    narrow = [torch.zeros(64, 64, dtype=torch.bfloat16)]
+    assert stored_bytes(narrow, least) == StoredBytes(0, 8 * n, 2 * n), "blocks cross rows"

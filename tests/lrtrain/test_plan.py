@@ -17,9 +17,10 @@ from lrtrain.cli import main
 from lrtrain.flops import training_flops
 from lrtrain.memory import StepMemory, step_memory
 from lrtrain.model import load_config
-from lrtrain.plan import ASSUMED_MFU, Plan, Way, make_plan, print_plan
+from lrtrain.plan import ASSUMED_MFU, Plan, Way, make_plan
+from lrtrain.plan_print import print_plan
 from lrtrain.recipe import TrainRecipe
-from tests.lrtrain.tiny_runs import ROW, TARGET, build_shards, save_tiny_model
+from tests.lrtrain.tiny_runs import ROW, TARGET, WIDE, build_shards, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def shards(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny")
+    return save_tiny_model(tiny_tokenizer, tmp_path_factory.mktemp("models") / "tiny", width=WIDE)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -242,7 +243,12 @@ def test_a_cpu_is_never_advised_to_offload(
         assert f" {option} " in text
 
 
-def test_what_a_cpu_offloads_is_in_its_working_memory(shards: Path, model: Path) -> None:
+def test_what_a_cpu_offloads_is_in_its_working_memory(
+    shards: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Of a narrow model: a wide one's optimizer needs more than its activations, and copies more
+    where it is told to offload."""
+    model = save_tiny_model(tiny_tokenizer, tmp_path / "narrow")
     asked = TrainRecipe(device="cpu", checkpointing=True, offload=("optimizer", "activations"))
     plan = make_plan(shards, str(model), asked)
     without = make_plan(shards, str(model), replace(asked, offload=()))

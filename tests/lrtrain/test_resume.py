@@ -24,14 +24,14 @@ from typing import Any, Literal
 import pytest
 import torch
 
-import lrtrain.loop
+import lrtrain.step
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
-from lrtrain.loss import training_loss
+from lrtrain.loss import piece_loss
 from lrtrain.metrics import MetricsLog, read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.stages import run
-from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
+from tests.lrtrain.tiny_runs import WIDE, build_shards, save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_FINISH = 300
@@ -72,6 +72,7 @@ ONE_QUICKLY = [
 SHORT = replace(WEIGHTED, steps=5, anneal_steps=3, clip=0.5)
 """Checkpoints after steps 2 and 4 of extend and 2 of anneal; the fifth step is in none."""
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 STAGES = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
 NOT_TIMED = ("stage", "step", "loss", "lr", "grad_norm", "tokens", "holdout_loss")
 """What the metrics say of the training, and not of how fast it was."""
@@ -81,6 +82,11 @@ NOT_TIMED = ("stage", "step", "loss", "lr", "grad_norm", "tokens", "holdout_loss
 class Inputs:
     shards: Path
     model: Path
+    wide: Path
+    """A model with rows for 8 bits."""
+
+    def model_for(self, recipe: TrainRecipe) -> str:
+        return str(self.wide if recipe.moments == "8bit" else self.model)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,7 @@ def inputs(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> In
     return Inputs(
         build_shards(tiny_tokenizer, root / "shards"),
         save_tiny_model(tiny_tokenizer, root / "tiny"),
+        save_tiny_model(tiny_tokenizer, root / "wide", width=WIDE),
     )
 
 
@@ -103,11 +110,24 @@ def undisturbed(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Und
     def folder(recipe: TrainRecipe) -> Path:
         if recipe not in made:
             out = tmp_path_factory.mktemp("whole") / "run"
-            run(inputs.shards, str(inputs.model), out, recipe, lambda _: None)
+            run(inputs.shards, inputs.model_for(recipe), out, recipe, lambda _: None)
             made[recipe] = out
         return made[recipe]
 
     return folder
+
+
+def test_the_recipe_in_8_bits_has_them_for_every_matrix(inputs: Inputs, tmp_path: Path) -> None:
+    """Else nothing here would be of 8 bits."""
+    recipe = RECIPES["as little memory as can be"]
+    stopped(inputs, recipe, tmp_path / "run")
+    checkpoint = Checkpoints(tmp_path / "run", "extend", keep=1).latest()
+    assert checkpoint is not None
+    names = {name for name, _ in checkpoint.tensors()}
+    matrices = {name.partition(".")[2] for name in names if name.startswith("exp_avg_codes.")}
+    vectors = {name.partition(".")[2] for name in names if name.startswith("exp_avg.")}
+    assert "lm_head.weight" in matrices
+    assert all("norm" in name for name in vectors)
 
 
 # What a person sees of a run's folder
@@ -191,7 +211,8 @@ class Run:
             hook()
             inputs = self.inputs
             try:
-                run(inputs.shards, str(inputs.model), self.out, self.recipe, lambda _: None)
+                model = inputs.model_for(self.recipe)
+                run(inputs.shards, model, self.out, self.recipe, lambda _: None)
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -294,6 +315,7 @@ class AtStep:
 
 def replacing(home: Any, name: str, value: Any) -> None:
     """For the rest of a process's life."""
+    assert hasattr(home, name)
     setattr(home, name, value)
 
 
@@ -350,7 +372,7 @@ PLACES: dict[str, Death | AtStep] = {
     "before the first checkpoint has its name": Death("before", "rename", r"/extend-000002$"),
     "after a checkpoint has its name": Death("after", "rename", r"/extend-000004$"),
     "when the old one has no state": Death("after", "unlink", r"^state\.json$"),
-    "when the old one has no tensors": Death("after", "unlink", r"^tensors-00001\."),
+    "when the old one has no tensors": Death("after", "unlink", r"^rank-000-00001\."),
     "after the last step": AtStep("extend", 5, signal.SIGKILL),
     "before the model is saved": Death("before", "mkdir", r"/\.extend\.partial$"),
     "before the model has its name": Death("before", "rename", r"/extend$"),
@@ -494,6 +516,25 @@ def test_a_second_signal_ends_it_at_once_and_the_run_still_goes_on(
     assert_the_same(alive.out, whole)
 
 
+@pytest.mark.parametrize("numbers", [STOPS, STOPS[::-1]])
+def test_the_other_signal_after_one_loses_no_step(
+    numbers: Sequence[signal.Signals], inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """A Ctrl-C that the terminal told this process and a launcher passed on."""
+    whole, alive = undisturbed(SHORT), Run(inputs, SHORT, tmp_path / "run")
+
+    def two_signals() -> None:
+        for number in numbers:
+            AtStep("extend", 3, number)()
+
+    assert alive.live(two_signals) == 130
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == 3
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
+
+
 # Going on with other options, damage, chance
 
 
@@ -540,7 +581,7 @@ def test_a_damaged_checkpoint_loses_nothing(
     checkpoints = Checkpoints(alive.out, "extend", keep=2)
     assert [checkpoint.step for checkpoint in checkpoints.all()] == [2, 3]
     damaged = checkpoints.all()[-1].folder
-    tensors = damaged / "tensors-00001.safetensors"
+    tensors = damaged / "rank-000-00001.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
     before = files(alive.out)
     with pytest.raises(LongRecipeError, match=f"{damaged} is damaged") as problem:
@@ -552,12 +593,13 @@ def test_a_damaged_checkpoint_loses_nothing(
     assert_the_same(alive.out, undisturbed(SHORT))
 
 
-def test_what_is_drawn_at_random_goes_on_too(inputs: Inputs, tmp_path: Path) -> None:
+def test_what_is_drawn_at_random_goes_on_too(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     """No model here draws; so let the loss do it."""
 
     def noisy() -> None:
-        real = training_loss
-        replacing(lrtrain.loop, "training_loss", lambda *given: real(*given) * torch.rand(()))
+        replacing(lrtrain.step, "piece_loss", lambda *given: piece_loss(*given) * torch.rand(()))
 
     def noisy_and_stopped() -> None:
         noisy()
@@ -568,6 +610,11 @@ def test_what_is_drawn_at_random_goes_on_too(inputs: Inputs, tmp_path: Path) -> 
     assert alive.live(noisy_and_stopped) == 130
     assert alive.live(noisy) == 0
     assert_the_same(alive.out, whole.out)
+    quiet = untimed(undisturbed(SHORT) / "metrics.jsonl")
+    assert all(
+        one["loss"] != other["loss"]
+        for one, other in zip(untimed(alive.out / "metrics.jsonl"), quiet, strict=True)
+    )
 
 
 # The command

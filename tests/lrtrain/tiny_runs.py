@@ -14,13 +14,17 @@ from tests.conftest import generated_text
 WINDOW, TARGET, ROW = 128, 512, 144
 
 
-def save_tiny_model(tokenizer: Path, folder: Path, window: int = WINDOW) -> Path:
+WIDE = 256
+"""Of rows that are so wide running averages may be kept in 8 bits."""
+
+
+def save_tiny_model(tokenizer: Path, folder: Path, window: int = WINDOW, width: int = 32) -> Path:
     """A random Llama of two layers in plain Hugging Face format."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1008,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
