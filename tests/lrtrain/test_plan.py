@@ -35,11 +35,11 @@ def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(autouse=True, scope="module")
 def _each_step_is_measured_once() -> Iterator[None]:
-    """The same ways come up in most tests; the model is always the same."""
+    """The same ways come up in most tests; models differ by their width alone."""
     known: dict[Any, StepMemory] = {}
 
     def remembered(config: Any, seq_lengths: list[int], **how: Any) -> StepMemory:
-        key = tuple(seq_lengths), *sorted(how.items(), key=lambda item: item[0])
+        key = config.hidden_size, *seq_lengths, *sorted(how.items(), key=lambda item: item[0])
         if key not in known:
             known[key] = step_memory(config, seq_lengths, **how)
         return known[key]
