@@ -19,6 +19,7 @@ import torch
 from lrdata.errors import LongRecipeError
 from lrtrain.attention_backends import (
     BACKENDS,
+    NOT_SPLIT,
     ON_CPU,
     Backend,
     Heads,
@@ -53,6 +54,8 @@ def choose_backend(
         name, problems = ("sdpa", []) if heads is None else fastest(heads, device, dtype, split)
     elif device.type == "cpu" and name in BACKENDS and name not in ON_CPU:
         raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
+    if split and name in NOT_SPLIT:
+        raise LongRecipeError(f"--attention {name} cannot take a row in pieces; choose auto")
     _chosen = load_backend(name)
     return f"{name} ({'; '.join(problems)})" if problems else name
 

@@ -196,6 +196,8 @@ _LOADERS: dict[str, Callable[[], Backend]] = {
 }
 BACKENDS = tuple(_LOADERS)
 ON_CPU = ("sdpa", "dense")
+NOT_SPLIT = ("cudnn",)
+"""Has no kernel for fewer queries than keys."""
 
 
 @cache
@@ -247,6 +249,9 @@ def try_backends(
     for name in BACKENDS:
         if name == "dense" or (device.type == "cpu" and name not in ON_CPU):
             continue
+        if split and name in NOT_SPLIT:
+            yield Trial(name, problem="it would make a mask of a piece of a row")
+            continue
         try:
             backend = load_backend(name)
         except LongRecipeError as problem:
@@ -260,7 +265,7 @@ def try_backends(
             if not error < _TOLERANCE:
                 yield Trial(name, problem=f"its values are off by {error:.3g}")
                 continue
-            one = _seconds(backend, heads, device, dtype, [tokens])
+            one = _seconds(backend, heads, device, dtype, [tokens], tokens // 2 if split else 0)
             packed = _seconds(backend, heads, device, dtype, _many_documents(tokens))
             yield Trial(name, one, packed)
         except Exception as problem:  # a kernel may refuse a card or a shape in any way it likes
@@ -337,9 +342,10 @@ def _seconds(
     device: torch.device,
     dtype: torch.dtype,
     seq_lengths: Sequence[int],
+    lacking: int = 0,
 ) -> float:
     """Of a forward and backward pass; the best of three after one that loads kernels."""
-    inputs = _inputs(heads, sum(seq_lengths), device, dtype)
+    inputs = _inputs(heads, sum(seq_lengths), device, dtype, lacking)
     times = []
     for _ in range(4):
         _wait(device)

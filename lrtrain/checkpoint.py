@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 
 from lrdata.atomic import fsync, write_json
 from lrdata.errors import LongRecipeError, one_line
-from lrtrain.distributed import ALONE, Ranks, Rows
+from lrtrain.distributed import ALONE, Ranks
+from lrtrain.sharded import Rows
 
 STATE = "state.json"
 _FILE_BYTES = 2 * 1024**3
@@ -119,15 +120,18 @@ class Checkpoints:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint | None:
-        """The one to go on from, or None. Raises LongRecipeError where ranks see others."""
+        """The one to go on from, or None: the last that any rank sees. Raises LongRecipeError where
+        another does not see it in time."""
         last = next(iter(self.all()[-1:]), None)
-        seen = set(self.ranks.exchange(None if last is None else last.step))
-        if len(seen) > 1:
-            self.ranks.fail(
-                f"ranks see different checkpoints in {self.folder}; --out must be a folder that "
-                "all hosts share"
-            )
-        return last
+        step = max(self.ranks.exchange(-1 if last is None else last.step))
+        if step < 0:
+            return None
+        folder = self._folder(step)
+        self.ranks.see(folder / STATE)
+        return Checkpoint(folder, step)
+
+    def _folder(self, step: int) -> Path:
+        return self.folder / f"{self.stage}-{step:06d}"
 
     def save(
         self,
@@ -137,7 +141,7 @@ class Checkpoints:
     ) -> Checkpoint:
         """Write the state after `step` steps, then remove what is too old. All ranks do it at once,
         each with the `rows` that it has of a tensor; None: with all that it is."""
-        final = self.folder / f"{self.stage}-{step:06d}"
+        final = self._folder(step)
         partial = final.with_name(f".{final.name}.partial")
         self.ranks.agree(lambda: self._begin(partial))
         own = self.ranks.agree(lambda: self._write(partial, tensors, rows))

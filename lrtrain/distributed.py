@@ -4,11 +4,7 @@
 
 Of W = D x C ranks, rank d * C + c has a W-th of every parameter, gradient and running average
 (FSDP2, `torch.distributed.fsdp.fully_shard`), takes every D-th row of a step from its d-th on, and
-of each of these two of 2C equal chunks, the c-th and the c-th from the end: so causal attention
-takes all ranks equally long. Their keys and values are gathered in every layer, whereupon a rank's
-attention is that of any backend for the last tokens of a row, with documents where they are. A
-ring would send the same bytes in C - 1 turns and hold C times less of one layer's keys, but needs
-a kernel that gives its logsumexp, and to know the documents of every two ranks' tokens.
+of each of these the c-th piece (`lrtrain.context_parallel`).
 
 What ranks tell each other in between, in a few numbers a step, goes over gloo with a time limit: so
 a rank that died or hangs ends the others, which say so.
@@ -16,55 +12,31 @@ a rank that died or hangs ends the others, which say so.
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import accumulate
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lrdata.errors import LongRecipeError, one_line
 from lrtrain.attention import splitting
-from lrtrain.attention_backends import Backend
+from lrtrain.context_parallel import SplitRows, piece
 from lrtrain.loader import Batch, Piece, whole
-
-Rows = tuple[int, int, int]
-"""Of a tensor: the first that is here, the one after the last, how many there are."""
-
-# torch 2.13 renamed them; machines in the field carry older ones.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _CPU = torch.device("cpu")
 _GONE = re.compile(
-    r"connection (closed|reset|refused)|timed? ?out|broken pipe|nccl|watchdog|socket|peer|aborted",
-    re.IGNORECASE,
+    r"connection (closed|reset|refused)|timed out|broken pipe|nccl|process group", re.IGNORECASE
 )
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows of a sharded tensor; another is its own."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
-
-
-def rows_of(tensor: torch.Tensor) -> Rows:
-    """Which rows of a tensor are here: FSDP2 shards as torch.chunk does."""
-    count = tensor.shape[0]
-    if not isinstance(tensor, DTensor):
-        return 0, count, count
-    mesh = tensor.device_mesh
-    each = -(-count // mesh.size())
-    start = min(mesh.get_local_rank() * each, count)
-    return start, min(start + each, count), count
+_SEEN_WITHIN = 60.0
+"""Seconds in which a host sees what another wrote: file systems remember what was not there."""
 
 
 class Elsewhere(SystemExit):
@@ -86,6 +58,8 @@ class Ranks:
     mesh: Any = None
     group: Any = None
     control: Any = None
+    seconds: float = 600.0
+    """After which one that does not answer is given up."""
 
     @property
     def first(self) -> bool:
@@ -130,7 +104,11 @@ class Ranks:
             result = work()
         except Exception as failure:
             problem = failure
-        failed = [rank for rank, bad in enumerate(self.exchange(problem is not None)) if bad]
+        try:
+            said = self.exchange(problem is not None)
+        except LongRecipeError:
+            raise problem or LongRecipeError(self._gone("no word from it")) from None
+        failed = [rank for rank, bad in enumerate(said) if bad]
         if problem is not None and failed[0] == self.rank:
             raise problem
         if failed:
@@ -162,13 +140,44 @@ class Ranks:
         try:
             yield
         except RuntimeError as problem:
-            own = self.size == 1 or isinstance(problem, torch.OutOfMemoryError)
+            own = self.size == 1 or "out of memory" in str(problem)
             if own or not _GONE.search(str(problem)):
                 raise
-            raise LongRecipeError(
-                f"rank {self.rank} of {self.size}: another rank died or does not answer "
-                f"({one_line(problem)}); run the same command to go on from the last checkpoint"
-            ) from None
+            raise LongRecipeError(self._gone(one_line(problem))) from problem
+
+    def _gone(self, why: str) -> str:
+        return (
+            f"rank {self.rank} of {self.size}: another rank died or did not answer in time ({why}; "
+            "--rank-timeout); run the same command to go on from the last checkpoint"
+        )
+
+    def arrived(self, value: torch.Tensor) -> torch.Tensor:
+        """`value`, when the device has it. Raises LongRecipeError when it does not come in time, as
+        where another rank is gone: reading it would wait for ever."""
+        if self.size == 1 or not value.is_cuda:
+            return value
+        event, until = torch.cuda.Event(), time.monotonic() + self.seconds
+        event.record()
+        while not event.query():
+            if time.monotonic() > until:
+                raise LongRecipeError(self._gone("the device still waits for it"))
+            time.sleep(1e-3)
+        return value
+
+    def see(self, path: Path) -> None:
+        """Wait for a file of another rank until this one's host sees it. All call."""
+
+        def look() -> None:
+            until = time.monotonic() + min(_SEEN_WITHIN, self.seconds / 2)  # others wait for this
+            while not path.exists():
+                if self.size == 1 or time.monotonic() > until:
+                    raise LongRecipeError(
+                        f"{path} of another rank is not here; --out must be a folder that all "
+                        "hosts share"
+                    )
+                time.sleep(0.05)
+
+        self.agree(look)
 
     def in_step(self, batches: Sequence[Batch]) -> tuple[list[Batch], float]:
         """Batches of a step, as many on every rank, and the weight of those of all. A rank with
@@ -202,114 +211,23 @@ class Ranks:
             model.reshard()  # else a backward pass does
         return result
 
+    def _split(self) -> SplitRows | None:
+        return SplitRows(self.context_rank, self.context, self.group) if self.context > 1 else None
+
     @contextmanager
     def splitting(self) -> Iterator[None]:
         """Rows are split over the ranks that share them; in backward passes too."""
-        with splitting(SplitRows(self) if self.context > 1 else None):
+        with splitting(self._split()):
             yield
 
 
 ALONE = Ranks()
 
 
-# Rows that are split
-
-
 def _nothing() -> Batch:
     """Tokens of which none counts."""
     ids = torch.zeros((1, 2), dtype=torch.int32)
     return Batch(ids, ids, [2], torch.zeros(2), [])
-
-
-def piece(batch: Batch, rank: int, ranks: int) -> Piece:
-    """The chunks `rank` and `2 * ranks - 1 - rank` of a batch, after as many more tokens, of a
-    document of their own, as make all chunks equally long."""
-    tokens = batch.tokens
-    more = -tokens % (2 * ranks)
-    chunk = (tokens + more) // (2 * ranks)
-
-    def cut(x: torch.Tensor, shift: int) -> torch.Tensor:
-        """Both chunks of x, as it is `shift` places on."""
-        into = x.new_zeros(2 * chunk, pin_memory=x.is_pinned())
-        for place, start in ((0, rank * chunk), (chunk, (2 * ranks - 1 - rank) * chunk)):
-            found = x[start + shift : start + shift + chunk]
-            into[place : place + len(found)] = found
-        return into
-
-    return Piece(
-        input_ids=cut(batch.input_ids[0], 0)[None],
-        position_ids=cut(batch.position_ids[0], 0)[None],
-        seq_lengths=[*batch.seq_lengths, more] if more else batch.seq_lengths,
-        targets=cut(batch.input_ids[0], 1),
-        weights=cut(batch.weights, 1),
-    )
-
-
-def keys_of(seq_lengths: Sequence[int], start: int, stop: int) -> tuple[int, list[int]]:
-    """Which keys tokens [start, stop) of a row attend to: the first of them, the last being
-    stop - 1, and the lengths of their documents as far as they go."""
-    first, lengths = 0, list[int]()
-    for end, length in zip(accumulate(seq_lengths), seq_lengths, strict=True):
-        if end > start and end - length < stop:
-            if not lengths:
-                first = end - length
-            lengths.append(min(end, stop) - (end - length))
-    return first, lengths
-
-
-class SplitRows:
-    """Attention of a rank's two chunks, to the gathered keys and values of all ranks of the row."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self._rank, self._group = ranks.context, ranks.context_rank, ranks.group
-
-    def __call__(
-        self,
-        backend: Backend,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        seq_lengths: Sequence[int],
-        scale: float,
-    ) -> torch.Tensor:
-        keys, values = _Gathered.apply(torch.cat([key, value]), self._group).split(1)
-        chunk = query.shape[2] // 2
-        out = []
-        numbers = (self._rank, 2 * self.ranks - 1 - self._rank)
-        for number, own in zip(numbers, query.split(chunk, 2), strict=True):
-            stop = (number + 1) * chunk
-            first, lengths = keys_of(seq_lengths, stop - chunk, stop)
-            seen = slice(first, stop)
-            out.append(backend(own, keys[:, :, seen], values[:, :, seen], lengths, scale))
-        return torch.cat(out, 1)
-
-
-class _Gathered(torch.autograd.Function):
-    """Both chunks of every rank of a group in the row's order: [B, H, S / C, D] -> [B, H, S, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, own: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        ranks = dist.get_world_size(group)
-        batch, heads, tokens, width = own.shape
-        by_rank = own.new_empty(ranks * batch, heads, tokens, width)
-        _all_gather(by_rank, own.contiguous(), group=group)
-        chunks = by_rank.view(ranks, batch, heads, 2, tokens // 2, width)
-        ascending, descending = chunks.unbind(3)
-        ordered = torch.cat([ascending, descending.flip(0)])  # [2C, B, H, S / 2C, D]
-        return ordered.permute(1, 2, 0, 3, 4).reshape(batch, heads, ranks * tokens, width)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ranks = dist.get_world_size(ctx.group)
-        batch, heads, tokens, width = outer[0].shape
-        chunks = outer[0].view(batch, heads, 2 * ranks, tokens // (2 * ranks), width)
-        ascending, descending = chunks.permute(2, 0, 1, 3, 4).split(ranks)
-        by_rank = torch.stack([ascending, descending.flip(0)], 3)  # [C, B, H, 2, S / 2C, D]
-        own = outer[0].new_empty(batch, heads, tokens // ranks, width)
-        shape = (ranks * batch, *own.shape[1:])
-        _reduce_scatter(own, by_rank.reshape(shape), group=ctx.group)
-        return own, None
 
 
 # Parameters that are sharded
@@ -322,8 +240,6 @@ def shard(model: Any, ranks: Ranks, fill: Callable[[nn.Module], None]) -> Any:
 
     Gradients are added up over the ranks in fp32.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     model.forward = lambda function, *arguments: function(model, *arguments)
     tied = model.lm_head.weight is model.model.embed_tokens.weight
@@ -342,6 +258,10 @@ def whole_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     first rank, empty on the others, who all must ask too."""
     for name, parameter in model.named_parameters():
         full = parameter.full_tensor().detach()
+        if (
+            full.is_cuda
+        ):  # no rank runs ahead of the first, which writes it, and then waits too long
+            torch.cuda.synchronize()
         yield name, full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 
 
@@ -349,7 +269,7 @@ def whole_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @contextmanager
-def many(context: int, data: int | None, device: str, seconds: int) -> Iterator[Ranks]:
+def many(context: int, data: int | None, device: str, seconds: float) -> Iterator[Ranks]:
     """The ranks that torchrun started, or this process alone.
 
     context, data: ranks that share a row, and among which rows are dealt out. seconds: after which
@@ -357,9 +277,7 @@ def many(context: int, data: int | None, device: str, seconds: int) -> Iterator[
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if context * (data or 1) > size or size % context or data not in (None, size // context):
-        if os.environ.get("RANK", "0") != "0":  # they know no group yet
-            raise Elsewhere(1)
-        raise LongRecipeError(
+        _refuse(
             f"--context-parallel {context}"
             + (f" times --data-parallel {data}" if data else "")
             + f" does not make the number of ranks, {size}; start so many with: torchrun "
@@ -368,18 +286,34 @@ def many(context: int, data: int | None, device: str, seconds: int) -> Iterator[
     if size == 1:
         yield ALONE
         return
-    where = _device(device)
-    limit = timedelta(seconds=seconds)
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        _refuse(f"many ranks need torch 2.9 or newer, not {torch.__version__}; update it")
+    where, limit = _device(device), timedelta(seconds=seconds)
     gpu = where if where.type == "cuda" else None
     try:
         dist.init_process_group("gloo" if gpu is None else "nccl", timeout=2 * limit, device_id=gpu)
-    except (RuntimeError, ValueError) as problem:
-        _never_met(size, problem)
-    try:
         control = dist.new_group(backend="gloo", timeout=limit)
-        yield _ranks(size, context, where, control, 2 * limit)
-    finally:
-        dist.destroy_process_group()
+    except (RuntimeError, ValueError) as problem:
+        raise LongRecipeError(
+            f"the {size} ranks did not find each other ({one_line(problem)}); start them with "
+            "torchrun, and name the network between hosts in GLOO_SOCKET_IFNAME"
+        ) from None
+    yield _ranks(size, context, where, control, limit)
+    # Not after an error: others may be in the middle of something, for which it would wait.
+    dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _refuse(message: str) -> NoReturn:
+    """What is wrong for all ranks is said by the first."""
+    if speaks():
+        raise LongRecipeError(message)
+    time.sleep(5)  # else torchrun would end the first, who may not have said it
+    raise Elsewhere(1)
 
 
 @contextmanager
@@ -392,19 +326,19 @@ def pretended(size: int, context: int) -> Iterator[Ranks]:
 
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
-        yield _ranks(size, context, _CPU, None, None)
+        yield _ranks(size, context, _CPU, None, timedelta(1))
     finally:
         dist.destroy_process_group()
 
 
-def _ranks(
-    size: int, context: int, device: torch.device, control: Any, limit: timedelta | None
-) -> Ranks:
+def _ranks(size: int, context: int, device: torch.device, control: Any, limit: timedelta) -> Ranks:
     """This one, in the groups of torch's process group."""
-    rank, whole = dist.get_rank(), DeviceMesh(device.type, list(range(size)))
-    rows = [list(range(start, start + context)) for start in range(0, size, context)]
-    groups = [dist.new_group(row, timeout=limit) for row in rows]  # all ranks make all of them
-    return Ranks(rank, size, context, device, whole, groups[rank // context], control)
+    rank, mesh = dist.get_rank(), DeviceMesh(device.type, list(range(size)))
+    group = None
+    for start in range(0, size, context) if context > 1 else ():
+        made = dist.new_group(list(range(start, start + context)), timeout=2 * limit)
+        group = made if start == rank - rank % context else group  # all ranks make all of them
+    return Ranks(rank, size, context, device, mesh, group, control, limit.total_seconds())
 
 
 def _device(name: str) -> torch.device:
@@ -413,18 +347,10 @@ def _device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
-        raise LongRecipeError(
-            f"--device {name}: of many ranks each has its own; choose auto or cpu"
-        )
+        _refuse(f"--device {name}: of many ranks each has its own; choose auto or cpu")
     if number >= torch.cuda.device_count():
         raise LongRecipeError(
             f"there are {torch.cuda.device_count()} GPUs here and more ranks; start one rank a GPU"
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
-
-
-def _never_met(size: int, problem: Exception) -> NoReturn:
-    raise LongRecipeError(
-        f"the {size} ranks did not find each other ({one_line(problem)}); start them with torchrun"
-    ) from None

@@ -1,7 +1,7 @@
 """Stop when it suits: SIGINT and SIGTERM ask for it, and the same one again does not wait.
 
-The other one after it is no second request: torchrun passes a Ctrl-C on as a SIGTERM to ranks that
-the terminal has told already.
+The other one after it is no second request: what stops many ranks, a terminal, a scheduler or
+torchrun, may tell them each in its own way.
 
 with stop_asked() as asked:
     while not asked():

@@ -84,7 +84,9 @@ def train_stage(
         ):
             started = time.monotonic()
             try:
-                for number, batches in enumerate(loader.steps(done, stage.steps), done):
+                steps = loader.steps(done, stage.steps)
+                for number in range(done, stage.steps):
+                    batches = ranks.agree(lambda: next(steps))
                     loss, norm = _whole_step(
                         model, batches, stage, settings, optimizer, stop, ranks
                     )
@@ -171,7 +173,7 @@ def _whole_step(
         ranks.fail(f"{stage.name}: no token of {_named(rows, ranks)} counts in the loss")
     options = LossOptions(settings.device, stage.attention_scale, settings.chunk_tokens)
     loss, norm = accumulate(model, batches, optimizer, options, stop, ranks)
-    value = float(loss)
+    value = float(ranks.arrived(loss))
     if not (math.isfinite(value) and math.isfinite(float(norm))):
         ranks.fail(
             f"{stage.name}: loss {value} and gradient norm {float(norm)} are not finite; the rows "
@@ -197,7 +199,8 @@ def holdout_loss(model: Any, shards: Shards, settings: Settings, ranks: Ranks = 
     options = LossOptions(settings.device, chunk_tokens=settings.chunk_tokens)
     count = min(settings.holdout_rows, shards.rows("holdout"))
     own = range(ranks.data_rank, count, ranks.data)
-    batches, weight = ranks.in_step([to_batch([shards.read_row("holdout", i)]) for i in own])
+    rows = ranks.agree(lambda: [to_batch([shards.read_row("holdout", i)]) for i in own])
+    batches, weight = ranks.in_step(rows)
     total = sum(float(batch_loss(model, batch, options, ranks)) for batch in batches)
     model.train()
     return sum(ranks.exchange(total)) / weight

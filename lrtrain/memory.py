@@ -4,7 +4,8 @@ The real code (model, attention, loss, backward, gradient hooks) runs on fake te
 shapes and no bytes, while a ledger follows which of them are alive. So the prediction follows the
 code, of transformers too, for any shape and in seconds: what needs 200 GB is planned on a laptop.
 Of many ranks the first one's step runs, and what it would get from the others is made up. Not seen
-are the scratch memory of kernels and what an allocator loses between blocks.
+are the scratch memory of kernels, what an allocator loses between blocks, and the buffers of NCCL
+(1 or 2 GB, of many ranks).
 """
 
 import weakref
@@ -21,11 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention import IMPLEMENTATION, register, using
-from lrtrain.distributed import Ranks, local, pretended, shard
+from lrtrain.distributed import Ranks, pretended, shard
 from lrtrain.host_memory import is_being_made
 from lrtrain.loader import Batch
 from lrtrain.loss import CHUNK_TOKENS, piece_loss
 from lrtrain.optim import EXACT, AdamW, Storage, stored_bytes
+from lrtrain.sharded import local
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from lrdata.errors import LongRecipeError
-from lrtrain.distributed import Rows, local, rows_of
 from lrtrain.host_memory import to_device, zeros
 from lrtrain.moments import BLOCK, SCALES, is_eight_bit, make_moment
 from lrtrain.rounding import join, round_stochastically, split
+from lrtrain.sharded import Rows, local, rows_of
 
 PART = 1 << 24
 """Numbers that are updated at once: bounds what a step needs beside what is kept."""

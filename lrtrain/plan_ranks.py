@@ -51,8 +51,10 @@ class Cluster:
     network: float = NETWORK
 
     def speed(self, ranks: int) -> float:
-        """Of a group of so many neighbours."""
-        return self.link if ranks <= self.per_host else self.network
+        """Of a group of so many neighbours: what comes from other hosts comes once, through all
+        the adapters of a host, and is passed on inside."""
+        outside = self.network * self.per_host
+        return self.link if ranks <= self.per_host else min(self.link, outside)
 
 
 ONE = Cluster(1)
@@ -81,8 +83,8 @@ class Mix:
 
 
 def splits(gpus: int) -> list[int]:
-    """Over how many ranks a row may be split: powers of two that divide them."""
-    return [2**power for power in range(gpus.bit_length()) if gpus % 2**power == 0]
+    """Over how many ranks a row may be split."""
+    return [count for count in range(1, gpus + 1) if gpus % count == 0]
 
 
 def mixes(

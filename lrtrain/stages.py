@@ -98,46 +98,57 @@ def run(
     """
     numbers = (recipe.context_parallel, recipe.data_parallel)
     with ExitStack() as stack:
-        ranks = stack.enter_context(many(*numbers, recipe.device, recipe.rank_timeout))
-        stack.enter_context(ranks.reached())
-        say = say if ranks.first else _silent
-        opened: Run = ranks.agree(
-            lambda: _open_run(shards_folder, model, Path(out), recipe, say, ranks)
-        )
-        say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
+        with many(*numbers, recipe.device, recipe.rank_timeout) as ranks, ranks.reached():
+            say = say if ranks.first else _silent
+            opened: Run = ranks.agree(
+                lambda: _open_run(shards_folder, model, Path(out), recipe, say, ranks)
+            )
+            say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
 
-        def claim() -> None:
-            if ranks.first:
-                _claim(opened)
-                stack.enter_context(locked(opened.out, opened.out))
+            def claim() -> None:
+                if ranks.first:
+                    _claim(opened)
+                    stack.enter_context(locked(opened.out, opened.out))
 
-        ranks.agree(claim)
-        made = list(_stages(opened))
-        return made if ranks.first else []
+            ranks.agree(claim)
+            made = list(_trained(opened))
+        if not ranks.first:
+            return []
+        return [*made, *_merged(opened)]
 
 
 def _silent(text: str) -> None:
     """What another rank says."""
 
 
-def _stages(opened: Run) -> Iterator[Path]:
-    """Do the stages that are not done; their model folders."""
-    say, ranks = opened.say, opened.ranks
+def _trained(opened: Run) -> Iterator[Path]:
+    """Do the stages of training that are not done; their model folders."""
     for stage in opened.recipe.stages:
-        done = ranks.exchange(opened.is_done(stage))[0]
-        if stage == "anneal" and not opened.shards.rows("replay"):
-            say("anneal: the shards hold no replay rows; left out (build with --replay for it)")
+        if stage == "merge":
             continue
-        if done:
+        if stage == "anneal" and not opened.shards.rows("replay"):
+            text = "anneal: the shards hold no replay rows; left out (build with --replay for it)"
+            opened.say(text)
+            continue
+        if opened.ranks.exchange(opened.is_done(stage))[0]:
             _clean(opened, stage)  # after a run that was killed before it did
-            say(f"{stage}: {opened.folder(stage)} is there; done")
-        elif stage == "merge":
-            if ranks.first:
-                _merge(opened)
+            opened.say(f"{stage}: {opened.folder(stage)} is there; done")
         else:
             _train(opened, stage)
             _free_memory()
         yield opened.folder(stage)
+
+
+def _merged(opened: Run) -> Iterator[Path]:
+    """Merge what was trained, if that is asked for and not done; its folder."""
+    if "merge" not in opened.recipe.stages:
+        return
+    folder = opened.folder("merge")
+    if opened.is_done("merge"):
+        opened.say(f"merge: {folder} is there; done")
+    else:
+        _merge(opened)
+    yield folder
 
 
 def _open_run(
@@ -173,12 +184,12 @@ def _attention(opened: Run) -> str:
     """Choose the backend, the first rank's on all of them."""
     recipe, ranks = opened.recipe, opened.ranks
 
-    def choose() -> str:
-        asked = (opened.device, TORCH_DTYPES[recipe.dtype], ranks.context > 1)
-        return choose_backend(recipe.attention, heads_of(load_config(opened.model)), *asked)
+    def choose(name: str) -> str:
+        how = (opened.device, TORCH_DTYPES[recipe.dtype], ranks.context > 1)
+        return choose_backend(name, heads_of(load_config(opened.model)), *how)
 
-    chosen: str = ranks.from_first(choose)
-    ranks.agree(lambda: choose_backend(chosen.split()[0]))
+    chosen: str = ranks.from_first(lambda: choose(recipe.attention))
+    ranks.agree(lambda: None if ranks.first else choose(chosen.split()[0]))
     return chosen
 
 
@@ -345,7 +356,7 @@ def _free_memory() -> None:
 
 def _clean(opened: Run, name: str) -> None:
     """What is left to do of a stage whose model is there."""
-    if name == "merge" or not opened.ranks.first:
+    if not opened.ranks.first:
         return
     Checkpoints(opened.out, name, 1).remove()
     out = opened.out

@@ -21,12 +21,14 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-import lrtrain.distributed
+import lrtrain.context_parallel
 import lrtrain.model
 from lrtrain.attention_backends import Backend, Heads, dense, sdpa
-from lrtrain.distributed import Ranks, SplitRows, keys_of, local, many, piece, rows_of
+from lrtrain.context_parallel import SplitRows, keys_of, piece
+from lrtrain.distributed import many
 from lrtrain.loader import Batch, Piece
 from lrtrain.model import load_model
+from lrtrain.sharded import local, rows_of
 from tests.lrtrain.many import on_ranks
 from tests.lrtrain.tiny_models import save_tiny
 
@@ -180,11 +182,11 @@ def test_attention_of_pieces_is_that_of_the_row(
             return torch.cat(leaves[1:])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lrtrain.distributed, "_Gathered", Gathered)
+        patch.setattr(lrtrain.context_parallel, "_Gathered", Gathered)
         total = torch.zeros((), dtype=torch.float64)
         outputs = []
         for rank in range(context):
-            split = SplitRows(Ranks(rank, context, context))
+            split = SplitRows(rank, context, None)
             parts = [own_part(x, rank, context, 2) for x in leaves]
             outputs.append(split(backend, *parts, lengths, 0.7))
             assert torch.equal(gathered["own"], torch.cat(parts[1:]))
@@ -215,7 +217,9 @@ def _gathered_on_a_rank(context: int, size: int) -> list[list[torch.Tensor]]:
             *inputs, outer = states(heads, sum(lengths), seed)
             rank = ranks.context_rank
             leaves = [own_part(x, rank, context, 2).requires_grad_() for x in inputs]
-            out = SplitRows(ranks)(sdpa, *leaves, lengths, 0.7)
+            out = SplitRows(ranks.context_rank, ranks.context, ranks.group)(
+                sdpa, *leaves, lengths, 0.7
+            )
             gradients = torch.autograd.grad(out, leaves, own_part(outer, rank, context, 1))
             found.append([out.detach(), *gradients])
     return found

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lrtrain.checkpoint
+import lrtrain.distributed
 import lrtrain.model
 import lrtrain.stages
 import lrtrain.step
@@ -431,7 +432,7 @@ DEATHS: dict[str, tuple[int, int, Blow]] = {
     "the first, in a step": (2, 2, Blow([0], signal.SIGKILL, "in a step", 3)),
 }
 """Ranks, how many share a row, who dies and when."""
-GONE = r"rank \d of \d: another rank died or does not answer \(.+\); run the same command to go on"
+GONE = r"rank \d of \d: another rank died or did not answer in time \(.+\); run the same command"
 
 
 @pytest.mark.parametrize("name", list(DEATHS))
@@ -605,9 +606,11 @@ def _train_in_ones_own(inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
 
 
 def test_a_folder_that_ranks_do_not_share(
-    inputs: Inputs, stopped_after_three: StoppedAfterThree, tmp_path: Path
+    inputs: Inputs,
+    stopped_after_three: StoppedAfterThree,
+    tmp_path: Path,
 ) -> None:
-    """When a checkpoint is written, and when one is looked for."""
+    """When a checkpoint is written, and when one is looked for, while others still wait for it."""
     out = tmp_path / "run"
     saving = replace(RECIPE, checkpoint_every=1)
     pattern = "--out must be a folder that all hosts share"
@@ -615,7 +618,8 @@ def test_a_folder_that_ranks_do_not_share(
     refused(2, pattern, _train_in_ones_own, inputs, out, saving)
     shutil.rmtree(out)
     stopped_after_three(inputs, RECIPE, 2, out / "0")
-    refused(2, pattern, _train_in_ones_own, inputs, out, RECIPE)
+    impatient = replace(RECIPE, rank_timeout=6)
+    refused(2, pattern, _train_in_ones_own, inputs, out, impatient, by=1)
 
 
 def _train_on_a_full_disk(rank: str, inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:

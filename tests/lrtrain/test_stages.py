@@ -20,14 +20,16 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256
-from lrtrain import loop, stages
+from lrtrain import attention, attention_backends, loop, stages
 from lrtrain.cli import main
+from lrtrain.distributed import ALONE, Ranks
 from lrtrain.metrics import read_metrics
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
 from lrtrain.stages import run
 from lrtrain.weights import WEIGHTS
 from tests.fetch import fetch
+from tests.lrtrain.test_checkpoint import in_threads
 from tests.lrtrain.tiny_runs import ROW, TARGET, WINDOW, build_shards, save_tiny_model
 
 RECIPE = TrainRecipe(
@@ -518,3 +520,31 @@ def test_a_stages_model_is_gone_before_the_next_is_loaded(
     finally:
         gc.enable()
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("name", ["varlen", "auto"])
+def test_every_rank_takes_the_backend_of_gpus_that_the_first_has_chosen(
+    name: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which runs on no CPU: so it is chosen for the device, on each of them, and alone."""
+    for backend in ("varlen", "flash3"):
+        monkeypatch.setitem(attention_backends._LOADERS, backend, lambda: attention_backends.sdpa)
+    monkeypatch.setattr(attention, "fastest", lambda *_: ("flash3", ["cudnn left out: old"]))
+    attention_backends.load_backend.cache_clear()
+    recipe, gpu = TrainRecipe(attention=name), torch.device("cuda")
+
+    def chosen(ranks: Ranks) -> str:
+        opened = stages.Run(Path(), str(model), None, recipe, print, ranks, gpu)  # type: ignore[arg-type]
+        return stages._attention(opened)
+
+    expected = {"varlen": "varlen", "auto": "flash3 (cudnn left out: old)"}[name]
+    assert in_threads(3, chosen) == [expected] * 3
+    assert chosen(ALONE) == expected
+    attention_backends.load_backend.cache_clear()
+
+
+def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask() -> None:
+    gpu = torch.device("cuda")
+    assert attention.choose_backend("cudnn", None, gpu) == "cudnn"
+    with pytest.raises(LongRecipeError, match="cannot take a row in pieces"):
+        attention.choose_backend("cudnn", None, gpu, split=True)
