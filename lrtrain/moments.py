@@ -14,16 +14,16 @@ import torch
 from lrdata.errors import LongRecipeError
 from lrtrain.host_memory import to_device, zeros
 
-BLOCK = 256
-"""Numbers of 8 bits that share a scale."""
+BLOCKS = (256, 128, 64)
+"""Numbers of 8 bits that share a scale: as many as divide a row of the parameter."""
 SCALES = "_scales"
-"""What the name of a tensor of them ends with."""
+"""What the names of scales end with."""
 _LEAST = 4096
 """Smaller averages stay in fp32: norms, biases."""
 
 
 class Moment(Protocol):
-    """A running average of n numbers. Parts begin at multiples of BLOCK."""
+    """A running average of n numbers. Parts begin at multiples of a block."""
 
     def read(self, part: slice) -> torch.Tensor:
         """fp32 on the device, to be changed in place and given to `write`."""
@@ -55,47 +55,54 @@ class Exact:
 class EightBit:
     """In 8 bits a number, by block: bitsandbytes' dynamic map (arXiv 2110.02861)."""
 
-    def __init__(self, n: int, device: torch.device, offload: bool, signed: bool) -> None:
+    def __init__(
+        self, n: int, device: torch.device, offload: bool, signed: bool, block: int
+    ) -> None:
+        self._block = block
         self._map = _map(signed).to(device)
         self._least = 0 if signed else 1  # a square lost to zero would make the next step huge
         self._codes = zeros(n, torch.uint8, device, offload)  # of scales that are 0: zeros
-        self._scales = zeros(n // BLOCK, torch.float32, device, offload)
+        self._scales = zeros(n // block, torch.float32, device, offload)
         self._device, self._offload = device, offload
 
     def read(self, part: slice) -> torch.Tensor:
         values: torch.Tensor = _functional().dequantize_blockwise(
             to_device(self._codes[part], self._device, self._offload),
-            absmax=to_device(self._scales[_blocks(part)], self._device, self._offload),
+            absmax=to_device(self._scales[self._blocks(part)], self._device, self._offload),
             code=self._map,
-            blocksize=BLOCK,
+            blocksize=self._block,
         )
         return values
 
     def write(self, part: slice, values: torch.Tensor) -> None:
-        codes, state = _functional().quantize_blockwise(values, code=self._map, blocksize=BLOCK)
+        codes, state = _functional().quantize_blockwise(
+            values, code=self._map, blocksize=self._block
+        )
         self._codes[part].copy_(codes.clamp_(min=self._least), non_blocking=True)
-        self._scales[_blocks(part)].copy_(state.absmax, non_blocking=True)
+        self._scales[self._blocks(part)].copy_(state.absmax, non_blocking=True)
+
+    def _blocks(self, part: slice) -> slice:
+        return slice(part.start // self._block, -(-part.stop // self._block))
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "_codes", self._codes
         yield SCALES, self._scales
 
 
-def is_eight_bit(shape: Sequence[int], kind: str) -> bool:
-    """Whether running averages of a parameter are kept in 8 bits: of short ones they are not, nor
-    where a block would have numbers of two rows, which may be on two ranks."""
-    return kind == "8bit" and prod(shape) >= _LEAST and prod(shape[1:]) % BLOCK == 0
+def block_of(shape: Sequence[int], kind: str) -> int:
+    """The block in which running averages of a parameter are kept in 8 bits; 0 where they are not:
+    of short ones, and where every block would have numbers of two rows, which may be on two ranks.
+    """
+    if kind != "8bit" or prod(shape) < _LEAST:
+        return 0
+    return next((block for block in BLOCKS if prod(shape[1:]) % block == 0), 0)
 
 
-def make_moment(
-    n: int, device: torch.device, eight_bit: bool, offload: bool, signed: bool
-) -> Moment:
-    """n zeros. eight_bit: see `is_eight_bit`."""
-    return EightBit(n, device, offload, signed) if eight_bit else Exact(n, device, offload)
-
-
-def _blocks(part: slice) -> slice:
-    return slice(part.start // BLOCK, -(-part.stop // BLOCK))
+def make_moment(n: int, device: torch.device, block: int, offload: bool, signed: bool) -> Moment:
+    """n zeros. block: see `block_of`."""
+    if not block:
+        return Exact(n, device, offload)
+    return EightBit(n, device, offload, signed, block)
 
 
 def need_bitsandbytes() -> None:

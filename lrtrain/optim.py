@@ -21,7 +21,7 @@ from torch.optim.adamw import adamw
 
 from lrdata.errors import LongRecipeError
 from lrtrain.host_memory import to_device, zeros
-from lrtrain.moments import BLOCK, SCALES, is_eight_bit, make_moment
+from lrtrain.moments import SCALES, block_of, make_moment
 from lrtrain.rounding import join, round_stochastically, split
 from lrtrain.sharded import Rows, local, rows_of
 
@@ -62,8 +62,8 @@ def stored_bytes(parameters: Iterable[torch.Tensor], storage: Storage) -> Stored
     for parameter in parameters:
         n, exact = local(parameter).numel(), parameter.dtype == torch.float32
         masters += 0 if exact or storage.masters == "none" else 2 * n
-        eight_bit = is_eight_bit(parameter.shape, storage.moments)
-        moments += 2 * (n + 4 * (n // BLOCK) if eight_bit else 4 * n)
+        block = block_of(parameter.shape, storage.moments)
+        moments += 2 * (n + 4 * (n // block) if block else 4 * n)
         gradients += 4 * n if exact or storage.gradients == "fp32" else 2 * n
     return StoredBytes(masters, moments, gradients)
 
@@ -184,9 +184,9 @@ class _Kept:
         self._lower: torch.Tensor | None = None
         if parameter.dtype != torch.float32 and storage.masters == "fp32":
             self._lower = zeros(n, torch.int16, device, storage.offload)
-        eight_bit = is_eight_bit(parameter.shape, storage.moments)
+        self._block = block_of(parameter.shape, storage.moments)
         self._moments = {
-            kind: make_moment(n, device, eight_bit, storage.offload, signed)
+            kind: make_moment(n, device, self._block, storage.offload, signed)
             for kind, signed in (("exp_avg", True), ("exp_avg_sq", False))
         }
 
@@ -294,7 +294,7 @@ class _Kept:
         rows, *rest = self._own.shape
         for kind, moment in self._moments.items():
             for suffix, tensor in moment.tensors():
-                shape = [prod(rest) // BLOCK] if suffix == SCALES else rest
+                shape = [prod(rest) // self._block] if suffix == SCALES else rest
                 yield kind + suffix, tensor.view(rows, *shape)
 
     def kinds(self) -> list[str]:

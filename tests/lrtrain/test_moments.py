@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from lrdata.errors import LongRecipeError
 from lrtrain import moments
 from lrtrain.host_memory import host_zeros, is_being_made
-from lrtrain.moments import BLOCK, EightBit, Moment, is_eight_bit, make_moment
+from lrtrain.moments import BLOCKS, EightBit, Moment, block_of, make_moment
 from lrtrain.optim import AdamW, Storage
 
 CPU = torch.device("cpu")
+BLOCK = BLOCKS[0]
 N = 20 * BLOCK
 WHOLE = slice(0, N)
 
@@ -43,7 +44,7 @@ def of(values: torch.Tensor, signed: bool) -> torch.Tensor:
 
 
 def a_moment(kind: str = "8bit", offload: bool = False, signed: bool = True) -> Moment:
-    return make_moment(N, CPU, kind == "8bit", offload, signed)
+    return make_moment(N, CPU, BLOCK if kind == "8bit" else 0, offload, signed)
 
 
 def through_bitsandbytes(values: torch.Tensor, signed: bool) -> torch.Tensor:
@@ -162,40 +163,61 @@ def test_a_number_takes_4_bytes_or_1_and_a_64th(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "eight_bit"),
+    ("shape", "block"),
     [
-        ((0, BLOCK), False),
-        ((1, 1), False),
-        ((1, BLOCK), False),
-        ((15, BLOCK), False),
-        ((16, BLOCK), True),
-        ((4097, 1), False),
-        ((17, BLOCK), True),
-        ((1000, 1000), False),
-        ((2**12, 2**12), True),
-        ((1, 4096), True),
-        ((8, 2 * BLOCK), True),
-        ((4, 2, 2 * BLOCK), True),
-        ((16, 2, BLOCK // 2), True),
-        # As many numbers, and blocks with some of two rows.
-        ((BLOCK, 16), False),
-        ((32, BLOCK // 2), False),
-        ((BLOCK, BLOCK + 1), False),
-        ((BLOCK, BLOCK + BLOCK // 2), False),
-        ((2, BLOCK, 16, 3), True),
-        ((4096,), False),
-        ((2**24,), False),
+        ((0, 256), 0),
+        ((1, 1), 0),
+        ((1, 256), 0),
+        ((15, 256), 0),
+        ((16, 256), 256),
+        ((4097, 1), 0),
+        ((17, 256), 256),
+        ((1000, 1000), 0),
+        ((2**12, 2**12), 256),
+        ((1, 4096), 256),
+        ((8, 512), 256),
+        ((4, 2, 512), 256),
+        ((16, 2, 128), 256),
+        # Smaller ones, for rows that are no multiple of the largest: of SmolLM and Qwen2.5-0.5B.
+        ((1536, 576), 64),
+        ((896, 896), 128),
+        ((32, 128), 128),
+        ((256, 256 + 128), 128),
+        ((2, 64, 16, 3), 256),
+        # As many numbers, and every block would have some of two rows.
+        ((256, 16), 0),
+        ((256, 257), 0),
+        ((4096,), 0),
+        ((2**24,), 0),
     ],
     ids=str,
 )
-def test_short_ones_and_odd_rows_stay_in_fp32(shape: tuple[int, ...], eight_bit: bool) -> None:
-    assert is_eight_bit(shape, "8bit") == eight_bit
-    assert not is_eight_bit(shape, "fp32")
+def test_short_ones_and_odd_rows_stay_in_fp32(shape: tuple[int, ...], block: int) -> None:
+    assert block_of(shape, "8bit") == block
+    assert block_of(shape, "fp32") == 0
     n = prod(shape)
-    if n < 10**5:
-        moment = make_moment(n, CPU, is_eight_bit(shape, "8bit"), offload=False, signed=True)
-        assert isinstance(moment, EightBit) == eight_bit
-        assert sum(t.nbytes for _, t in moment.tensors()) == (n + n // 64 if eight_bit else 4 * n)
+    if n < 10**6:
+        moment = make_moment(n, CPU, block, offload=False, signed=True)
+        assert isinstance(moment, EightBit) == bool(block)
+        expected = n + 4 * (n // block) if block else 4 * n
+        assert sum(t.nbytes for _, t in moment.tensors()) == expected
+
+
+@signs
+@pytest.mark.parametrize("block", BLOCKS)
+@given(x=ARRAYS)
+def test_blocks_of_every_size_are_those_of_bitsandbytes(
+    signed: bool, block: int, x: torch.Tensor
+) -> None:
+    written = of(x, signed)
+    moment = make_moment(N, CPU, block, offload=False, signed=signed)
+    moment.write(WHOLE, written.clone())
+    codes, state = bnb.quantize_blockwise(
+        written, code=bnb.create_dynamic_map(signed), blocksize=block
+    )
+    least = 0 if signed else 1
+    expected = bnb.dequantize_blockwise(codes.clamp(min=least), state)
+    assert torch.equal(moment.read(WHOLE), expected)
 
 
 @kinds
@@ -212,7 +234,7 @@ def test_some_rows_by_themselves_are_those_of_the_whole(
     bounds = [0, *(BLOCK * cut for cut in sorted(cuts)), N]
     found, kept = [], []
     for start, stop in pairwise(bounds):
-        own = make_moment(stop - start, CPU, kind == "8bit", offload, signed)
+        own = make_moment(stop - start, CPU, BLOCK if kind == "8bit" else 0, offload, signed)
         if stop > start:  # the optimizer has no part of none
             part = slice(0, stop - start)
             own.write(part, own.read(part).copy_(written[start:stop]))
@@ -312,8 +334,7 @@ def test_what_to_install_is_said() -> None:
 @pytest.mark.usefixtures("_no_bitsandbytes")
 def test_fp32_needs_nothing_installed() -> None:
     assert torch.equal(a_moment("fp32").read(WHOLE), torch.zeros(N))
-    eight_bit = is_eight_bit((10, 10), "8bit")
-    short = make_moment(100, CPU, eight_bit, offload=False, signed=True)
+    short = make_moment(100, CPU, block_of((10, 10), "8bit"), offload=False, signed=True)
     assert torch.equal(short.read(slice(0, 100)), torch.zeros(100))
 
 

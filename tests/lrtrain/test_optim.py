@@ -658,4 +658,6 @@ def test_what_a_parameter_costs() -> None:
     assert bytes_for(torch.bfloat16, least) == StoredBytes(0, 2 * n + 128, 2 * n)
     assert bytes_for(torch.float32, least) == StoredBytes(0, 2 * n + 128, 4 * n)
     narrow = [torch.zeros(64, 64, dtype=torch.bfloat16)]
-    assert stored_bytes(narrow, least) == StoredBytes(0, 8 * n, 2 * n), "blocks cross rows"
+    assert stored_bytes(narrow, least) == StoredBytes(0, 2 * n + 512, 2 * n), "smaller blocks"
+    odd = [torch.zeros(128, 32, dtype=torch.bfloat16)]
+    assert stored_bytes(odd, least) == StoredBytes(0, 8 * n, 2 * n), "blocks would cross rows"
