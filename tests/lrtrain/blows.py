@@ -1,4 +1,4 @@
-"""What happens to ranks of a run: they give themselves signals at chosen places, and how they end."""
+"""What happens to ranks: they give themselves signals at chosen places of a run; how they end."""
 
 import os
 import re
