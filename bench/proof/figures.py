@@ -84,8 +84,9 @@ def _powers(axes: Axes, found: dict[str, Any], target: int, measure: str) -> Non
             lines.setdefault(share, []).append((float(power), over_seeds(values)))
         else:
             axes.axhline(over_seeds(values).mean, color=_GREY, linestyle=":", label=name)
-    for colour, (share, points) in zip(_COLOURS, lines.items(), strict=False):
-        _line(axes, points, colour, f"{float(share):.0%}")
+    shares = list(dict.fromkeys(f"{one['share']}" for one in found["scales"]))
+    for share, points in lines.items():  # one colour in all panels
+        _line(axes, points, _COLOURS[sorted(shares).index(share)], f"{float(share):.0%}")
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, Interval]], colour: str, label: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cells import Cell, Study
-from intervals import Interval, difference, over_seeds
+from intervals import Interval, difference, over_seeds, share
 from measures import values_of
 from methods import FULL, Budget, Method, evidence
 from small import SMOKE, TARGET, Codes, Sizes, lengths, make_base, prepare, setting_of
@@ -104,7 +104,8 @@ def show(found: dict[str, Any]) -> None:
         print(f"### To {target:,}\n")
         near, _, far = (f"{length:,}" for length in lengths(target))
         print(f"| rows | power | scale | {near} | **{far}** | more than power 0 ", end="")
-        print(f"| text {near} | text {far} | cloze |\n|---|---|---|---|---|---|---|---|---|")
+        print(f"| text {near} | text {far} | short text, of power 0 | cloze |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
         for one in found["scales"]:
             if one["target"] == target:
                 print(_line(found, target, one))
@@ -112,23 +113,29 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _line(found: dict[str, Any], target: int, one: dict[str, Any]) -> str:
-    far = f"retrieval {target}"
+    far, short = f"retrieval {target}", "short nats/byte"
     rows, _, power = one["method"].partition(", power ")
-    values = values_of(found, target, one["method"], far)
-    plain = values_of(found, target, f"{rows}, power 0", far)
+    changed = power not in ("", "0")
+
+    def values(measure: str) -> list[float]:
+        return values_of(found, target, one["method"], measure)
+
+    def plain(measure: str) -> list[float]:
+        return values_of(found, target, f"{rows}, power 0", measure)
 
     def mean(measure: str) -> Interval:
-        return over_seeds(values_of(found, target, one["method"], measure))
+        return over_seeds(values(measure))
 
     parts = [
         f"{float(rows):.0%}" if power else rows,
         power,
         f"{one['scale']:.3f}",
         mean(f"retrieval {WINDOW}").text(),
-        over_seeds(values).text(),
-        difference(values, plain).text(sign=True) if power not in ("", "0") else "",
+        mean(far).text(),
+        difference(values(far), plain(far)).text(sign=True) if changed else "",
         mean(f"nats/byte {WINDOW}").text(),
         mean(f"nats/byte {target}").text(),
+        share(values(short), plain(short)).text() if changed else "",
         mean("short cloze").text(),
     ]
     return f"| {' | '.join(parts)} |"
