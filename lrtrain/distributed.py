@@ -258,9 +258,7 @@ def whole_parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     first rank, empty on the others, who all must ask too."""
     for name, parameter in model.named_parameters():
         full = parameter.full_tensor().detach()
-        if (
-            full.is_cuda
-        ):  # no rank runs ahead of the first, which writes it, and then waits too long
+        if full.is_cuda:  # or others run ahead of the first, which writes it, and wait too long
             torch.cuda.synchronize()
         yield name, full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
 

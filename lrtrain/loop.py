@@ -173,7 +173,8 @@ def _whole_step(
         ranks.fail(f"{stage.name}: no token of {_named(rows, ranks)} counts in the loss")
     options = LossOptions(settings.device, stage.attention_scale, settings.chunk_tokens)
     loss, norm = accumulate(model, batches, optimizer, options, stop, ranks)
-    value = float(ranks.arrived(loss))
+    ranks.arrived(norm)  # after the loss
+    value = float(loss)
     if not (math.isfinite(value) and math.isfinite(float(norm))):
         ranks.fail(
             f"{stage.name}: loss {value} and gradient norm {float(norm)} are not finite; the rows "
@@ -201,6 +202,7 @@ def holdout_loss(model: Any, shards: Shards, settings: Settings, ranks: Ranks = 
     own = range(ranks.data_rank, count, ranks.data)
     rows = ranks.agree(lambda: [to_batch([shards.read_row("holdout", i)]) for i in own])
     batches, weight = ranks.in_step(rows)
-    total = sum(float(batch_loss(model, batch, options, ranks)) for batch in batches)
+    losses = (batch_loss(model, batch, options, ranks) for batch in batches)
+    total = sum(float(ranks.arrived(loss)) for loss in losses)
     model.train()
     return sum(ranks.exchange(total)) / weight
