@@ -186,14 +186,20 @@ class Checkpoints:
         partial.rename(final)
         fsync(self.folder)
         for old in self.all()[: -self.keep]:
-            shutil.rmtree(old.folder)
+            _remove(old.folder)
 
     def remove(self) -> None:
         """Remove all of them: the stage is done."""
         for path in [*self.folder.glob(f"{self.stage}-*"), *self.folder.glob(f".{self.stage}-*")]:
-            shutil.rmtree(path)
+            _remove(path)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    """A checkpoint: first what says that it is whole, for who is killed meanwhile."""
+    (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _parts(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:

@@ -571,6 +571,23 @@ def test_hosts_that_share_no_folder_are_told_so(
     assert "--out must be a folder that all hosts share" in message
 
 
+def test_one_that_is_removed_by_half_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed meanwhile leaves nothing that looks whole, whatever goes first."""
+    checkpoints = Checkpoints(tmp_path, "extend", keep=1)
+    save(checkpoints, 2)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lrtrain.checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.remove()
+    assert checkpoints.all() == []
+    assert checkpoints.latest() is None
+
+
 # Random numbers
 
 
