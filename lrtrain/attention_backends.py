@@ -4,7 +4,7 @@ Shape legend: Hq / Hkv query and key-value heads (Hq a multiple of Hkv), S token
 Every backend takes query [1, Hq, S, D], key and value [1, Hkv, S, D], the documents' lengths, which
 sum to S, and the factor on the logits, and returns [1, S, Hq, D]. Queries may be fewer than keys:
 then they are those of the last tokens, and what they lack is the beginning of the first document
-(of a row that is split over ranks, see `lrtrain.distributed`).
+(of a row that is split over ranks, see `lrtrain.context_parallel`).
 """
 
 import inspect

@@ -273,6 +273,8 @@ def _train(opened: Run, name: str) -> None:
     extend = name == "extend"
     ranks, device = opened.ranks, opened.device
     torch.manual_seed(recipe.seed + ranks.rank)
+    if not extend:
+        ranks.see(opened.folder("extend"))
     model = ranks.agree(
         lambda: load_model(
             opened.model if extend else str(opened.folder("extend")),
