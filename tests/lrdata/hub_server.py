@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import threading
 import time
 import urllib.parse
 from collections import Counter
@@ -305,7 +306,16 @@ def at_loopback(
         patch.setenv("HF_ENDPOINT", server.root)
         patch.setenv("HF_TOKEN", token)
         yield server
+        _wait_for_readers()
     huggingface_hub.close_session()
+
+
+def _wait_for_readers() -> None:
+    """Until no shard is being fetched ahead. A reader that outlives its hub cannot connect, and
+    the client then closes the connections of its whole process: the next test's too."""
+    for thread in threading.enumerate():
+        if thread.name == "next shard":
+            thread.join()
 
 
 def _tell(
