@@ -110,6 +110,8 @@ class Skills:
     samples: int
     windows: int
     dtype: str
+    texts: str
+    """sha256 of what is held out of the corpus: with other texts, nothing found here is kept."""
 
     def __call__(self, setting: Setting, model: str, out: Path) -> dict[str, Any]:
         shared: dict[str, Any] = {
@@ -140,8 +142,9 @@ class Skills:
         return read_measures(out, out / "short")
 
 
-def skills_of(plan: Plan) -> Skills:
-    return Skills(plan.lengths, plan.tasks, plan.samples, plan.windows, plan.dtype)
+def skills_of(out: Path, plan: Plan) -> Skills:
+    texts = hashlib.sha256((out / "unseen.jsonl").read_bytes()).hexdigest()
+    return Skills(plan.lengths, plan.tasks, plan.samples, plan.windows, plan.dtype, texts)
 
 
 def setting_of(out: Path, plan: Plan, seed: int) -> Setting:
@@ -227,7 +230,7 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
 
     The base with the texts and prompts of every seed, as the methods are.
     """
-    skills = skills_of(plan)
+    skills = skills_of(study.out, plan)
     base = study.results(
         "base model",
         {
