@@ -137,7 +137,13 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     help="Of the suite ruler: niah_single_1 to 3, niah_multikey_1 to 3, niah_multivalue, "
     "niah_multiquery, vt, cwe, fwe.",
 )
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16.")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="float32, bfloat16, float16; auto: bfloat16 on a GPU, else float32. On CPUs with AMX "
+    "bfloat16 is 2 to 3 times as fast.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(

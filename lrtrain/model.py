@@ -61,6 +61,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def automatic_dtype(device: torch.device) -> torch.dtype:
+    """What --dtype auto reads models in: bf16 on a GPU, fp32 on a CPU, where few have fast bf16."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def load_config(path_or_id: str) -> Any:
     """The model's config; never runs code that comes with a model."""
     from transformers import AutoConfig

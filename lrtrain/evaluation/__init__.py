@@ -94,7 +94,7 @@ def evaluate(
     base: str | None = None,
     seed: int = 0,
     seeds: int = 1,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "cpu",
     out: Path,
     plots: bool = True,
@@ -178,7 +178,7 @@ def _run(spec: ModelSpec, suites: list[Suite], asked: Request, report: Report) -
             for cell in suite.cells(loaded):
                 report.cells.append(cell)
                 tokens += cell.tokens_read
-    entry = _entry(loaded, asked.dtype)
+    entry = _entry(loaded)
     seconds = round(time.monotonic() - started, 3)
     report.models.append(replace(entry, seconds=seconds, tokens=tokens))
 
@@ -197,7 +197,7 @@ def _memory_explained(model: str) -> Iterator[None]:
         ) from None
 
 
-def _entry(loaded: LoadedModel, dtype: str) -> ModelEntry:
+def _entry(loaded: LoadedModel) -> ModelEntry:
     return ModelEntry(
         name=loaded.spec.name,
         path=loaded.spec.path,
@@ -208,7 +208,7 @@ def _entry(loaded: LoadedModel, dtype: str) -> ModelEntry:
         theta=loaded.theta,
         parameters=loaded.parameters,
         tokenizer=loaded.tokenizer.fingerprint,
-        dtype=dtype,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
         device=str(loaded.device),
     )
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _DTYPES = {
+    "auto": "auto",
     "float32": "float32",
     "fp32": "float32",
     "bfloat16": "bfloat16",
@@ -39,9 +40,9 @@ class LoadedModel:
 
 
 def parse_dtype(dtype: str) -> str:
-    """The torch name of a dtype. Raises LongRecipeError for one that is not known."""
+    """The torch name of a dtype, or auto. Raises LongRecipeError for one that is not known."""
     if dtype not in _DTYPES:
-        raise LongRecipeError(f"unknown dtype {dtype}; choose float32, bfloat16 or float16")
+        raise LongRecipeError(f"unknown dtype {dtype}; choose auto, float32, bfloat16 or float16")
     return _DTYPES[dtype]
 
 
@@ -52,18 +53,19 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
     """
     import torch
 
-    from lrtrain.model import choose_device
+    from lrtrain.model import automatic_dtype, choose_device
 
     tokenizer = Tokenizer.load(spec.path)
     config = _load_config(spec)
-    model = _load_weights(spec, config, getattr(torch, parse_dtype(dtype)))
+    place, name = choose_device(device), parse_dtype(dtype)
+    known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
+    model = _load_weights(spec, config, known)
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise LongRecipeError(
             f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
             "put the tokenizer there that it was trained with"
         )
-    place = choose_device(device)
     parameters = getattr(config, "rope_parameters", None) or {}
     return LoadedModel(
         spec=spec,

@@ -13,6 +13,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.model import (
     TORCH_DTYPES,
+    automatic_dtype,
     check_architecture,
     check_extensible,
     choose_device,
@@ -131,8 +132,6 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
     short_context = recipe.short_context or min(max(window // 8, 1), _LARGEST_CONTEXT)
     stride = recipe.stride or min(short_context, _LARGEST_STRIDE)
     device = choose_device(recipe.device)
-    auto = "bf16" if device.type == "cuda" else "fp32"
-    name = auto if recipe.dtype == "auto" else recipe.dtype
     plan = Plan(
         recipe=recipe,
         readings=readings,
@@ -141,7 +140,7 @@ def open_plan(recipe: ScoreRecipe, say: Say) -> Plan:
         window=window,
         short_context=short_context,
         stride=stride,
-        dtype=TORCH_DTYPES[name],
+        dtype=TORCH_DTYPES.get(recipe.dtype) or automatic_dtype(device),
         device=device,
     )
     if recipe.method == "lsd" and plan.content <= short_context + stride:

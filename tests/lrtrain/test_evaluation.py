@@ -21,6 +21,7 @@ from lrtrain.evaluation.models import load_model
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
+from lrtrain.model import automatic_dtype
 from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
 
@@ -245,6 +246,21 @@ def test_a_model_beyond_its_window_is_measured_all_the_same(
     assert report.models[0].window == 64
     assert {cell.length for cell in report.of(NeedleCell)} == {64, 128}
     assert report.of(PerplexityCell) == []
+
+
+def test_the_report_says_in_which_dtype_a_model_was_read(
+    two_models: list[str], tmp_path: Path
+) -> None:
+    asked = {**SMALL, "suites": ["ppl"], "windows": 1}
+    exact = evaluate(two_models[:1], out=tmp_path / "auto", **asked)
+    rounded = evaluate(two_models[:1], out=tmp_path / "bf16", dtype="bf16", **asked)
+    assert [exact.models[0].dtype, rounded.models[0].dtype] == ["float32", "bfloat16"]
+    assert exact.of(PerplexityCell) != rounded.of(PerplexityCell)
+
+
+def test_on_a_gpu_models_are_read_in_bfloat16() -> None:
+    dtypes = [automatic_dtype(torch.device(name)) for name in ("cpu", "cuda:1")]
+    assert dtypes == [torch.float32, torch.bfloat16]
 
 
 def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:
