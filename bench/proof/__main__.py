@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import real as real_proof
+import real_tables
 import scale as scale_study
 import tables
 import variants as variants_study
@@ -162,7 +163,7 @@ def run_real(plan: str, **options: Any) -> None:
     study = replace(study_of(**{**options, "workers": options["workers"] or 1}), threads=None)
     found = {**real_proof.run(study, real_proof.PLANS[plan]), "made": made()}
     write_json(study.out / f"real-{plan}.json", found)
-    real_proof.show(found)
+    real_tables.show(found)
 
 
 @real.command("pack")

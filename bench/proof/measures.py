@@ -24,6 +24,31 @@ def read_measures(*folders: Path) -> dict[str, float]:
     return measures
 
 
+def read_samples(*folders: Path) -> dict[str, dict[str, list[float]]]:
+    """The samples of these measures: values, and weights that their sum is divided by."""
+    samples: dict[str, dict[str, list[float]]] = {}
+
+    def add(measure: str, values: list[float], weights: list[float] | None = None) -> None:
+        kept = samples.setdefault(measure, {"values": [], "weights": []})
+        kept["values"] += values
+        kept["weights"] += weights or [1.0] * len(values)
+
+    for folder in folders:
+        report = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+        for found in report["needle"]["cells"]:
+            add(f"retrieval {found['length']}", found["share_samples"])
+        for found in report["ruler"]["cells"]:
+            add(f"RULER {found['length']}", found["score_samples"])
+        for found in report["perplexity"]["cells"]:
+            add(f"nats/byte {found['length']}", found["span_nats"], found["span_bytes"])
+        for found in report["short"]["cells"]:
+            if found["model"] == "model":
+                add("short nats/byte", found["window_nats"], found["window_bytes"])
+                add("short cloze", found["window_right"], found["window_words"])
+                add("short kl", found["window_kl"], found["window_positions"])
+    return samples
+
+
 def values_of(found: dict[str, Any], target: int, method: str, measure: str) -> list[float]:
     """What the scale study found of a method, seed by seed."""
     return [

@@ -10,14 +10,13 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from cells import Cell, Study
-from measures import read_measures
+from measures import read_measures, read_samples
 from methods import FULL, Budget, Method, as_published, evidence
 from training import Setting, Training, train
 
@@ -139,7 +138,8 @@ class Skills:
             out=out / "short",
             **shared,
         )
-        return read_measures(out, out / "short")
+        reports = (out, out / "short")
+        return {**read_measures(*reports), "samples": read_samples(*reports)}
 
 
 def skills_of(out: Path, plan: Plan) -> Skills:
@@ -301,30 +301,3 @@ def unpack(out: Path) -> None:
         if hashlib.sha256(whole).hexdigest() != entry["sha256"]:
             raise LongRecipeError(f"{path} is not what was packed; copy the parts again")
         path.write_bytes(whole)
-
-
-def show(found: dict[str, Any]) -> None:
-    """A table: every measure of every model, means over seeds."""
-    models = [*found["base"], *found["trained"]]
-    methods = dict.fromkeys(one["method"] for one in found["trained"])
-    columns = {
-        name: _mean([one["measured"] for one in models if one["method"] == name])
-        for name in dict.fromkeys(one["method"] for one in models)
-    }
-    print(f"### To {found['target']:,} tokens, {found['budget']}\n")
-    print(f"| | {' | '.join(columns)} |")
-    print(f"|---|{'---|' * len(columns)}")
-    for measure in found["base"][0]["measured"]:
-        values = [f"{values[measure]:.3f}" for values in columns.values()]
-        print(f"| {measure} | {' | '.join(values)} |")
-    for what in ("row_tokens", "rows", "flops", "flops_all_pairs", "seconds"):
-        values = [
-            f"{_mean([one for one in found['trained'] if one['method'] == name])[what]:,.6g}"
-            for name in methods
-        ]
-        print(f"| {what} | | | {' | '.join(values)} |")
-
-
-def _mean(found: Sequence[dict[str, Any]]) -> dict[str, float]:
-    numbers = [name for name, value in found[0].items() if isinstance(value, int | float)]
-    return {name: sum(float(one[name]) for one in found) / len(found) for name in numbers}

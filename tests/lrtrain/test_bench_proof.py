@@ -128,6 +128,40 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None:
+    """Nats as a share of the other's, what is right as a difference; over all seeds."""
+
+    def model(name: str, seed: int, right: float, nats: float) -> dict[str, object]:
+        samples = {
+            "retrieval 16384": {"values": [right, 0.0, 1.0], "weights": [1.0] * 3},
+            "nats/byte 16384": {"values": [nats, 3 * nats], "weights": [1.0, 3.0]},
+        }
+        measured = {"retrieval 16384": right, "nats/byte 16384": nats, "samples": samples}
+        price = dict.fromkeys(("row_tokens", "rows", "flops", "flops_all_pairs", "seconds"), 1)
+        return {"method": name, "seed": seed, "measured": measured, **price}
+
+    trained = [
+        *(model("LongRecipe, evidence, scale", seed, 1.0, 1.8) for seed in (0, 1)),
+        *(model("LongRecipe, evidence", seed, 0.25, 2.0) for seed in (0, 1)),
+    ]
+    found = {"target": 16_384, "budget": "equal tokens", "trained": trained}
+    found["base"] = [model("new theta", seed, 0.25 - seed / 4, 2.0) for seed in (0, 1)]
+    (tmp_path / "real-16k.json").write_text(json.dumps(found))
+    command = [sys.executable, PROOF / "real_tables.py", tmp_path / "real-16k.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| retrieval 16384 | 0.125 | 1.000 | 0.250 |" in done.stdout
+    pair = next(line for line in done.stdout.split("\n") if line.startswith("| LongRecipe, evid"))
+    _, one, other, retrieval, text, _ = (cell.strip() for cell in pair.split("|"))
+    assert (one, other) == ("LongRecipe, evidence, scale", "LongRecipe, evidence")
+    assert text == "0.9000 (0.9000 to 0.9000)"  # every window's nats are nine tenths of the other's
+    mean, low, high = (float(word.strip("()")) for word in retrieval.replace(" to ", " ").split())
+    assert mean == 0.25  # of a sample in three, 0.75
+    assert 0 <= low < mean < high <= 0.75
+    assert "| LongRecipe, evidence, scale | new theta |" in done.stdout
+    assert "full length" not in done.stdout
+
+
 @given(st.integers(0, 1000))
 def test_a_record_has_each_code_twice(seed: int) -> None:
     prose = [f"Sentence number {number} says nothing." for number in range(50)]

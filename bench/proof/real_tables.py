@@ -1,0 +1,93 @@
+"""The tables of the real proof, from its JSON alone.
+
+python bench/proof/real_tables.py real-16k.json
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from real import PLANS
+
+from lrtrain.evaluation.report.statistics import Samples, difference, share
+
+_SCALED, _PLAIN, _POSE, _RANDPOS, _FULL = (method.name for method in PLANS["16k"].methods)
+PAIRS = (
+    (_SCALED, _PLAIN),
+    *((one, other) for one in (_SCALED, _PLAIN) for other in (_FULL, _POSE, _RANDPOS)),
+    *((trained, "new theta") for trained in (_SCALED, _PLAIN, _POSE, _RANDPOS, _FULL)),
+    ("new theta", "base"),
+)
+"""Models that are compared sample by sample."""
+
+
+def show(found: dict[str, Any]) -> None:
+    """Tables: every measure of every model, means over seeds; and what differs between models."""
+    models = [*found["base"], *found["trained"]]
+    _show_measures(found, models)
+    _show_pairs(models)
+
+
+def _show_measures(found: dict[str, Any], models: list[dict[str, Any]]) -> None:
+    methods = dict.fromkeys(one["method"] for one in found["trained"])
+    columns = {
+        name: _mean([one["measured"] for one in models if one["method"] == name])
+        for name in dict.fromkeys(one["method"] for one in models)
+    }
+    print(f"### To {found['target']:,} tokens, {found['budget']}\n")
+    print(f"| | {' | '.join(columns)} |")
+    print(f"|---|{'---|' * len(columns)}")
+    for measure in _numbers(models[0]["measured"]):
+        values = [f"{values[measure]:.3f}" for values in columns.values()]
+        print(f"| {measure} | {' | '.join(values)} |")
+    for what in ("row_tokens", "rows", "flops", "flops_all_pairs", "seconds"):
+        values = [
+            f"{_mean([one for one in found['trained'] if one['method'] == name])[what]:,.6g}"
+            for name in methods
+        ]
+        print(f"| {what} | | | {' | '.join(values)} |")
+
+
+def _show_pairs(models: list[dict[str, Any]]) -> None:
+    """Differences of what is right, shares of nats, with 95 % bootstrap intervals over samples."""
+    names = [one["method"] for one in models]
+    measures = list(models[0]["measured"]["samples"])
+    print(f"\n| | less or of | {' | '.join(measures)} |")
+    print(f"|---|---|{'---|' * len(measures)}")
+    for one, other in PAIRS:
+        if {one, other} <= set(names):
+            compared = [_compared(models, one, other, measure) for measure in measures]
+            print(f"| {one} | {other} | {' | '.join(compared)} |")
+
+
+def _compared(models: list[dict[str, Any]], one: str, other: str, measure: str) -> str:
+    """The same samples of two models: nats as a share, everything else as a difference."""
+    pair = [_samples(models, name, measure) for name in (one, other)]
+    if "nats/byte" in measure:
+        found = share(*pair)
+        return "" if found is None else f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+    found = difference(*pair)
+    return "" if found is None else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+
+
+def _samples(models: list[dict[str, Any]], name: str, measure: str) -> Samples:
+    """Of all seeds."""
+    kept = [one["measured"]["samples"][measure] for one in models if one["method"] == name]
+    return Samples(*(list(chain(*(one[part] for one in kept))) for part in ("values", "weights")))
+
+
+def _mean(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {
+        name: sum(float(one[name]) for one in found) / len(found) for name in _numbers(found[0])
+    }
+
+
+def _numbers(found: dict[str, Any]) -> list[str]:
+    return [name for name, value in found.items() if isinstance(value, int | float)]
+
+
+if __name__ == "__main__":
+    show(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
