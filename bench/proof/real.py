@@ -64,10 +64,10 @@ _TASKS = ("niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquer
 PLANS = {
     "16k": Plan(
         target=16_384,
-        budget=Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=10),
+        budget=Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=6),
         rate=3e-4,
-        lengths=(4096, 8192, 16_384),
-        tasks=_TASKS[:1],
+        lengths=(8192, 16_384),
+        tasks=(),
         samples=3,
         windows=8,
         dtype="bf16",
@@ -123,7 +123,7 @@ class Skills:
         }
         evaluate(
             [f"model={model}"],
-            suites=("needle", "ruler", "ppl"),
+            suites=("needle", "ppl", *(["ruler"] if self.tasks else [])),
             lengths=self.lengths,
             samples=self.samples,
             tasks=self.tasks,
