@@ -121,6 +121,9 @@ def _is_the_hubs(problem: BaseException) -> bool:
         return True
     if isinstance(problem, OSError) and problem.errno is not None:
         return _response(problem) is not None
+    # A thread that cannot connect closes the client that all of them share.
+    if isinstance(problem, RuntimeError) and "client has been closed" in str(problem):
+        return True
     named = (kind.__module__ for cause in _causes(problem) for kind in type(cause).__mro__)
     # The client says in a plain OSError that a download has another length than it should.
     return isinstance(problem, OSError) or any(name.startswith(_LIBRARIES) for name in named)

@@ -75,10 +75,23 @@ def test_only_the_connection_is_tried_again(
     with pytest.raises(TypeError, match="bug"):
         lrdata.open_dataset(ADDRESS)
     assert asked == 2
+    problems += [_of_a_closed_client(), TypeError("bug")]
+    with pytest.raises(TypeError, match="bug"):
+        lrdata.open_dataset(ADDRESS)
+    assert asked == 4
     problems += [OSError(errno.ENOSPC, "full")]
     with pytest.raises(OSError, match="full"):
         lrdata.open_dataset(ADDRESS)
-    assert asked == 3
+    assert asked == 5
+
+
+def _of_a_closed_client() -> RuntimeError:
+    """What a thread gets whose connections another one closed, as it could not connect."""
+    client = huggingface_hub.get_session()
+    huggingface_hub.close_session()
+    with pytest.raises(RuntimeError) as raised:
+        client.get("http://127.0.0.1/")
+    return raised.value
 
 
 def test_an_address_that_holds_nothing_is_said_in_a_line(
