@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+import lrtrain.evaluation.generate
 from lrtrain.evaluation.generate import generate
 from lrtrain.evaluation.models import load_model
 from lrtrain.model_spec import parse_models
@@ -111,16 +112,22 @@ def test_prompts_in_chunks_are_the_same(models: dict[str, Any], chunk: int) -> N
 
 
 class Counting:
-    """A model that remembers how many tokens it was given, and has room for `most` of them."""
+    """A model that remembers how many tokens and rows it was given.
 
-    def __init__(self, model: Any, most: int | None = None) -> None:
-        self.model, self.most, self.lengths = model, most, list[int]()
+    It has room for `most` of a row, and for `most_rows`.
+    """
+
+    def __init__(self, model: Any, most: int = 10**9, most_rows: int = 10**9) -> None:
+        self.model, self.most, self.most_rows = model, most, most_rows
+        self.config = model.config
+        self.lengths, self.rows = list[int](), list[int]()
 
     def __call__(self, input_ids: torch.Tensor, logits_to_keep: int, **options: Any) -> Any:
         assert logits_to_keep == 1
         assert "attention_mask" not in options
         self.lengths.append(input_ids.shape[1])
-        if self.most and input_ids.shape[1] > self.most:
+        self.rows.append(len(input_ids))
+        if input_ids.shape[1] > self.most or len(input_ids) > self.most_rows:
             raise torch.OutOfMemoryError("no room")
         return self.model(input_ids=input_ids, logits_to_keep=logits_to_keep, **options)
 
@@ -129,6 +136,31 @@ def test_a_prompt_is_read_at_once_and_each_token_once(models: dict[str, Any]) ->
     calls = Counting(models["qwen2"])
     generate(calls, prompts(2, 30), 5, set())
     assert calls.lengths == [30, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("read", [1, 20, 41, 79])
+def test_prompts_are_read_a_few_at_a_time_and_answered_together(
+    models: dict[str, Any], family: str, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lrtrain.evaluation.generate, "_READ_TOKENS", read)
+    ids = prompts(5, 20)
+    calls = Counting(models[family])
+    found = generate(calls, ids, MOST, set(), chunk=15)
+    assert same(found, reference(models[family], ids, MOST, set()))
+    groups = {1: 5, 20: 5, 41: 3, 79: 2}[read]
+    assert calls.lengths == [*[15, 5] * groups, *[1] * (MOST - 1)]
+
+
+def test_where_memory_runs_out_fewer_prompts_are_answered_at_a_time(
+    models: dict[str, Any],
+) -> None:
+    model, ids = models["llama"], prompts(5, 30)
+    calls = Counting(model, most_rows=2)
+    assert same(generate(calls, ids, MOST, set()), generate(model, ids, MOST, set()))
+    assert calls.rows == [5, 3, *[2] * MOST, *[1] * MOST, *[2] * MOST]
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(Counting(model, most_rows=2, most=10), ids, MOST, set())
 
 
 def test_where_memory_runs_out_the_prompt_is_read_in_chunks(models: dict[str, Any]) -> None:
@@ -142,6 +174,20 @@ def test_where_memory_runs_out_the_prompt_is_read_in_chunks(models: dict[str, An
         generate(Counting(model, most=100), ids, 3, set())
     with pytest.raises(torch.OutOfMemoryError):
         generate(Counting(model, most=300), ids, 3, set(), chunk=512)
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_layers_with_windows_that_slide(tmp_path: Path, chunk: int | None) -> None:
+    """They keep transformers' own cache."""
+    path = save_tiny("mistral", tmp_path, sliding_window=8)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, attn_implementation="sdpa"
+    ).eval()
+    ids = prompts(2, 20)
+    found = generate(model, ids, MOST, set(), chunk=chunk)
+    assert same(found, reference(model, ids, MOST, set()))
+    model.config.sliding_window = None
+    assert not same(found, reference(model, ids, MOST, set()))  # the window is felt
 
 
 def test_with_a_model_as_evaluations_load_it(tmp_path: Path, tiny_bos_tokenizer: Path) -> None:

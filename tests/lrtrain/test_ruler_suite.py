@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
+import lrtrain.evaluation.ruler.suite
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.generate import generate
@@ -75,19 +77,25 @@ def prompts_of(suite: RulerSuite, tokenizer: Tokenizer) -> dict[bytes, Prompt]:
 class Scripted:
     """A model that answers each prompt as it is told to, then with a token that ends it."""
 
-    config = generation_config = SimpleNamespace(eos_token_id=None)
+    config = generation_config = LlamaConfig(num_hidden_layers=1, eos_token_id=None)
 
     def __init__(self, answers: dict[bytes, Sequence[int]], end: int) -> None:
-        self.answers, self.end, self.batches = answers, end, list[tuple[int, ...]]()
+        self.answers, self.end, self.batches = answers, end, list[tuple[int, int]]()
+        self.left, self.length, self.reading = list[list[int]](), 0, False
 
-    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, **options: Any) -> Any:
-        if past_key_values is None:
-            self.batches.append(tuple(input_ids.shape))
-            past_key_values = [list(self.answers[row.tobytes()]) for row in input_ids.numpy()]
-        logits = torch.zeros(len(input_ids), 1, 1000)
-        for row, left in enumerate(past_key_values):
+    def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        reading, (count, length) = input_ids.shape[1] > 1, input_ids.shape
+        if reading:
+            before = self.left if self.reading else []
+            read = [list(self.answers[row.tobytes()]) for row in input_ids.numpy()]
+            self.left, self.length = before + read, length
+        elif self.reading:
+            self.batches.append((count, self.length))
+        self.reading = reading
+        logits = torch.zeros(count, 1, 1000)
+        for row, left in enumerate(self.left[-count:]):
             logits[row, 0, left.pop(0) if left else self.end] = 1
-        return SimpleNamespace(logits=logits, past_key_values=past_key_values)
+        return SimpleNamespace(logits=logits)
 
 
 def scripted(loaded: LoadedModel, suite: RulerSuite, right: Sequence[bool]) -> LoadedModel:
@@ -122,7 +130,10 @@ def test_answers_are_scored(loaded: LoadedModel) -> None:
         assert cell.score == (0.5,) * 4
 
 
-def test_prompts_of_a_task_are_asked_together(loaded: LoadedModel) -> None:
+def test_prompts_of_a_task_are_asked_together(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lrtrain.evaluation.ruler.suite, "_ANSWERED_TOKENS", 8192)
     suite = suite_of(samples=5)
     model = scripted(loaded, suite, [True])
     list(suite.cells(model))

@@ -13,7 +13,7 @@ from lrdata.progress import progress
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.generate import generate
 from lrtrain.evaluation.models import LoadedModel
-from lrtrain.evaluation.needle import BATCH_TOKENS, Haystack
+from lrtrain.evaluation.needle import Haystack
 from lrtrain.evaluation.prompts import WRAPPINGS
 from lrtrain.evaluation.ruler.question import Source
 from lrtrain.evaluation.ruler.scoring import score
@@ -22,6 +22,9 @@ from lrtrain.evaluation.text import Text, encode_line
 
 if TYPE_CHECKING:
     import torch
+
+_ANSWERED_TOKENS = 32_768
+"""Of prompts that are answered together: each token of all their answers reads the weights once."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def measure(
     """The answers of up to `most` tokens, a batch at a time. Prompts are of one length."""
     import torch
 
-    size = max(1, BATCH_TOKENS // (len(prompts[0].ids) + most))
+    size = max(1, _ANSWERED_TOKENS // (len(prompts[0].ids) + most))
     for first in range(0, len(prompts), size):
         batch = np.stack([prompt.ids for prompt in prompts[first : first + size]])
         ids = torch.from_numpy(batch.astype(np.int64)).to(device)
