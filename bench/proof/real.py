@@ -231,13 +231,14 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
     The base with the texts and prompts of every seed, as the methods are.
     """
     skills = skills_of(study.out, plan)
+    settings = {seed: setting_of(study.out, plan, seed).with_base() for seed in plan.seeds}
     base = study.results(
         "base model",
         {
             (name, seed): Cell(
                 f"{plan.target}/{name.replace(' ', '-')}-{seed}",
                 measured,
-                (setting_of(study.out, plan, seed), name, skills),
+                (settings[seed], name, skills),
             )
             for name in ("base", "new theta")
             for seed in plan.seeds
@@ -246,7 +247,7 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
     cells = {}
     for method in plan.methods:
         for seed in plan.seeds:
-            training = Training(setting_of(study.out, plan, seed), method, plan.budget, plan.rate)
+            training = Training(settings[seed], method, plan.budget, plan.rate)
             name = f"{plan.target}/{method.key}-{seed}"
             cells[method.name, seed] = Cell(name, train, (training, skills))
     trained = study.results("methods", cells)

@@ -44,11 +44,6 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
         ]
         for target in shares
     }
-    settings = {
-        (target, seed): replace(setting_of(study.out, seed, target), lexicon=None)
-        for target in shares
-        for seed in seeds
-    }
     study.results(
         "base models",
         {
@@ -56,6 +51,11 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
             for seed in seeds
         },
     )
+    settings = {
+        (target, seed): replace(setting_of(study.out, seed, target).with_base(), lexicon=None)
+        for target in shares
+        for seed in seeds
+    }
     prepared = study.results(
         "rows",
         {

@@ -208,7 +208,9 @@ class SmallProof:
         self.study.results(
             "base models",
             {
-                seed: Cell(f"base/{seed}", make_base, (self._setting(seed), self.sizes))
+                seed: Cell(
+                    f"base/{seed}", make_base, (setting_of(self.study.out, seed), self.sizes)
+                )
                 for seed in every
             },
         )
@@ -299,7 +301,7 @@ class SmallProof:
             yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
 
     def _setting(self, seed: int) -> Setting:
-        return setting_of(self.study.out, seed)
+        return setting_of(self.study.out, seed).with_base()
 
 
 def _retrieved(found: Mapping[float, dict[str, Any]]) -> dict[float, float]:

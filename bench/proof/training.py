@@ -10,7 +10,7 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lrdata.recipe import BuildRecipe
 from lrtrain.flops import training_flops
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, read_metrics
-from lrtrain.model import load_config
+from lrtrain.model import load_config, model_fingerprint
 from lrtrain.recipe import TrainRecipe
 from lrtrain.stages import run
 
@@ -44,8 +44,14 @@ class Setting:
     seed: int
     options: Mapping[str, Any] = field(hash=False)
     """Of every run: fields of a TrainRecipe."""
+    fingerprint: str = ""
+    """Of the base: machines that round otherwise train others, whose figures are not mixed."""
     replay: tuple[str, ...] = field(default=(), repr=False)
     lexicon: Path | None = field(default=None, repr=False)
+
+    def with_base(self) -> "Setting":
+        """The same, once the base is there."""
+        return replace(self, fingerprint=model_fingerprint(self.base))
 
     def shards(self, method: Method, rows: int | None = None) -> Path:
         """The rows of a method, at most so many, built where they are not there.

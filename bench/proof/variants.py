@@ -102,7 +102,7 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
     for variant in VARIANTS[4:6] if smoke else VARIANTS:
         for seed in seeds:
             name = variant.name.replace(", ", "-").replace(" / ", "-").replace(" ", "-")
-            setting = setting_of(study.out, seed)
+            setting = setting_of(study.out, seed).with_base()
             asked = (setting, variant, rate, budget, Codes(sizes))
             cells[variant.name, seed] = Cell(f"variants/{name}/seed-{seed}", train_variant, asked)
     trained: dict[str, dict[int, Any]] = {}

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lrdata.draws import Draws
 from lrdata.positions import SCHEMES, longrecipe
 from lrtrain.demo.corpus import CODE_PREFIX
+from lrtrain.model import model_fingerprint
 
 PROOF = Path(__file__).parents[2] / "bench" / "proof"
 
@@ -88,6 +89,10 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
     for path in there:
         again = other / "cells" / "scale" / path.relative_to(tmp_path / "cells" / "scale")
         assert json.loads(again.read_text()) == json.loads(path.read_text())
+        base = tmp_path / f"seed-{path.stem[-1]}" / "base"  # with another, this is not kept
+        assert (
+            f"fingerprint='{model_fingerprint(str(base))}'" in json.loads(path.read_text())["asked"]
+        )
 
     done = bench("variants", "--out", tmp_path, "--smoke")
     assert done.returncode == 0, done.stderr
