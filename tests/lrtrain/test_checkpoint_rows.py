@@ -2,9 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,37 +19,8 @@ from lrtrain import distributed
 from lrtrain.checkpoint import STATE, Checkpoint, Checkpoints
 from lrtrain.distributed import Elsewhere, Ranks
 from lrtrain.sharded import Rows
+from tests.lrtrain.rank_threads import in_threads
 from tests.lrtrain.saved import Tensors, any_bits, assert_holds, bits, names
-
-
-@dataclass(frozen=True)
-class InThreads(Ranks):
-    """A rank of those that are threads of this process."""
-
-    said: list[Any] = field(default_factory=list)
-    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
-
-    def exchange(self, value: Any) -> list[Any]:
-        self.said[self.rank] = value
-        self.barrier.wait(60)
-        found = list(self.said)
-        self.barrier.wait(60)
-        return found
-
-
-def in_threads(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
-    """What `work` gives on each of so many ranks, or what it raises."""
-    said, barrier = [None] * size, threading.Barrier(size)
-
-    def one(rank: int) -> Any:
-        try:
-            return work(InThreads(rank, size, said=said, barrier=barrier))
-        except (LongRecipeError, SystemExit) as problem:
-            return problem
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(one, range(size)))
-
 
 Pieces = list[dict[str, Rows]]
 """Of each rank, which rows of which tensors it has."""

@@ -29,7 +29,7 @@ from lrtrain.rope import extended_theta
 from lrtrain.stages import run
 from lrtrain.weights import WEIGHTS
 from tests.fetch import fetch
-from tests.lrtrain.test_checkpoint import in_threads
+from tests.lrtrain.rank_threads import in_threads
 from tests.lrtrain.tiny_runs import ROW, TARGET, WINDOW, build_shards, save_tiny_model
 
 RECIPE = TrainRecipe(
