@@ -5,7 +5,7 @@
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
     python bench/proof variants --out /tmp/proof         # LongRecipe with one thing changed
     python bench/proof real prepare --out /tmp/real --plan 16k
-    python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; four hours on two cores
+    python bench/proof real run --out /tmp/real --plan 16k    # SmolLM2; hours on two cores
 
 The protocol is bench/proof/README.md. Everything that is found is a JSON file in --out; the same
 command goes on where it was stopped, and at the end prints the tables and writes OUT/*.json and the

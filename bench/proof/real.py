@@ -97,7 +97,7 @@ PLANS = {
         megabytes=100,
     ),
 }
-"""16k: on two cores whose bf16 is fast (AMX), overnight. 32k and 128k: on one GPU."""
+"""16k: on two cores whose bf16 is fast (AMX), in hours. 32k and 128k: on one GPU."""
 
 
 @dataclass(frozen=True)
