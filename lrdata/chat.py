@@ -8,6 +8,7 @@ record's parts as ordinary text.
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ _PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
 _ASKED = {"role": "user", "content": _PROMPT}
 _ANSWERED = {"role": "assistant", "content": _RESPONSE}
 _REMEDY = "leave --chat-template out"
+_TODAY = date(2024, 7, 26)
+"""Of a template that asks for it: that of Llama 3.1 falls back on this one."""
 
 
 @dataclass(frozen=True)
@@ -93,32 +96,46 @@ def _render(
         raise LongRecipeError(f"tokenizer {tokenizer.name} has no chat template; {remedy}")
     try:
         import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise LongRecipeError(
             "chat templates need jinja2; install it with: pip install 'longrecipe[chat]'"
         ) from None
-
-    def refuse(message: str) -> Any:
-        raise jinja2.TemplateError(message)
-
     values, offsets = tokenizer.token_bytes
-    eot, bos = tokenizer.eot_id, tokenizer.bos_id
-    names = {
-        name: "" if id_ is None else values[offsets[id_] : offsets[id_ + 1]].tobytes().decode()
-        for name, id_ in (("eos_token", eot), ("bos_token", bos))
-    }
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.globals["raise_exception"] = refuse
+    eot = values[offsets[tokenizer.eot_id] : offsets[tokenizer.eot_id + 1]].tobytes().decode()
+    names = {"eos_token": eot, "bos_token": tokenizer.bos_token}
     try:
-        template = sandbox.from_string(tokenizer.chat_template)
+        template = _sandbox().from_string(tokenizer.chat_template)
         return template.render(messages=messages, **options, **names)
     except jinja2.TemplateError as problem:
         raise LongRecipeError(
             f"the chat template of {tokenizer.name} failed ({problem}); {remedy}"
         ) from None
+
+
+def _sandbox() -> Any:
+    """What transformers renders templates in, but for the date, which is one for all runs."""
+    import jinja2
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %}: around what is trained on, which is known here without it."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> Any:
+        raise jinja2.TemplateError(message)
+
+    extensions = ["jinja2.ext.loopcontrols", Generation]
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    )
+    sandbox.globals |= {"raise_exception": refuse, "strftime_now": _TODAY.strftime}
+    return sandbox
 
 
 def _ids(values: list[int]) -> np.ndarray:

@@ -62,6 +62,8 @@ class Tokenizer:
     """End of text: follows each document."""
     bos_id: int | None
     """Start of text, where the tokenizer adds one."""
+    bos_token: str
+    """What a chat template calls so, added to other texts or not; empty where there is none."""
     encoder: Literal["fastokens", "tokenizers"]
     """Which library encodes."""
     encoder_note: str
@@ -117,6 +119,7 @@ class Tokenizer:
             vocab_size=len(flags),
             eot_id=eot_id,
             bos_id=bos_id,
+            bos_token=settings.token("bos_token") or _text(reference, bos_id),
             encoder="tokenizers" if fast is None else "fastokens",
             encoder_note=note,
             token_bytes=table,
@@ -390,6 +393,10 @@ def _start_of_text(
         return int(before[0])
     token = settings.token("bos_token")
     return _id(reference, token) if token and settings.config.get("add_bos_token") is True else None
+
+
+def _text(reference: tokenizers.Tokenizer, id_: int | None) -> str:
+    return "" if id_ is None else str(reference.id_to_token(id_))
 
 
 def _id(reference: tokenizers.Tokenizer, token: str) -> int | None:

@@ -54,7 +54,8 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     type=click.Path(path_type=Path),
     default=Path("eval"),
     show_default=True,
-    help="Folder for eval.json and the figures.",
+    help="Folder for eval.json and the figures; the same command goes on from what it holds, and "
+    "may name more models.",
 )
 @click.option(
     "--suite",
@@ -154,6 +155,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     help="Draw prompts with so many seeds, --seed and those that follow it.",
 )
 @click.option("--no-plots", is_flag=True, help="Only eval.json and the table.")
+@click.option("--overwrite", is_flag=True, help="Measure anew what OUT holds already.")
 def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
     """Needle retrieval, RULER, perplexity by length, short skills and LongPPL of MODELS.
 
@@ -169,8 +171,8 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
 
     \b
     LongPPL asks all of them for the tokens that one model needed long context for:
-      lrtrain score books/ --model ./judge-8b --out scores
-      lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys scores
+      lrtrain score books/ --model ./judge-128k --out keys
+      lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys keys
     """
     from lrtrain.evaluation import NeedleTemplate, print_report
     from lrtrain.evaluation import evaluate as run_evaluation
@@ -189,7 +191,9 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
         suites=[name.strip() for name in options.pop("suite").split(",")],
         depths=_depths(options.pop("depths")),
         tasks=[name.strip() for name in options.pop("tasks").split(",")],
-        needle=NeedleTemplate(**{name: value for name, value in given.items() if value}),
+        needle=NeedleTemplate(
+            **{name: value for name, value in given.items() if value is not None}
+        ),
         plots=not no_plots,
         **options,
     )

@@ -67,12 +67,17 @@ def _parse(text: str) -> tuple[str | None, str, str]:
 
 
 def _parse_suffix(suffix: str) -> tuple[str | None, int | None]:
+    """(RoPE, target). Raises LongRecipeError for one that is said twice, or lacks its target."""
     rope, target_len = None, None
     for part in filter(None, suffix.split(",")):
+        if (target_len if part.startswith("target=") else rope) is not None:
+            raise LongRecipeError(f"@{suffix} says it twice; write one RoPE and one target")
         if part.startswith("target="):
             target_len = parse_count(part.removeprefix("target="))
         else:
             rope = part
+    if rope in ("auto", "yarn") and target_len is None:
+        raise LongRecipeError(f"@{suffix} needs a target; write @{rope},target=128k")
     return (rope or "auto") if suffix else None, target_len
 
 

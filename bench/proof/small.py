@@ -160,6 +160,7 @@ class Codes:
             "seed": setting.seed,
             "device": "cpu",
             "plots": False,
+            "overwrite": True,
         }
         evaluate(
             [f"model={model}"],

@@ -6,13 +6,14 @@
 `request` is what is asked for, `models` loads the models one after another, `text` reads what they
 are measured on. `suite` says what a suite is; `needle`, `ruler`, `perplexity`, `short` and
 `longppl` are those there are, and `report` is what comes out, with a section for each. All models
-read the same prompts and the same windows.
+with one tokenizer read the same prompts and the same windows. `finished` keeps what is measured.
 
 Another suite is a file here that measures it, a file in `report` that writes and shows it, and an
 entry in `_SUITES` here and in `SECTIONS` there.
 """
 
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +22,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lrdata.errors import LongRecipeError
+from lrtrain.evaluation.finished import Finished, finished_cells
 from lrtrain.evaluation.longppl import LongPplSuite, open_keys
-from lrtrain.evaluation.models import LoadedModel, load_model, parse_dtype
+from lrtrain.evaluation.models import LoadedModel, OpenModel, open_model, parse_dtype
 from lrtrain.evaluation.needle import NeedleSuite, NeedleTemplate
 from lrtrain.evaluation.perplexity import PerplexitySuite
 from lrtrain.evaluation.report import ModelEntry, Report, check_plots, print_report, write_report
 from lrtrain.evaluation.request import Request
 from lrtrain.evaluation.ruler import RulerSuite, parse_tasks
 from lrtrain.evaluation.short import ShortSuite, default_tokens
-from lrtrain.evaluation.suite import Suite
+from lrtrain.evaluation.suite import Cell, Suite
 from lrtrain.evaluation.text import Texts
 from lrtrain.model_spec import ModelSpec, parse_models
 
@@ -76,7 +78,7 @@ DEFAULT_SUITES = ("needle", "ppl", "short")
 
 
 def evaluate(
-    models: Sequence[str],
+    models: Sequence[str | Path],
     *,
     suites: Sequence[str] = DEFAULT_SUITES,
     lengths: Sequence[int] = (1024, 2048, 4096, 8192),
@@ -96,8 +98,9 @@ def evaluate(
     seeds: int = 1,
     dtype: str = "auto",
     device: str = "cpu",
-    out: Path,
+    out: Path | str,
     plots: bool = True,
+    overwrite: bool = False,
 ) -> Report:
     """Run the suites on every model and write eval.json and the figures to `out`.
 
@@ -114,11 +117,12 @@ def evaluate(
         keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
             its windows, whatever `lengths` and `windows` are.
 
-    The report is written anew after each model. Raises LongRecipeError for anything that can be
-    known to be wrong, as far as possible before the first model is loaded.
+    The report is written anew after each model. What was measured of the same before is taken from
+    `out`, unless it is to `overwrite` that. Raises LongRecipeError for anything that can be known
+    to be wrong, as far as possible before the first model is loaded.
     """
-    started = time.monotonic()
-    specs = parse_models(list(models))
+    out = Path(out)
+    specs = parse_models([str(model) for model in models])
     first = _base(specs, base)
     unknown = [name for name in suites if name not in _SUITES]
     if unknown or not suites:
@@ -138,7 +142,7 @@ def evaluate(
         needle=needle or NeedleTemplate(),
         tasks=list(tasks),
         prompt=prompt,
-        short_tokens=short_tokens or default_tokens(lengths),
+        short_tokens=default_tokens(lengths) if short_tokens is None else short_tokens,
         base=first.name,
         seed=seed,
         seeds=seeds,
@@ -152,10 +156,20 @@ def evaluate(
     report = Report(settings=asked.settings(), versions=_versions())
     for suite in ready:
         report.settings |= suite.settings()
-    for spec in [first, *(spec for spec in specs if spec != first)]:
-        _run(spec, ready, asked, report)
-        report.seconds = time.monotonic() - started
-        write_report(report, out, plots=plots)
+    ordered = [first, *(spec for spec in specs if spec != first)]
+    opened = [open_model(spec, dtype=asked.dtype, device=asked.device) for spec in ordered]
+    for model in opened:
+        for suite in ready:
+            suite.check(model)
+    said = report.settings | {f"version of {name}": one for name, one in report.versions.items()}
+    del said["base"]  # what was compared with another one is told from it by itself
+    with finished_cells(out, said, opened[0], ready, overwrite=overwrite) as finished:
+        again = _read_again(ready, opened[1:], finished)
+        for model in opened:
+            _run(model, ready, again, finished, report)
+            again = []
+            report.seconds = sum(entry.seconds for entry in report.models)
+            write_report(report, out, plots=plots)
     return report
 
 
@@ -168,19 +182,47 @@ def _base(specs: list[ModelSpec], name: str | None) -> ModelSpec:
     return found
 
 
-def _run(spec: ModelSpec, suites: list[Suite], asked: Request, report: Report) -> None:
-    """Measure one model and add what was found to the report."""
-    started = time.monotonic()
-    loaded = load_model(spec, dtype=asked.dtype, device=asked.device)
-    tokens = 0
-    with _memory_explained(spec.name):
+def _read_again(suites: list[Suite], others: list[OpenModel], finished: Finished) -> list[Suite]:
+    """Suites for which the base must be read, finished or not, as another model is not."""
+    return [
+        suite
+        for suite in suites
+        if suite.compares
+        and any(len(finished.cells(model, suite)) < suite.size for model in others)
+    ]
+
+
+def _run(
+    model: OpenModel,
+    suites: list[Suite],
+    again: list[Suite],
+    finished: Finished,
+    report: Report,
+) -> None:
+    """Measure what is not finished of one model, and add all of it to the report."""
+    loaded: LoadedModel | None = None
+    cells, before = list[Cell](), 0
+    with _memory_explained(model.name):
         for suite in suites:
-            for cell in suite.cells(loaded):
-                report.cells.append(cell)
-                tokens += cell.tokens_read
-    entry = _entry(loaded)
-    seconds = round(time.monotonic() - started, 3)
-    report.models.append(replace(entry, seconds=seconds, tokens=tokens))
+            there = [] if suite in again else finished.cells(model, suite)
+            cells += there
+            before += len(there)
+            if len(there) == suite.size:
+                continue
+            if loaded is None:
+                loaded = model.load()
+                finished.add_entry(model, _entry(loaded))
+            began = time.monotonic()
+            for index, cell in enumerate(suite.cells(loaded, len(there)), len(there)):
+                finished.add(model, suite, index, cell, time.monotonic() - began)
+                cells.append(cell)
+                began = time.monotonic()
+    if before:
+        of = sum(suite.size for suite in suites)
+        print(f"{model.name}: {before} of {of} cells were there", file=sys.stderr, flush=True)
+    report.cells += cells
+    tokens = sum(cell.tokens_read for cell in cells)
+    report.models.append(replace(finished.entry(model), tokens=tokens))
 
 
 @contextmanager

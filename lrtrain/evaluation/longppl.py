@@ -24,7 +24,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.scores import KEY_GAIN, KEY_LOG_PROB, SCORES, ScoredWindow, Scores, open_scores
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 from lrtrain.evaluation.spelling import encode_spelled, overlapping
 from lrtrain.evaluation.suite import OfWindows
 
@@ -248,12 +248,20 @@ class LongPplSuite:
 
     keys: KeyWindows
     name: ClassVar[str] = "longppl"
+    kind: ClassVar[type[LongPplCell]] = LongPplCell
+    size: ClassVar[int] = 1
+    compares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {"keys": self.keys.settings()}
 
-    def cells(self, loaded: LoadedModel) -> Iterator[LongPplCell]:
+    def check(self, opened: OpenModel) -> None:
+        """Nothing: whether its tokenizer spells a window is seen when that is read."""
+
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[LongPplCell]:
         """One cell. Raises LongRecipeError where there is nothing to measure, see `measure`."""
+        if done:
+            return
         name = loaded.spec.name
         with progress(f"{name}: longppl", len(self.keys.indices)) as task:
             for cell in measure(loaded.model, loaded.device, name, self.keys, loaded.tokenizer):

@@ -2,12 +2,16 @@
 trainer's, so that a mistake in the trainer's attention cannot hide in the evaluation.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.tokenizer import Tokenizer
 from lrtrain.model_spec import ModelSpec
 
@@ -46,11 +50,60 @@ def parse_dtype(dtype: str) -> str:
     return _DTYPES[dtype]
 
 
-def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
-    """Load config, weights (safetensors only, no remote code) and tokenizer.
+@dataclass(frozen=True, eq=False)
+class OpenModel:
+    """What is known of a model before its weights are read: config, tokenizer, where it goes."""
 
-    Raises LongRecipeError where one of them is missing or does not fit the others.
-    """
+    spec: ModelSpec
+    tokenizer: Tokenizer
+    config: Any  # PretrainedConfig, with the RoPE of the spec
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of what tells it from other models, whatever it is called."""
+        from lrtrain.model import model_fingerprint
+
+        spec, tokenizer = self.spec, self.tokenizer
+        is_folder = Path(spec.path).is_dir()
+        weights = model_fingerprint(spec.path) if is_folder else str(self.config._commit_hash)
+        reads = [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eot_id, tokenizer.chat_template]
+        how = [spec.rope, spec.target_len, str(self.dtype), self.device.type]
+        return hashlib.sha256(json.dumps([weights, reads, how]).encode()).hexdigest()[:16]
+
+    def load(self) -> LoadedModel:
+        """Read the weights: safetensors only, no remote code.
+
+        Raises LongRecipeError where some are missing or do not fit the config or the tokenizer.
+        """
+        spec, tokenizer = self.spec, self.tokenizer
+        model = _load_weights(spec, self.config, self.dtype)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if tokenizer.vocab_size > rows:
+            raise LongRecipeError(
+                f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
+                "put the tokenizer there that it was trained with"
+            )
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        return LoadedModel(
+            spec=spec,
+            model=model.to(self.device).eval(),
+            tokenizer=tokenizer,
+            device=self.device,
+            window=int(self.config.max_position_embeddings),
+            theta=parameters.get("rope_theta"),
+            rope_type=str(parameters.get("rope_type", "default")),
+            parameters=sum(weight.numel() for weight in model.parameters()),
+        )
+
+
+def open_model(spec: ModelSpec, *, dtype: str, device: str) -> OpenModel:
+    """Read config and tokenizer. Raises LongRecipeError where one is missing or cannot be used."""
     import torch
 
     from lrtrain.model import automatic_dtype, choose_device
@@ -59,27 +112,17 @@ def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
-    model = _load_weights(spec, config, known)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.vocab_size > rows:
-        raise LongRecipeError(
-            f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
-            "put the tokenizer there that it was trained with"
-        )
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return LoadedModel(
-        spec=spec,
-        model=model.to(place).eval(),
-        tokenizer=tokenizer,
-        device=place,
-        window=int(config.max_position_embeddings),
-        theta=parameters.get("rope_theta"),
-        rope_type=str(parameters.get("rope_type", "default")),
-        parameters=sum(weight.numel() for weight in model.parameters()),
-    )
+    return OpenModel(spec, tokenizer, config, place, known)
+
+
+def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
+    """`open_model`, and its weights at once."""
+    return open_model(spec, dtype=dtype, device=device).load()
 
 
 def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
+    import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -93,8 +136,10 @@ def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError) as problem:
-        raise LongRecipeError(f"{spec.path} cannot be loaded: {problem}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+        raise LongRecipeError(f"{spec.path} cannot be loaded: {one_line(problem)}") from None
     model, found = loaded
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])[0]
@@ -115,8 +160,6 @@ def _load_config(spec: ModelSpec) -> Any:
         from lrtrain.rope import parse_rope, set_rope
 
         target_len = spec.target_len or config.max_position_embeddings
-        if spec.rope == "auto" and spec.target_len is None:
-            raise LongRecipeError(f"{spec.path}@auto needs a target; write @target=128k")
         set_rope(config, parse_rope(spec.rope), target_len)
     return config
 

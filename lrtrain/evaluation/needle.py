@@ -23,6 +23,7 @@ same ones, in whatever order models and lengths come.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,7 +34,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.sentences import sentence_lengths, sentence_tables
 from lrdata.tokenizer import Tokenizer
-from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 from lrtrain.evaluation.prompts import WRAPPINGS, Wrapping
 from lrtrain.evaluation.text import Text, encode_line, encode_text
 
@@ -84,9 +85,9 @@ class NeedleTemplate:
             ("value", self.value_alphabet, self.value_length),
             ("name", self.name_alphabet, self.name_length),
         ):
-            if len(alphabet) < 2 or count < 1:
+            if len(set(alphabet)) < 2 or not all(alphabet) or count < 1:
                 raise LongRecipeError(
-                    f"a needle's {what} needs an alphabet of 2 symbols and 1 symbol at least"
+                    f"a needle's {what} needs 1 symbol at least, of an alphabet of 2 different ones"
                 )
 
     @property
@@ -301,6 +302,8 @@ class NeedleSuite:
     prompt: str = "base"
     """What is around a question: a key of `WRAPPINGS`."""
     name: ClassVar[str] = "needle"
+    kind: ClassVar[type[NeedleCell]] = NeedleCell
+    compares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {
@@ -312,28 +315,35 @@ class NeedleSuite:
             "haystack": self.haystack.describe(),
         }
 
-    def cells(self, loaded: LoadedModel) -> Iterator[NeedleCell]:
-        """A cell for each length and depth.
+    @property
+    def size(self) -> int:
+        return len(self.lengths) * len(self.depths)
 
-        Raises LongRecipeError where a prompt has no room, or the model no chat template.
-        """
-        wrapping = WRAPPINGS[self.prompt](loaded.tokenizer)
-        encode = encode_line if wrapping.turns else encode_text
-        filler = Haystack(encode(self.haystack, loaded.tokenizer), loaded.tokenizer)
-        maker = PromptMaker(self.template, filler, loaded.tokenizer, wrapping)
-        maker.make(0, min(self.lengths), 0.0, 0)  # too short a length: say so at once
+    def check(self, opened: OpenModel) -> None:
+        """Raises LongRecipeError where a prompt has no room, or the model no chat template."""
+        maker = self._maker(opened.tokenizer)
+        maker.make(self.seeds[0], min(self.lengths), 0.0, 0)
+
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[NeedleCell]:
+        """A cell for each length and depth."""
+        maker = self._maker(loaded.tokenizer)
         model, device, name = loaded.model, loaded.device, loaded.spec.name
         seeds = tuple(self.seeds)
-        total = len(self.lengths) * len(self.depths) * len(seeds) * self.samples
-        with progress(f"{name}: needle", total) as task:
-            for length in self.lengths:
-                for depth in self.depths:
-                    prompts = [
-                        maker.make(seed, length, depth, sample)
-                        for seed in seeds
-                        for sample in range(self.samples)
-                    ]
-                    for done, cell in measure(model, device, name, prompts, length, depth, seeds):
-                        task.advance(done, note=f"{length:,} tokens, depth {depth:.0%}")
-                        if cell:
-                            yield cell
+        each = len(seeds) * self.samples
+        with progress(f"{name}: needle", self.size * each, done * each) as task:
+            for length, depth in list(product(self.lengths, self.depths))[done:]:
+                prompts = [
+                    maker.make(seed, length, depth, sample)
+                    for seed in seeds
+                    for sample in range(self.samples)
+                ]
+                for asked, cell in measure(model, device, name, prompts, length, depth, seeds):
+                    task.advance(asked, note=f"{length:,} tokens, depth {depth:.0%}")
+                    if cell:
+                        yield cell
+
+    def _maker(self, tokenizer: Tokenizer) -> PromptMaker:
+        wrapping = WRAPPINGS[self.prompt](tokenizer)
+        encode = encode_line if wrapping.turns else encode_text
+        filler = Haystack(encode(self.haystack, tokenizer), tokenizer)
+        return PromptMaker(self.template, filler, tokenizer, wrapping)

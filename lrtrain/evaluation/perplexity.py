@@ -3,7 +3,8 @@
 A target span is `stride` tokens of a text. At a context length L it is read as the end of a window
 of L tokens, so at a longer one the same targets have more text before them. Spans follow each other
 through the text; when there are more than asked for, evenly spread ones are taken. With a
-tokenizer that adds a start-of-text token, it is the window's first.
+tokenizer that adds a start-of-text token, it is the window's first. Spans are counted in tokens:
+another tokenizer has others, of other passages.
 
 As in the suites short and longppl, special tokens, such as the end of text between documents, are
 context but never targets, and have no bytes: they are not text.
@@ -17,7 +18,8 @@ import numpy as np
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
-from lrtrain.evaluation.models import LoadedModel
+from lrdata.tokenizer import Tokenizer
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 from lrtrain.evaluation.spelling import Spelled, spelled_as_is
 from lrtrain.evaluation.text import Holdout, Text
 
@@ -163,27 +165,29 @@ class PerplexitySuite:
     lengths: Sequence[int]
     windows: int
     name: ClassVar[str] = "ppl"
+    kind: ClassVar[type[PerplexityCell]] = PerplexityCell
+    compares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         stride = stride_for(self.lengths)
         return {"windows": self.windows, "stride": stride, **self.text.settings()}
 
-    def cells(self, loaded: LoadedModel) -> Iterator[PerplexityCell]:
-        """A cell for each length. Raises LongRecipeError where the text is too short."""
-        tokenizer, stride = loaded.tokenizer, stride_for(self.lengths)
-        streams = [spelled_as_is(ids, tokenizer) for ids in self.text.streams(tokenizer)]
-        spans = target_spans(
-            [np.diff(read.edges) > 0 for read in streams],
-            max(self.lengths),
-            stride,
-            self.windows,
-            bos=tokenizer.bos_id is not None,
-            where=self.text.origin,
-        )
-        name = loaded.spec.name
-        with progress(f"{name}: perplexity", len(self.lengths) * len(spans)) as task:
-            for length in self.lengths:
-                for done, cell in measure(
+    @property
+    def size(self) -> int:
+        return len(self.lengths)
+
+    def check(self, opened: OpenModel) -> None:
+        """Raises LongRecipeError where the text is too short."""
+        self._spans(opened.tokenizer)
+
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[PerplexityCell]:
+        """A cell for each length."""
+        tokenizer, stride, name = loaded.tokenizer, stride_for(self.lengths), loaded.spec.name
+        streams, spans = self._spans(tokenizer)
+        total, before = len(self.lengths) * len(spans), done * len(spans)
+        with progress(f"{name}: perplexity", total, before) as task:
+            for length in self.lengths[done:]:
+                for read, cell in measure(
                     loaded.model,
                     loaded.device,
                     name,
@@ -193,6 +197,19 @@ class PerplexitySuite:
                     stride,
                     tokenizer.bos_id,
                 ):
-                    task.advance(done, note=f"{length:,} tokens")
+                    task.advance(read, note=f"{length:,} tokens")
                     if cell:
                         yield cell
+
+    def _spans(self, tokenizer: Tokenizer) -> tuple[list[Spelled], list[Span]]:
+        """What a model reads, and what is asked of it."""
+        streams = [spelled_as_is(ids, tokenizer) for ids in self.text.streams(tokenizer)]
+        spans = target_spans(
+            [np.diff(read.edges) > 0 for read in streams],
+            max(self.lengths),
+            stride_for(self.lengths),
+            self.windows,
+            bos=tokenizer.bos_id is not None,
+            where=self.text.origin,
+        )
+        return streams, spans

@@ -25,7 +25,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.cloze import words_asked, words_right
-from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 from lrtrain.evaluation.spelling import Spelled, respell, spelled_as_is, token_spans
 from lrtrain.evaluation.suite import OfWindows
 from lrtrain.evaluation.text import Holdout, Text
@@ -132,12 +132,14 @@ class Windows:
         self.positions = drift_positions([ahead] * len(picked))
 
     def same(self, tokenizer: Tokenizer) -> bool:
-        """Whether a tokenizer has the same ids."""
-        return tokenizer.fingerprint == self.tokenizer.fingerprint
+        """Whether a tokenizer gives the same ids, and so predictions of the same tokens: one that
+        puts a start of text before them makes one more."""
+        starts = tokenizer.bos_id == self.tokenizer.bos_id
+        return starts and tokenizer.fingerprint == self.tokenizer.fingerprint
 
     def of(self, tokenizer: Tokenizer) -> dict[int, Spelled]:
         """What a model with this tokenizer reads, by window: those that it spells."""
-        if self.same(tokenizer):
+        if tokenizer.fingerprint == self.tokenizer.fingerprint:
             return dict(enumerate(self.read))
         found = (respell(read, self.tokenizer, tokenizer) for read in self.read)
         return {index: read for index, read in enumerate(found) if read is not None}
@@ -251,6 +253,9 @@ class ShortSuite:
     seed: int
     base: str
     name: ClassVar[str] = "short"
+    kind: ClassVar[type[ShortCell]] = ShortCell
+    size: ClassVar[int] = 1
+    compares: ClassVar[bool] = True
     _asked: Windows | None = field(default=None, init=False, repr=False)
     _log_probs: "dict[int, torch.Tensor]" = field(default_factory=dict, init=False, repr=False)
 
@@ -258,22 +263,16 @@ class ShortSuite:
         said = {"windows": self.windows, "short_tokens": self.tokens, "base": self.base}
         return {**said, "seed": self.seed, **self.text.settings()}
 
-    def cells(self, loaded: LoadedModel) -> Iterator[ShortCell]:
-        """One cell.
+    def check(self, opened: OpenModel) -> None:
+        """Raises LongRecipeError where the text is too short or the tokenizer spells none of it."""
+        self._ask(opened.name, opened.tokenizer)
 
-        Raises LongRecipeError where the text is too short or the tokenizer spells none of it.
-        """
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[ShortCell]:
+        """One cell."""
+        if done:
+            return
         name, tokenizer = loaded.spec.name, loaded.tokenizer
-        if self._asked is None:
-            assert name == self.base, "the base is measured first"
-            self._asked = Windows(self.text, self.tokens, self.windows, self.seed, tokenizer)
-        asked = self._asked
-        read = asked.of(tokenizer)
-        if not read:
-            raise LongRecipeError(
-                f"{name}: its tokenizer does not spell the text of any window of "
-                f"{self.text.origin} as it is (it normalises or drops characters); leave it out"
-            )
+        asked, read = self._ask(name, tokenizer)
         found = list[Outcome]()
         size = max(1, BATCH_TOKENS // max(len(window.ids) for window in read.values()))
         indices = list(read)
@@ -292,6 +291,19 @@ class ShortSuite:
             left_out=len(asked.read) - len(read),
             **columns,
         )
+
+    def _ask(self, name: str, tokenizer: Tokenizer) -> tuple[Windows, dict[int, Spelled]]:
+        """The windows, and what a model reads of them."""
+        if self._asked is None:
+            assert name == self.base, "the base comes first"
+            self._asked = Windows(self.text, self.tokens, self.windows, self.seed, tokenizer)
+        read = self._asked.of(tokenizer)
+        if not read:
+            raise LongRecipeError(
+                f"{name}: its tokenizer does not spell the text of any window of "
+                f"{self.text.origin} as it is (it normalises or drops characters); leave it out"
+            )
+        return self._asked, read
 
     def _measure(
         self, loaded: LoadedModel, asked: Windows, batch: dict[int, Spelled]

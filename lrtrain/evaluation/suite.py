@@ -1,6 +1,7 @@
 """What a suite is: one thing that is measured of every model.
 
     suite = NeedleSuite(...)                # reads and checks all that needs no model
+    suite.check(opened)                     # can this model be asked?
     for cell in suite.cells(loaded): ...    # what one model did, a part at a time
 
 A suite is made once and asked about one model after another, so that all of them are asked the
@@ -11,7 +12,7 @@ same. It measures and no more: how its cells are written and shown is a section 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 
 
 class Cell(Protocol):
@@ -56,11 +57,24 @@ class Suite(Protocol):
     def name(self) -> str:
         """As it is written behind --suite."""
 
+    @property
+    def kind(self) -> type[Cell]:
+        """What its cells are: a frozen dataclass of numbers, texts, and tuples of such."""
+
+    @property
+    def size(self) -> int:
+        """Cells of each model."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the others are measured with what the base says, so that it must be read."""
+
     def settings(self) -> dict[str, object]:
         """What it takes to repeat it, ready for JSON."""
 
-    def cells(self, loaded: LoadedModel) -> Iterator[Cell]:
-        """Measure one model, with a progress bar of its own.
+    def check(self, opened: OpenModel) -> None:
+        """Raises LongRecipeError where the model or its tokenizer cannot be asked, as far as that
+        can be known without its weights. The base is checked first."""
 
-        Raises LongRecipeError where the model or its tokenizer cannot be asked.
-        """
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[Cell]:
+        """Measure one model, with a progress bar of its own, but for the first `done` cells."""

@@ -1,7 +1,10 @@
 """Real text to hide needles in and to measure perplexity on: files, shards, or Python's own."""
 
+import ast
 import hashlib
+import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from lrdata.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 16
 _LEAST_BYTES = 8 * 1024**2
+_TOPIC_BYTES_PER_TOKEN = 5  # more than tokens of English have
 _MOST_HOLDOUT_ROWS = 256
 
 
@@ -79,10 +83,13 @@ def read_text(path: Path | None, longest: int) -> Text:
     """The documents of a file or folder, or of the running Python's documentation.
 
     Of a large corpus only the beginning is read: some 16 bytes for every token of the `longest`
-    context, at least 8 MB. Files may have any format that `lrdata build` reads.
+    context, at least 8 MB. Files may have any format that `lrdata build` reads. Python's topics
+    are half a megabyte; for contexts that are longer its docstrings come after them.
     """
     if path is None:
         origin, documents = "pydoc_data.topics of the Python standard library", _python_topics()
+        if sum(map(len, documents)) < _TOPIC_BYTES_PER_TOKEN * longest:
+            origin, documents = f"{origin}, and its docstrings", [*documents, *_docstrings()]
     else:
         origin, documents = path.name, _read(path, max(_LEAST_BYTES, _BYTES_PER_TOKEN * longest))
     digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
@@ -93,6 +100,21 @@ def _python_topics() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
+
+
+def _docstrings() -> Iterator[str]:
+    """A document for each module of the standard library: what it says of itself, in order."""
+    library = Path(sysconfig.get_path("stdlib"))
+    others = {"test", "tests", "idlelib", "site-packages", "dist-packages"}
+    for path in sorted(library.rglob("*.py")):
+        if others & set(path.relative_to(library).parts):
+            continue
+        with suppress(SyntaxError, ValueError):
+            nodes = ast.walk(ast.parse(path.read_bytes()))
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            said = (ast.get_docstring(node) for node in nodes if isinstance(node, documented))
+            if text := "\n\n".join(filter(None, said)):
+                yield text
 
 
 def _read(path: Path, most_bytes: int) -> list[str]:

@@ -73,6 +73,11 @@ def test_what_is_wrong_is_one_line(shards: Path, model: Path, tmp_path: Path) ->
     assert "Missing option '--model'" in refused(2, "run", shards, "--out", tmp_path / "run")
     assert "manifest.json" in refused(1, "run", tmp_path, "--model", model, "--out", tmp_path / "x")
     assert "--depths" in refused(2, "eval", model, "--depths", "deep")
+    for option, value in (("--value-length", 0), ("--values", "77"), ("--values", "red,blue,")):
+        said = refused(1, "eval", model, option, value)
+        assert "an alphabet of 2 different ones" in said
+    assert "has no {value}" in refused(1, "eval", model, "--needle", "")
+    assert "short windows of 0" in refused(1, "eval", model, "--short-tokens", 0)
     assert "unknown suite" in refused(1, "eval", model, "--suite", "rulers")
     assert "between 0" in refused(1, "merge", model, model, "--out", tmp_path / "m", "--weight", 2)
     assert not (tmp_path / "run").exists()

@@ -21,9 +21,11 @@ from lrtrain.evaluation.models import load_model
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
+from lrtrain.evaluation.text import read_text
 from lrtrain.model import automatic_dtype
 from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
+from tests.fetch import fetch
 
 SMALL: dict[str, Any] = {
     "suites": ["needle", "ppl"],
@@ -81,9 +83,9 @@ def outcome(report: Report) -> dict[str, Any]:
 
 
 def test_results_do_not_depend_on_the_other_models(two_models: list[str], tmp_path: Path) -> None:
-    both = evaluate(two_models, out=tmp_path, **SMALL)
-    turned = evaluate(two_models[::-1], out=tmp_path, **SMALL)
-    alone = evaluate(two_models[:1], out=tmp_path, **SMALL)
+    both = evaluate(two_models, out=tmp_path / "both", **SMALL)
+    turned = evaluate(two_models[::-1], out=tmp_path / "turned", **SMALL)
+    alone = evaluate(two_models[:1], out=tmp_path / "alone", **SMALL)
     assert [model.name for model in both.models] == ["one", "two"]
     assert outcome(both) == outcome(turned)
     assert outcome(alone)["one"] == outcome(both)["one"]
@@ -125,7 +127,9 @@ def test_the_json_is_enough_to_repeat_it(two_models: list[str], tmp_path: Path) 
 def test_several_seeds_are_the_prompts_of_each(two_models: list[str], tmp_path: Path) -> None:
     asked = {**SMALL, "suites": ["needle"], "lengths": [128]}
     three = evaluate(two_models[:1], out=tmp_path / "all", seed=5, seeds=3, **asked)
-    alone = [evaluate(two_models[:1], out=tmp_path, seed=seed, **asked) for seed in (5, 6, 7)]
+    alone = [
+        evaluate(two_models[:1], out=tmp_path / str(seed), seed=seed, **asked) for seed in (5, 6, 7)
+    ]
     assert three.settings["seeds"] == [5, 6, 7]
     for index, cell in enumerate(three.of(NeedleCell)):
         each = [report.of(NeedleCell)[index] for report in alone]
@@ -152,7 +156,7 @@ def test_a_text_of_ones_own(two_models: list[str], tmp_path: Path) -> None:
     said = report.settings
     assert said["haystack"]["origin"] == "a.txt"
     assert said["text"]["origin"] == "b.txt"
-    own = evaluate(two_models[:1], out=tmp_path, **SMALL)
+    own = evaluate(two_models[:1], out=tmp_path / "own", **SMALL)
     assert own.of(PerplexityCell) != report.of(PerplexityCell)
     with pytest.raises(LongRecipeError, match="longest context; name a longer text"):
         evaluate(
@@ -164,6 +168,15 @@ def test_a_text_of_ones_own(two_models: list[str], tmp_path: Path) -> None:
             plots=False,
         )
     assert not (tmp_path / "none").exists()
+
+
+def test_pythons_documentation_is_long_enough_for_128k() -> None:
+    topics, more = read_text(None, 65_536), read_text(None, 131_072)
+    assert more.documents[: len(topics.documents)] == topics.documents
+    assert "its docstrings" in more.origin
+    assert "its docstrings" not in topics.origin
+    tokenizer = Tokenizer.load(str(fetch("smollm2")))
+    assert len(more.streams(tokenizer)[0]) > 131_072
 
 
 def holdout_of(folder: Path, tokenizer: Tokenizer, window: int, fingerprint: str | None) -> None:
@@ -335,4 +348,4 @@ def test_weights_and_tokenizer_must_be_complete(
     small = make_model("small", 0, vocab_size=500)
     with pytest.raises(LongRecipeError, match="500 embeddings"):
         evaluate([small], out=tmp_path / "out", **SMALL)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "eval.json").exists()

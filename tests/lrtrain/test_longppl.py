@@ -149,8 +149,15 @@ def scores(tmp_path: Path, tiny_tokenizer: Path) -> Path:
 
 
 def run(scores: Path, models: list[str], **options: Any) -> Report:
+    out = scores.parent / "out"
     return evaluate(
-        models, suites=["longppl"], keys=scores, out=scores.parent / "out", plots=False, **options
+        models,
+        suites=["longppl"],
+        keys=scores,
+        out=out,
+        plots=False,
+        overwrite=True,
+        **options,
     )
 
 

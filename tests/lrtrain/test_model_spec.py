@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lrdata.errors import LongRecipeError
 from lrtrain.model_spec import ModelSpec, parse_models
 
 
@@ -41,3 +42,18 @@ def test_a_folder_that_is_there_is_a_path_whatever_its_name(
     monkeypatch.chdir(tmp_path)
     assert parse_models(["lr=1@theta=2"]) == [ModelSpec("lr=1@theta=2", "lr=1@theta=2")]
     assert parse_models(["lr=1@theta=2@theta=5"])[0].path == "lr=1@theta=2"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("a@yarn,theta=8e6", "says it twice"),
+        ("a@target=64k,target=128k", "says it twice"),
+        ("a@yarn", "write @yarn,target=128k"),
+        ("a@auto", "write @auto,target=128k"),
+    ],
+)
+def test_a_rope_that_means_nothing_is_one_line(written: str, message: str) -> None:
+    with pytest.raises(LongRecipeError, match=message) as problem:
+        parse_models([written])
+    assert "\n" not in str(problem.value)

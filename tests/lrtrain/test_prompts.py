@@ -69,12 +69,32 @@ def check_against_transformers(folder: Path) -> None:
         assert [*wrapping.before, *asked, *wrapping.after] == expected
 
 
-@pytest.mark.parametrize("template", ["own", WITH_BREAK])
+UNADDED_START = "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+"""Spells a start of text that the tokenizer adds to no other text."""
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>"
+    "{% else %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["own", WITH_BREAK, UNADDED_START, MARKED])
 def test_a_chat_equals_transformers(tiny_tokenizer: Path, tmp_path: Path, template: str) -> None:
     folder = tiny_tokenizer
     if template != "own":
         folder = with_template(tmp_path / "other", tiny_tokenizer, template)
     check_against_transformers(folder)
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_every_day(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    template = (
+        "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}{% if add_generation_prompt %}"
+    )
+    folder = with_template(tmp_path / "dated", tiny_tokenizer, template + "!{% endif %}")
+    tokenizer = Tokenizer.load(str(folder))
+    assert tokenizer.decode(Wrapping.chat(tokenizer).before) == "26 Jul 2024 "
 
 
 def test_a_real_chat_equals_transformers() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -319,6 +320,25 @@ def test_another_tokenizer_is_asked_for_the_same_words_of_the_same_text(
         assert text in spell(
             reference.ids[~asked.tokenizer.special[reference.ids]], asked.tokenizer.token_bytes
         )
+
+
+def test_predictions_of_other_tokens_are_not_compared(models: Path, tmp_path: Path) -> None:
+    """The same vocabulary with a start of text has one prediction more."""
+    folder = tmp_path / "started"
+    save_model(models / "one", folder, 3)
+    reads = tokenizers.Tokenizer.from_file(str(models / "one" / "tokenizer.json"))
+    start = "<|im_start|>"
+    reads.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, reads.token_to_id(start))]
+    )
+    reads.save(str(folder / "tokenizer.json"))
+    suite = suite_of("one")
+    base, other = measured(suite, models / "one"), measured(suite, folder)
+    assert tokenizer_of(folder).fingerprint == tokenizer_of(models / "one").fingerprint
+    assert (base.words, base.windows) == (other.words, other.windows)
+    assert other.tokens == tuple(count + 1 for count in base.tokens)
+    assert base.drift is not None
+    assert other.drift is None
 
 
 def test_a_model_is_measured_alike_whatever_is_beside_it(models: Path) -> None:

@@ -55,7 +55,22 @@ def _show(report: Report, console: "Console") -> None:
         f"({sum(first.tokens):,} tokens of text, at the ends of {len(first.nats)} windows)",
         style="dim",
     )
+    if not _same_windows(report):
+        console.print(
+            "each tokenizer has its own windows of the text: between models of different ones, "
+            "nats per byte are of different passages",
+            style="dim",
+        )
     console.print(by_length(report.models, _lengths(report), partial(_cell, report)))
+
+
+def _same_windows(report: Report) -> bool:
+    """Windows are so many tokens, and other tokens are other passages."""
+    return len({model.tokenizer for model in report.models}) == 1
+
+
+def _what(report: Report) -> str:
+    return f"nats per byte{' of the same text' if _same_windows(report) else ''}"
 
 
 def _cell(report: Report, model: ModelEntry, length: int) -> str:
@@ -82,7 +97,7 @@ def _draw(report: Report) -> "Figure":
         label = f"{model.name} (window {size_text(model.window)})"
         draw_line(axes, index, places, [cell[1] for cell in found if cell], label)
     label_lengths(axes, lengths)
-    axes.set_ylabel("nats per byte of the same text")
+    axes.set_ylabel(_what(report))
     axes.set_title("Perplexity by context length: lower is better", fontsize=12)
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -110,7 +125,7 @@ def _panel(report: Report, axes: "Axes") -> None:
         if any(value.high > high + margin for value, _ in values):
             axes.set_ylim(low - margin, high + margin)
     axes.set_title("Perplexity: lower is better")
-    axes.set_ylabel("nats per byte of the same text")
+    axes.set_ylabel(_what(report))
 
 
 SECTION = Section("perplexity", PerplexityCell, _values, _show, "perplexity.png", _draw, _panel)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.generate import generate
-from lrtrain.evaluation.models import LoadedModel
+from lrtrain.evaluation.models import LoadedModel, OpenModel
 from lrtrain.evaluation.needle import Haystack
 from lrtrain.evaluation.prompts import WRAPPINGS
 from lrtrain.evaluation.ruler.question import Source
@@ -101,6 +102,8 @@ class RulerSuite:
     prompt: str = "base"
     """What is around a question: a key of `WRAPPINGS`."""
     name: ClassVar[str] = "ruler"
+    kind: ClassVar[type[RulerCell]] = RulerCell
+    compares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {
@@ -111,30 +114,40 @@ class RulerSuite:
             "haystack": self.haystack.describe(),
         }
 
-    def cells(self, loaded: LoadedModel) -> Iterator[RulerCell]:
-        """A cell for each length and task.
+    @property
+    def size(self) -> int:
+        return len(self.lengths) * len(self.tasks)
 
-        Raises LongRecipeError where a prompt has no room, or the model no chat template.
-        """
-        tokenizer, name = loaded.tokenizer, loaded.spec.name
-        wrapping = WRAPPINGS[self.prompt](tokenizer)
-        maker = PromptMaker(Source(haystack_of(self.haystack, tokenizer), tokenizer), wrapping)
-        for task in self.tasks:  # too short a length: say so at once
+    def check(self, opened: OpenModel) -> None:
+        """Raises LongRecipeError where a prompt has no room, or the model no chat template."""
+        maker = self._maker(opened.tokenizer)
+        for task in self.tasks:
             maker.make(task, self.seeds[0], min(self.lengths), 0)
-        stop = stop_tokens(loaded.model, tokenizer, wrapping.turns)
+
+    def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[RulerCell]:
+        """A cell for each length and task."""
+        tokenizer, name = loaded.tokenizer, loaded.spec.name
+        maker = self._maker(tokenizer)
+        stop = stop_tokens(loaded.model, tokenizer, maker.wrapping.turns)
         drawn = [(seed, sample) for seed in self.seeds for sample in range(self.samples)]
-        total = sum(self.lengths) * len(self.tasks) * len(drawn)
-        with progress(f"{name}: ruler, tokens", total) as bar:
-            for length in self.lengths:
-                for task in self.tasks:
-                    prompts = [maker.make(task, seed, length, sample) for seed, sample in drawn]
-                    answers = list[str]()
-                    for written in measure(
-                        loaded.model, loaded.device, tokenizer, prompts, task.answer_tokens, stop
-                    ):
-                        answers += written
-                        bar.advance(length * len(written), f"{task.name} at {length:,}")
-                    yield self._cell(name, task, length, prompts, answers)
+        parts = list(product(self.lengths, self.tasks))
+        before, total = (
+            sum(length for length, _ in some) * len(drawn) for some in (parts[:done], parts)
+        )
+        with progress(f"{name}: ruler, tokens", total, before) as bar:
+            for length, task in parts[done:]:
+                prompts = [maker.make(task, seed, length, sample) for seed, sample in drawn]
+                answers = list[str]()
+                for written in measure(
+                    loaded.model, loaded.device, tokenizer, prompts, task.answer_tokens, stop
+                ):
+                    answers += written
+                    bar.advance(length * len(written), f"{task.name} at {length:,}")
+                yield self._cell(name, task, length, prompts, answers)
+
+    def _maker(self, tokenizer: Tokenizer) -> PromptMaker:
+        source = Source(haystack_of(self.haystack, tokenizer), tokenizer)
+        return PromptMaker(source, WRAPPINGS[self.prompt](tokenizer))
 
     def _cell(
         self, model: str, task: Task, length: int, prompts: list[Prompt], answers: list[str]

@@ -1,0 +1,192 @@
+"""An evaluation that was stopped goes on, and nothing that was measured is measured again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lrdata.errors import LongRecipeError
+from lrtrain.evaluation import evaluate
+from lrtrain.evaluation.finished import CELLS_NAME
+from lrtrain.evaluation.models import OpenModel
+from tests.lrtrain.tiny_runs import save_tiny_model
+
+ROOT = Path(__file__).parents[2]
+ASKED: dict[str, Any] = {
+    "suites": ["needle", "ruler", "ppl", "short"],
+    "lengths": [512, 640],
+    "depths": [0.0, 1.0],
+    "tasks": ["niah_single_1"],
+    "samples": 2,
+    "windows": 3,
+    "short_tokens": 64,
+    "plots": False,
+}
+CELLS = 4 + 2 + 2 + 1  # of a model
+
+DEATH = """
+import json, os, signal, sys
+from lrtrain.evaluation import evaluate, finished
+die_after, models, out, asked = json.loads(sys.argv[1])
+add, added = finished.Finished.add, 0
+def dying(*arguments):
+    global added
+    add(*arguments)
+    added += 1
+    if added == die_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+finished.Finished.add = dying
+evaluate(models, out=out, **asked)
+"""
+"""An evaluation that kills itself after so many cells."""
+
+
+@pytest.fixture(scope="module")
+def models(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("models")
+    one, two = (save_tiny_model(tiny_tokenizer, folder / name, 1024) for name in ("one", "two"))
+    other = AutoModelForCausalLM.from_pretrained(two)
+    with torch.no_grad():
+        other.lm_head.weight *= 0.5
+    other.save_pretrained(two)
+    return [str(one), str(two)]
+
+
+@pytest.fixture(scope="module")
+def whole(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is written of both models at once."""
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(models, out=out, **ASKED)
+    return found_in(out)
+
+
+def found_in(out: Path) -> dict[str, Any]:
+    """eval.json, but for how long it took."""
+    found: dict[str, Any] = json.loads((out / "eval.json").read_text(encoding="utf-8"))
+    del found["seconds"]
+    for model in found["models"]:
+        del model["seconds"]
+    return found
+
+
+def lines_in(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / CELLS_NAME).read_text("utf-8").splitlines()]
+
+
+class Loads:
+    """Whose weights are read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names, load = list[str](), OpenModel.load
+
+        def listed(opened: OpenModel) -> Any:
+            self.names.append(opened.name)
+            return load(opened)
+
+        monkeypatch.setattr(OpenModel, "load", listed)
+
+
+@pytest.mark.parametrize("die_after", [1, 5, CELLS, 2 * CELLS - 1])
+def test_a_killed_evaluation_goes_on(
+    models: list[str], whole: dict[str, Any], tmp_path: Path, die_after: int
+) -> None:
+    given = json.dumps([die_after, models, str(tmp_path), ASKED])
+    done = subprocess.run([sys.executable, "-c", DEATH, given], cwd=ROOT, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    before = lines_in(tmp_path)
+    assert sum("cell" in line for line in before) == die_after
+    with open(tmp_path / CELLS_NAME, "a", encoding="utf-8") as stream:
+        stream.write('{"key": "cut by a power fail')
+    evaluate(models, out=tmp_path, **ASKED)
+    assert found_in(tmp_path) == whole
+    after = lines_in(tmp_path)
+    assert after[: len(before)] == before
+    measured = [(line["key"], line["suite"], line["index"]) for line in after if "cell" in line]
+    twice = {cell[1] for cell in measured if measured.count(cell) > 1}
+    # The base is read once more for those that are compared with it.
+    assert twice == ({"short"} if die_after >= CELLS else set())
+
+
+def test_what_is_there_is_not_measured_again(
+    models: list[str], whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = Loads(monkeypatch)
+    asked = {**ASKED, "suites": ["needle", "ppl"]}
+    evaluate(models[:1], out=tmp_path, **asked)
+    evaluate(models, out=tmp_path, **asked)
+    assert loads.names == ["one", "two"]
+    evaluate(models, out=tmp_path, **asked)
+    assert loads.names == ["one", "two"]
+    for suite in ("needle", "perplexity"):
+        assert found_in(tmp_path)[suite] == whole[suite]
+    evaluate([f"base={models[1]}", models[0]], out=tmp_path, **asked)
+    assert loads.names == ["one", "two"]
+    assert [model["name"] for model in found_in(tmp_path)["models"]] == ["base", "one"]
+    evaluate(models, out=tmp_path, overwrite=True, **asked)
+    assert loads.names == ["one", "two"] * 2
+
+
+def test_a_model_that_was_trained_on_is_another_one(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for those that are compared with it."""
+    one, two = AutoModelForCausalLM.from_pretrained(models[0]), tmp_path / "run"
+    for file in Path(models[0]).glob("*token*"):
+        two.mkdir(exist_ok=True)
+        (two / file.name).write_bytes(file.read_bytes())
+    one.save_pretrained(two)
+    asked = {**ASKED, "suites": ["short"]}
+    names = [f"base={two}", f"tuned={models[1]}"]
+    evaluate(names, out=tmp_path / "eval", **asked)
+    first = found_in(tmp_path / "eval")["short"]["cells"]
+    with torch.no_grad():
+        one.model.norm.weight *= 0.5
+    one.save_pretrained(two)
+    loads = Loads(monkeypatch)
+    evaluate(names, out=tmp_path / "eval", **asked)
+    assert loads.names == ["base", "tuned"]
+    again = found_in(tmp_path / "eval")["short"]["cells"]
+    assert again[0]["nats_per_byte"] != first[0]["nats_per_byte"]
+    assert again[1]["kl"] != first[1]["kl"]
+    assert again[1]["nats_per_byte"] == first[1]["nats_per_byte"]
+
+
+def test_another_evaluation_in_the_folder_stays(models: list[str], tmp_path: Path) -> None:
+    asked = {**ASKED, "suites": ["needle"]}
+    evaluate(models[:1], out=tmp_path, **asked)
+    kept = (tmp_path / "eval.json").read_bytes()
+    with pytest.raises(LongRecipeError, match=r"another evaluation \(samples: 2, not 3\)"):
+        evaluate(models[:1], out=tmp_path, **{**asked, "samples": 3})
+    (tmp_path / CELLS_NAME).unlink()
+    with pytest.raises(LongRecipeError, match=r"without cells\.jsonl"):
+        evaluate(models[:1], out=tmp_path, **asked)
+    assert (tmp_path / "eval.json").read_bytes() == kept
+    evaluate(models[:1], out=tmp_path, overwrite=True, **asked)
+    assert json.loads((tmp_path / "eval.json").read_text())["needle"] == json.loads(kept)["needle"]
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every suite and of every model."""
+    loads = Loads(monkeypatch)
+    (tmp_path / "text.txt").write_text("Not very much text. " * 200)
+    (tmp_path / "file").touch()
+    for changed, message in (
+        ({"text": tmp_path / "text.txt", "lengths": [512, 8192]}, "longest context; name a longer"),
+        ({"shards": tmp_path / "typo"}, "typo"),
+        ({"tasks": ["cwe"]}, "has no room for cwe"),
+        ({"models": [models[0], str(tmp_path / "nowhere")]}, "nowhere"),
+        ({"out": tmp_path / "file"}, "file"),
+    ):
+        given = {"models": models, "out": tmp_path / "out", **ASKED, **changed}
+        with pytest.raises((LongRecipeError, OSError), match=message):
+            evaluate(given.pop("models"), **given)
+    assert not loads.names
