@@ -98,9 +98,10 @@ def survival(
 ) -> None:
     """Say how much of what needs long context a selection keeps, before any training.
 
-    Compresses the windows of SCORES in several ways (random sentences, digits, a lexicon, direct
-    scores; with and without --evidence) and counts which key tokens survive, alone and together
-    with what they are copied from. Lexicons are judged on documents they were not made from.
+    Compresses the windows of SCORES in several ways (random sentences, digits, returning tokens, a
+    lexicon, direct scores; with and without --evidence) and counts which key tokens survive, alone
+    and together with what they are copied from. Lexicons are judged on documents they were not made
+    from.
     """
     from lrdata.atomic import write_json
     from lrdata.report import survival as report

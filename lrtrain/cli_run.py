@@ -317,9 +317,9 @@ def plan(
 ) -> None:
     """Say what `lrtrain run` would take, before paying: memory on the card, time a step.
 
-    A step of the real code runs on tensors without data, in seconds and on any machine. The table
-    shows what each option saves, and what rows of full length would take. With --gpus, all figures
-    are those of one rank of so many, and a second table has every mix of rows dealt out and split.
+    A step of the real code runs on tensors without data, in a minute or two on any machine. The
+    table shows what each option saves, and what rows of full length would take. With --gpus, all
+    figures are those of one rank of so many, and a second table has every mix of rows dealt out and split.
 
     \b
     Examples:

@@ -2,8 +2,8 @@
 
     python -m lrtrain.demo.from_python demo/corpus/python.jsonl demo/base example
 
-Every name here is of the public API, `dir(lrdata)` and `dir(lrtrain)`, which stays; and every
-option of a command is a field of a recipe.
+Every name here is of the public API, `dir(lrdata)` and `dir(lrtrain)`, which stays. What a command
+makes is set by the fields of a recipe; how it does so, and `eval`, by arguments.
 """
 
 import json
@@ -21,7 +21,8 @@ def main(corpus: str, model: str, out: str, target_len: int = 2048, steps: int =
     """Build rows of `corpus` for `model`, train a few steps on a CPU, and measure."""
     folder = Path(out)
 
-    # lrdata build CORPUS --tokenizer MODEL --target-len 2k --impact returns:256 --evidence 256
+    # lrdata build CORPUS --tokenizer MODEL --target-len 2k --impact returns:256 --evidence 256 \
+    #     --holdout 5% --out OUT/shards
     recipe = lrdata.BuildRecipe(
         corpora=(corpus,),
         tokenizer=model,
@@ -52,7 +53,8 @@ def main(corpus: str, model: str, out: str, target_len: int = 2048, steps: int =
     )
     (extended,) = lrtrain.run(folder / "shards", model, folder / "run", training)
 
-    # lrtrain eval MODEL@target=2k extended=RUN/extend --suite ppl
+    # lrtrain eval base=MODEL@target=2k extended=RUN/extend --suite ppl --lengths 256,2k \
+    #     --shards OUT/shards --windows 8 --out OUT/eval
     lrtrain.evaluate(
         [f"base={model}@target={target_len}", f"extended={extended}"],
         suites=["ppl"],
