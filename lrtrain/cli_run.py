@@ -319,7 +319,8 @@ def plan(
 
     A step of the real code runs on tensors without data, in a minute or two on any machine. The
     table shows what each option saves, and what rows of full length would take. With --gpus, all
-    figures are those of one rank of so many, and a second table has every mix of rows dealt out and split.
+    figures are those of one rank of so many, and a second table has every mix of rows dealt out
+    and split.
 
     \b
     Examples:
