@@ -226,10 +226,18 @@ def _parse(file: SourceFile, at: int, line: Line) -> tuple[dict[str, Any] | Reje
     return record, True
 
 
-def _parse_slowly(file: SourceFile, at: int, line: Line) -> dict[str, Any] | Rejected:
-    """By Python's own parser, which takes NaN and says where a line is wrong."""
+def _parse_slowly(
+    file: SourceFile,
+    at: int,
+    line: Line,
+    restored: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any] | Rejected:
+    """By Python's own parser, which takes NaN and says where a line is wrong.
+
+    restored: what each object on the line, inner ones too, is to be.
+    """
     try:
-        record = json.loads(str(line, "utf-8"))
+        record = json.loads(str(line, "utf-8"), object_hook=restored)
     except UnicodeDecodeError as problem:
         return Rejected(file.name, at, f"not UTF-8, at byte {problem.start} of the line")
     except json.JSONDecodeError as problem:
@@ -258,19 +266,21 @@ def _parse_long(file: SourceFile, at: int, line: memoryview) -> dict[str, Any] |
         mark += "-"
     numbered = (json.dumps(f"{mark}{index}").encode() for index in range(len(spans)))
     short = b"".join(part for pair in zip(between, [*numbered, b""], strict=True) for part in pair)
-    record = _parse_slowly(file, at, short)
-    if isinstance(record, Rejected):
-        if record.reason.startswith("not JSON, at"):
-            return Rejected(file.name, at, "not JSON")
-        return record
     texts = {
         f"{mark}{index}": LongText(line[start + 1 : stop - 1], escaped=True)
         for index, (start, stop) in enumerate(spans)
     }
-    return {
-        name: texts.get(value, value) if type(value) is str else value
-        for name, value in record.items()
-    }
+
+    def restored(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: texts.get(value, value) if type(value) is str else value
+            for name, value in values.items()
+        }
+
+    record = _parse_slowly(file, at, short, restored)
+    if isinstance(record, Rejected) and record.reason.startswith("not JSON, at"):
+        return Rejected(file.name, at, "not JSON")
+    return record
 
 
 def _look_up(record: dict[str, Any], name: str) -> Any:

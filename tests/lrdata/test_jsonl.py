@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lrdata import jsonl, records
 from lrdata.errors import LongRecipeError
+from lrdata.long_text import LongText
 from lrdata.records import Fields
 from tests.lrdata.reading import read_file
 
@@ -161,6 +162,26 @@ def test_a_line_without_end_is_rejected_and_never_held(
     found, rejected = read_file(path)
     assert found.texts == ["a", "b"]
     assert [entry.reason for entry in rejected] == ["longer than 1 MB"] * 2
+
+
+def test_a_long_text_inside_objects_is_read_as_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a dotted name leads to, and beside a field that holds the word that stands in."""
+    texts = ["word " * 30 + f"of \\ {number}" for number in range(3)]
+    records = [
+        {"long0": "long0", "doc": {"text": text, "meta": {"asked": text[::-1], "n": ["long0"]}}}
+        for text in texts
+    ]
+    path = _write(tmp_path, "\n".join(map(json.dumps, records)).encode())
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 100)
+    found, rejected = read_file(path, Fields(text="doc.text"))
+    assert [str(text) for text in found.texts] == texts
+    assert {type(text) for text in found.texts} == {LongText}
+    both, _ = read_file(path, Fields(prompt="doc.meta.asked", response="doc.text"))
+    assert [str(text) for text in both.texts] == texts
+    assert both.prompts == [text[::-1] for text in texts]
+    assert not rejected
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
