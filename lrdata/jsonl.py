@@ -162,7 +162,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
             values = values_of(parsed)
-            if labelled and float in map(type, values):  # perhaps an integer of over 64 bits
+            if sound and labelled and float in map(type, values):  # of orjson: over 64 bits?
                 values = values_of(json.loads(bytes(line or b"")))
             plain = sound and line is not None and _is_plain(line, values[0])
             item = judge(at, len(line or b""), *values, sound=sound, plain=plain)

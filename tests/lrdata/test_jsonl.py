@@ -184,6 +184,17 @@ def test_a_long_text_inside_objects_is_read_as_a_short_one(
     assert not rejected
 
 
+def test_a_number_as_id_of_a_broken_long_text_costs_that_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = '{"id": 1.5, "text": "' + "word " * 30 + '\\x"}'
+    path = _write(tmp_path, f'{{"text": "a"}}\n{broken}\n{{"text": "b"}}'.encode())
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 100)
+    found, rejected = read_file(path, Fields(id="id"))
+    assert found.texts == ["a", "b"]
+    assert [entry.reason for entry in rejected] == ["not JSON"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_of_a_damaged_file_everything_before_the_damage_is_kept(
