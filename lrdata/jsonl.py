@@ -98,8 +98,9 @@ Line = bytes | bytearray | memoryview
 
 def _lines(
     blocks: _Blocks, stop: float = math.inf, skip: bool = False
-) -> Iterator[tuple[int, Line | None]]:
-    """(offset of its first byte, line without its newline); None for a line that is too long.
+) -> Iterator[tuple[int, Line | None, bool]]:
+    """(offset of its first byte, line without its newline, whether it has one); None for a line
+    that is too long.
 
     Lines that begin at `stop` or later are left out; so is the first one if `skip`. A line is a
     view of its block where it lies in one.
@@ -119,7 +120,7 @@ def _lines(
             if begun:
                 begun += line
                 line, begun = begun, bytearray()
-            yield offset, line if held <= MAX_RECORD_BYTES else None
+            yield offset, line if held <= MAX_RECORD_BYTES else None, True
             offset += held + 1
             start, held = end + 1, 0
             if offset >= stop:
@@ -130,7 +131,7 @@ def _lines(
         else:
             begun += view[start:]
     if held:
-        yield offset, begun if held <= MAX_RECORD_BYTES else None
+        yield offset, begun if held <= MAX_RECORD_BYTES else None, False
 
 
 # ---- JSON lines ----
@@ -146,7 +147,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     judge = Judge(file, fields)
     values_of = _looker(fields)
     labelled = fields.id is not None or fields.source is not None
-    for at, line in lines:
+    for at, line, ended in lines:
         if line is not None:
             if at == 0:
                 line = line[len(_BOM) :] if line[: len(_BOM)] == _BOM else line
@@ -166,8 +167,8 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
                 values = values_of(json.loads(bytes(line or b"")))
             plain = sound and line is not None and _is_plain(line, values[0])
             item = judge(at, len(line or b""), *values, sound=sound, plain=plain)
-        if blocks.damage and isinstance(item, Rejected):
-            break  # the line in which a damaged file ends: its rejection is the file's
+        if blocks.damage and not ended and isinstance(item, Rejected):
+            break  # the line that the damage cuts: its rejection is the file's
         yield item
     if blocks.damage:
         yield Rejected(file.name, blocks.position, blocks.damage)
@@ -299,7 +300,7 @@ def _occurs(piece: Piece, name: str) -> bool:
     file = piece.file
     if file.compression or (piece.start == 0 and piece.stop == file.size):
         return False
-    records = (_parse(file, at, line)[0] for at, line in _lines(_Blocks(file)) if line)
+    records = (_parse(file, at, line)[0] for at, line, _ in _lines(_Blocks(file)) if line)
     return any(
         not isinstance(record, Rejected) and _look_up(record, name) is not MISSING
         for record in records

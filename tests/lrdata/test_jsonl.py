@@ -217,6 +217,34 @@ def test_of_a_damaged_file_everything_before_the_damage_is_kept(
     assert len(rejected) == 1
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("end", "cut"),
+    [(b"", False), (b'{"text": "c"', True), (b'{"te', True), (b'{"text": "c"}', False)],
+)
+def test_a_rejected_record_before_the_damage_costs_itself_only(
+    tmp_path: Path, suffix: str, end: bytes, cut: bool
+) -> None:
+    """Of a truncated file the line that is cut is the file's damage, and no other line is."""
+    lines = [b'{"text": "a"}', b'{"text": 5}', b'{"text": "b"}', b"{", end]
+    whole = b"\n".join(lines)
+    path = tmp_path / f"c.jsonl{suffix}"
+    path.write_bytes(_truncated(suffix, whole))
+    found, rejected = read_file(path)
+    assert found.texts == ["a", "b", *(["c"] if end and not cut else [])]
+    assert [entry.record for entry in rejected] == [14, 40, len(whole)]
+    assert rejected[-1].reason == "truncated: the compressed file ends too early"
+
+
+def _truncated(suffix: str, data: bytes) -> bytes:
+    """A compressed file that ends too early, of which just `data` can be read."""
+    if suffix == ".gz":
+        packer: Any = zlib.compressobj(wbits=31)
+        return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+    packer = zstandard.ZstdCompressor().compressobj()
+    return packer.compress(data) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     found, rejected = read_file(_write(tmp_path, b'\xef\xbb\xbf{"text": "a"}\n'))
     assert found.texts == ["a"]
