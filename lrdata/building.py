@@ -280,8 +280,18 @@ def _identity(
         "tokenizer fingerprint": tokenizer.fingerprint,
         "tokenizer probe": tokenizer.probe_fingerprint,
         "impact's sha256": impact,
-        **{f"corpus file {entry.name}": _shortened(entry.sha256) for entry in sources},
+        **_identity_of_sources(sources),
     }
+
+
+def _identity_of_sources(sources: list[SourceEntry]) -> dict[str, str]:
+    """A hash for each file. Names are unique in the corpora and in replay, which comes after them:
+    of two files of one name the second is replay's."""
+    found: dict[str, str] = {}
+    for entry in sources:
+        name = f"corpus file {entry.name}"
+        found[f"replay's {name}" if name in found else name] = _shortened(entry.sha256)
+    return found
 
 
 def _shortened(digest: str) -> str:

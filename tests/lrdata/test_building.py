@@ -217,6 +217,25 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(
         build(replace(recipe, seed=1), built, workers=1)
 
 
+def test_files_of_one_name_are_told_apart(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """A file to extend with and one to replay; either may change."""
+    paths = [write_jsonl(tmp_path / name / "a.jsonl", some_texts(30, 1)) for name in "er"]
+    recipe = BuildRecipe(
+        (str(paths[0]),), str(tiny_tokenizer), TARGET, replay=(str(paths[1]),), replay_ratio=0.1
+    )
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    assert build(recipe, tmp_path / "out", workers=1) == manifest
+    for path, name in zip(paths, ("corpus", "replay's corpus"), strict=True):
+        before = path.read_bytes()
+        path.write_bytes(before + b'{"text": "One more."}\n')
+        with pytest.raises(LongRecipeError, match=rf"another build \({name} file a\.jsonl: "):
+            build(recipe, tmp_path / "out", workers=1)
+        with pytest.raises(LongRecipeError, match=rf"built from \({name} file a\.jsonl: "):
+            build(recipe, tmp_path / "again", workers=1, like=manifest)
+        path.write_bytes(before)
+    assert build(recipe, tmp_path / "again", workers=1, like=manifest) == manifest
+
+
 def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     build(recipe, out, workers=1)
