@@ -145,6 +145,7 @@ def _build(
     try:
         jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
         receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
+        staging.refuse_missing(entry for receipt in receipts for entry in receipt.files)
         manifest, made = _manifest(recipe, sources, receipts, staging)
     except LongRecipeError:
         staging.discard_if_fruitless()

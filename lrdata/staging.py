@@ -12,7 +12,7 @@ The manifest comes last, so a folder with a manifest is complete; the staging fo
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,14 @@ from typing import Any
 from lrdata.atomic import fsync, locked, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.layout import CARD, FOLDERS, is_ours, is_partial
-from lrdata.manifest import MANIFEST, Manifest, parse_manifest, read_manifest, write_manifest
+from lrdata.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 from lrdata.recipe import differences
 from lrdata.report.card import card
 from lrdata.report.croissant import croissant
@@ -84,11 +91,21 @@ class Staging:
         write_json(self.folder / _PUBLISH, {"moves": moves, "manifest": asdict(manifest)})
         self._finish(moves, manifest)
 
+    def refuse_missing(self, entries: Iterable[FileEntry]) -> None:
+        """Raise LongRecipeError, which names the file, unless all that units say they wrote is in
+        the folder: a machine that does not share it has a folder of that name of its own."""
+        for entry in entries:
+            _refuse_missing(self.folder / entry.path, entry.bytes)
+
     def _finish(self, moves: dict[str, str], manifest: Manifest) -> None:
+        sizes = {entry.path: entry.bytes for entry in manifest.files}
+        for made, final in moves.items():
+            moved = not (self.folder / made).exists()  # an earlier run came to here
+            _refuse_missing(self.out / final if moved else self.folder / made, sizes.get(final))
         for made, final in moves.items():
             target = self.out / final
             target.parent.mkdir(exist_ok=True)
-            if (self.folder / made).exists():  # else an earlier run came to here
+            if (self.folder / made).exists():
                 os.replace(self.folder / made, target)
         for folder in {(self.out / final).parent for final in moves.values()}:
             fsync(folder)
@@ -107,6 +124,15 @@ class Staging:
             self.remove()
             if not any(self.out.iterdir()):
                 self.out.rmdir()
+
+
+def _refuse_missing(file: Path, size: int | None) -> None:
+    """`size`: its bytes, where they are known."""
+    if not file.is_file() or size not in (None, file.stat().st_size):
+        raise LongRecipeError(
+            f"{file} is not as its unit wrote it, or not there; with --engine ray all machines "
+            "need the same --out, else build again with --overwrite"
+        )
 
 
 def complete(out: Path, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from lrdata.manifest import Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
 from lrdata.shards import Row
+from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
 from tests.fetch import fetch
 
@@ -404,6 +405,49 @@ def test_a_second_build_in_the_same_folder_waits_for_nobody(
             build(recipe, out, workers=1)
     assert len(other) == 1
     build(recipe, out, workers=1)
+
+
+def test_a_shard_that_no_unit_left_here_is_an_error_that_names_it(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a unit is built on a machine with a folder of its own."""
+
+    def elsewhere(job: Job) -> Receipt:
+        receipt = build_unit(job)
+        if job.unit.index == 1:
+            (job.staging / receipt.files[0].path).unlink()
+        return receipt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building.build_unit", elsewhere)
+        with pytest.raises(LongRecipeError, match=r"unit-00001\.extend\.parquet is not .*ray"):
+            build(recipe, out, workers=1)
+    assert [path.name for path in out.iterdir()] == [".build"]
+    assert build(recipe, out, workers=1) == read_manifest(out)
+
+
+def test_a_shard_that_vanished_before_the_manifest_is_an_error_that_names_it(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.staging.complete", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    shard = out / read_manifest(built).files[0].path
+    data = shard.read_bytes()
+    for spoil in (shard.unlink, lambda: shard.write_bytes(data[:-1])):
+        spoil()
+        with pytest.raises(LongRecipeError, match=rf"{shard.name} is not .*--overwrite"):
+            build(recipe, out, workers=1)
+        assert not (out / "manifest.json").exists()
+    shard.write_bytes(data)
+    build(recipe, out, workers=1)
+    assert content(out) == content(built)
 
 
 def test_no_path_of_this_machine_is_published(built: Path, corpus: Path) -> None:
