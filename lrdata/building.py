@@ -36,7 +36,7 @@ from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
 from lrdata.replay import build_replay
 from lrdata.shards import KINDS, LSD_FIELD
-from lrdata.staging import Staging, refuse_other, remove_build
+from lrdata.staging import Staging, refuse_other
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
 
@@ -104,30 +104,26 @@ def build(
         workers: units at a time; default one for each core. Never changes a byte. More than one
             are processes: a script that builds needs `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
-        overwrite: remove what an earlier build left in `out`.
-        like: refuse corpus files, a tokenizer or scores that are not those of this manifest. Not
-            with `overwrite`, which would remove the old build before that is known.
+        overwrite: remove what an earlier build left in `out`, once the sources are known to be
+            there.
+        like: refuse corpus files, a tokenizer or scores that are not those of this manifest.
         timing: takes what the build took.
     Raises:
         LongRecipeError: for anything a person can mend; `out` then holds no half-written dataset.
     """
     began = time.perf_counter()
-    if overwrite and like is not None:
-        raise LongRecipeError("overwrite and like do not go together; choose another folder")
     out, timing = Path(out), timing or Timing()
     workers = workers or os.cpu_count() or 1
     units_engine = open_engine(engine)
-    if overwrite:
-        remove_build(out)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
         sources = Sources.open(recipe, crew, workers, timing)
         if like is not None:
             _refuse_unlike(sources, like)
-        finished = _finished(out, sources.identity(recipe))
+        finished = None if overwrite else _finished(out, sources.identity(recipe))
         if finished is not None:
             return finished
-        with Staging.open(out, sources.identity_of_units(recipe), shared=overwrite) as staging:
+        with Staging.open(out, sources.identity_of_units(recipe), overwrite=overwrite) as staging:
             manifest, receipts = _build(recipe, sources, crew, staging)
         timing.build = time.perf_counter() - began - timing.start
     timing.stages = total(receipt.seconds for receipt in receipts if receipt.fresh)

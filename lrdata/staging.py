@@ -1,6 +1,6 @@
 """Where a build goes on: `<out>/.build`, and how its files get their final names.
 
-    with Staging.open(out, identity, shared=False) as staging: ...
+    with Staging.open(out, identity, overwrite=False) as staging: ...
     staging.publish(moves, manifest)
 
 The folder holds `recipe.json`, what must be equal for a build to go on here, the shards and
@@ -49,28 +49,40 @@ class Staging:
 
     @classmethod
     @contextmanager
-    def open(cls, out: Path, identity: dict[str, Any], shared: bool) -> "Iterator[Staging]":
+    def open(cls, out: Path, identity: dict[str, Any], overwrite: bool) -> "Iterator[Staging]":
         """The staging folder, new or of an earlier run, for this process alone.
 
-        `shared`: `out` may hold files that are not ours. Raises LongRecipeError where `out` holds
-        another build or anything else, and where a build is running.
+        `overwrite`: remove what an earlier build left in `out`. Raises LongRecipeError where `out`
+        holds another build or anything else, and where a build is running.
         """
         if out.exists() and not out.is_dir():
             raise LongRecipeError(f"{out} is a file; choose another --out")
-        foreign = out.exists() and any(path.name != STAGING for path in out.iterdir())
         staging = cls(out)
-        if foreign and not shared and not (staging.folder / _RECIPE).exists():
-            raise LongRecipeError(
-                f"{out} is not an empty folder; choose another --out, or --overwrite"
-            )
+        staging._refuse_foreign(overwrite)
         staging.folder.mkdir(parents=True, exist_ok=True)
         with locked(staging.folder, out):
             recipe = staging.folder / _RECIPE
+            if overwrite:
+                staging._remove_build()
             if recipe.exists():
                 refuse_other(out, json.loads(recipe.read_text(encoding="utf-8")), identity)
             else:
                 write_json(recipe, identity)
             yield staging
+
+    def _refuse_foreign(self, overwrite: bool) -> None:
+        """Before the staging folder is there, which says that what is beside it is ours."""
+        others = self.out.exists() and any(path.name != STAGING for path in self.out.iterdir())
+        if overwrite and (self.out / MANIFEST).exists():
+            read_manifest(self.out)  # another program's stays, with all that is there
+        elif overwrite and others and not self.folder.exists():
+            raise LongRecipeError(
+                f"{self.out} holds no dataset of ours; --overwrite leaves it alone"
+            )
+        elif not overwrite and others and not (self.folder / _RECIPE).exists():
+            raise LongRecipeError(
+                f"{self.out} is not an empty folder; choose another --out, or --overwrite"
+            )
 
     def finished_units(self) -> int:
         """How many units have a receipt."""
@@ -114,9 +126,21 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the folder; the recipe, which says it is ours, last."""
+        self._clear()
+        self.folder.rmdir()
+
+    def _clear(self) -> None:
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _RECIPE):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.folder.rmdir()
+
+    def _remove_build(self) -> None:
+        """Remove an earlier build, and nothing that is not ours. The manifest goes first; the
+        staging folder, which is locked, and by which the others are known to be ours, stays."""
+        for name in (MANIFEST, *CARD):
+            (self.out / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            _remove_ours(self.out, self.out / name)
+        self._clear()
 
     def discard_if_fruitless(self) -> None:
         """After an error in the input, leave nothing behind unless units are done."""
@@ -151,24 +175,6 @@ def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> 
         raise LongRecipeError(
             f"{out} holds another build ({found[0]}); choose another --out, or --overwrite"
         )
-
-
-def remove_build(out: Path) -> None:
-    """Remove an earlier build, and nothing that is not ours. The manifest goes first."""
-    if not out.exists():
-        return
-    if (out / MANIFEST).exists():
-        read_manifest(out)  # another program's stays, with all that is there
-    elif not (out / STAGING).exists():
-        if any(out.iterdir()):
-            raise LongRecipeError(f"{out} holds no dataset of ours; --overwrite leaves it alone")
-        return
-    (out / STAGING).mkdir(exist_ok=True)  # goes last: until then the folder is known to be ours
-    for name in (MANIFEST, *CARD):
-        (out / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        _remove_ours(out, out / name)
-    shutil.rmtree(out / STAGING)
 
 
 def _remove_ours(out: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -246,8 +247,24 @@ def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("dear")
-    with pytest.raises(LongRecipeError, match="no dataset of ours"):
-        build(recipe, other, workers=1, overwrite=True)
+    for _ in range(2):
+        with pytest.raises(LongRecipeError, match="no dataset of ours"):
+            build(recipe, other, workers=1, overwrite=True)
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"corpora": ("nowhere",)}, {"replay": ("nowhere",)}, {"tokenizer": "./nope"}, {"eot": "<fin>"}]
+    + [{"impact": impact} for impact in ("vibes", "lexicon:nowhere", "scores:nowhere")],
+)
+def test_overwrite_removes_nothing_for_a_slip_of_the_pen(
+    wrong: dict[str, Any], built: Path, recipe: BuildRecipe
+) -> None:
+    before = content(built)
+    with pytest.raises(LongRecipeError):
+        build(replace(recipe, **wrong), built, workers=1, overwrite=True)
+    assert content(built) == before
 
 
 def test_max_rows_takes_the_first_rows(built: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
@@ -387,15 +404,16 @@ def test_a_line_of_500_mb_is_rejected_without_being_held(
     assert (ledger.records_built, ledger.records_quarantined) == (11, 2)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_second_build_in_the_same_folder_waits_for_nobody(
-    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwrite: bool, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "shards"
     other: list[str] = []
 
     def meanwhile(*_: object) -> None:
         with pytest.raises(LongRecipeError, match="another run is at work") as problem:
-            build(recipe, out, workers=1)
+            build(recipe, out, workers=1, overwrite=overwrite)
         other.append(str(problem.value))
         raise KeyboardInterrupt
 
