@@ -83,14 +83,15 @@ def build_replay(
     budget = math.ceil(recipe.replay_ratio * extend_tokens)
     ledger = Ledger()
     entries: list[FileEntry] = []
-    rows = _rows(recipe, files, tokenizer, budget, ledger, staging)
-    while True:
-        with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
-            for row in islice(rows, _SHARD_ROWS):
-                shelf.write(row)
-        if not shelf.entries:
-            break
-        entries += shelf.entries
+    with Shelf(staging, "replay") as rejects:
+        rows = _rows(recipe, files, tokenizer, budget, ledger, rejects)
+        while True:
+            with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
+                for row in islice(rows, _SHARD_ROWS):
+                    shelf.write(row)
+            if not shelf.entries:
+                break
+            entries += shelf.entries
     if ledger.kept < budget:
         raise LongRecipeError(
             f"the replay corpus has {ledger.kept:,} tokens; --replay-ratio "
@@ -106,9 +107,9 @@ def _rows(
     tokenizer: Tokenizer,
     budget: int,
     ledger: Ledger,
-    staging: Path,
+    rejects: Shelf,
 ) -> Iterator[Row]:
-    with closing(_parts(recipe, files, tokenizer, ledger, staging)) as parts:
+    with closing(_parts(recipe, files, tokenizer, ledger, rejects)) as parts:
         while ledger.kept < budget:
             block: list[Part] = []
             tokens = 0
@@ -129,9 +130,9 @@ def _parts(
     files: list[SourceFile],
     tokenizer: Tokenizer,
     ledger: Ledger,
-    staging: Path,
+    rejects: Shelf,
 ) -> Generator[Part, None, None]:
-    """Documents in row-sized parts, the corpus's units in a seeded order."""
+    """Documents in row-sized parts, the corpus's units in a seeded order; until it is closed."""
     units = plan_units(files, recipe.unit_bytes or unit_size(files))
     keys = [
         Draws(recipe.seed, piece.file.name, piece.start).share("replay")
@@ -146,13 +147,13 @@ def _parts(
     )
     chat = template_conversation if recipe.chat_template else plain_conversation
     conversation = chat(tokenizer)
-    with Shelf(staging, "replay") as shelf, progress("packing replay", len(units)) as task:
+    with progress("packing replay", len(units)) as task:
         for index in np.argsort(keys, kind="stable"):
             for documents, rejected in read_unit(units[index], fields):
                 for entry in rejected:
                     ledger.records_read += entry.count
                     ledger.records_quarantined += entry.count
-                    shelf.reject(entry)
+                    rejects.reject(entry)
                 for document, tokens, loss in _encode(documents, tokenizer, conversation):
                     ledger.records_read += 1
                     ledger.records_built += 1
