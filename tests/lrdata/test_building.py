@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import random
 from dataclasses import replace
@@ -502,6 +503,11 @@ def cases(corpus: Path) -> dict[str, tuple[list[str], int, str]]:
             "replay corpus has",
         ),
         "no template fields": ([*ok, "--chat-template"], 1, "--prompt-field"),
+        "a seed beyond 64 bits": ([*ok, "--seed", str(-(2**63))], 1, "--seed does not fit"),
+        "a long licence": ([*ok, "--license", "a=" + "x" * 4097], 1, "--license does not fit"),
+        "a long field": ([*ok, "--text-field", "x" * 4097], 1, "--text-field does not fit"),
+        "a weight that is none": ([*ok, "--weight", "a=nan"], 1, "--weight a=nan must be a number"),
+        "a weight without end": ([*ok, "--weight", "a=inf"], 1, "--weight a=inf must be a number"),
         "no such tokenizer": ([*ok, "--tokenizer", "./nope"], 1, "nope"),
     }
 
@@ -524,6 +530,18 @@ def test_bad_input_is_one_clear_line(
     assert line in errors[0]
     if case != "replay too short":  # its units are done: the same command with more text goes on
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"seed": 2**63}, {"seed": 0.5}, {"licences": {"x" * 4097: "mit"}}),
+        *({"weights": {"a": float("nan")}}, {"weights": {"a": True}}, {"replay_ratio": math.inf}),
+    ],
+)
+def test_what_no_manifest_holds_is_no_recipe(wrong: dict[str, Any], recipe: BuildRecipe) -> None:
+    with pytest.raises(LongRecipeError):
+        replace(recipe, **wrong)
 
 
 def test_a_foreign_folder_is_not_touched(recipe: BuildRecipe, tmp_path: Path) -> None:
