@@ -80,12 +80,14 @@ class Sources:
         return _identity(recipe.portable(), self.tokenizer, self.entries, self.impact)
 
     def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
-        """What must be equal for its units to be: they do not depend on replay."""
+        """What must be equal for its units to be: they do not depend on replay, but may on the
+        version, which a finished dataset only names."""
         options = recipe.portable()
         for option in REPLAY_OPTIONS:
             del options[option]
         entries = self.entries[: len(self.files)]
-        return _identity(options, self.tokenizer, entries, self.impact)
+        identity = _identity(options, self.tokenizer, entries, self.impact)
+        return {**identity, "version of longrecipe": importlib.metadata.version("longrecipe")}
 
 
 def build(

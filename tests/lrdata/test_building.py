@@ -205,6 +205,28 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(
     assert content(out) == content(built)
 
 
+def test_units_of_another_version_are_not_joined(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is what it is: another version has nothing to add to it."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "99.0")
+        with pytest.raises(LongRecipeError, match=r"\(version of longrecipe: '.*', not '99\.0'\)"):
+            build(recipe, out, workers=1)
+    manifest = build(recipe, out, workers=1)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    assert build(recipe, out, workers=1) == manifest
+
+
 def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> None:
     before = content(built)
     times = {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
