@@ -270,7 +270,7 @@ class _UnitBuilder:
     def _uses(self, document: Document) -> tuple[str, int]:
         """Of which kind a document's windows are, and how often it is used."""
         weight = self.recipe.weights.get(document.source, 1.0)
-        if self.recipe.holdout <= 0 and not weight % 1:
+        if not weight or (self.recipe.holdout <= 0 and not weight % 1):
             return "extend", int(weight)
         draws = Draws(self.recipe.seed, document.file, document.record)
         if draws.share("holdout") < self.recipe.holdout:

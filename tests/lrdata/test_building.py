@@ -351,6 +351,20 @@ def test_weights_repeat_and_thin_sources(
     assert all(len(pair) == 2 and pair[0] != pair[1] for pair in rows.values()), "new draws"
 
 
+def test_a_source_of_weight_0_is_not_used_at_all(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """Not to extend with, and not in the holdout."""
+    made = replace(recipe, weights={"short": 0.0}, replay=())
+    ledger = build(made, tmp_path / "without", workers=1).ledger
+    alone = replace(made, corpora=recipe.corpora[:1], weights={})
+    expected = build(alone, tmp_path / "alone", workers=1).ledger
+    assert ledger.records_filtered == 200
+    assert (ledger.holdout_rows, ledger.held_out) == (expected.holdout_rows, expected.held_out)
+    assert (ledger.rows, ledger.encoded) == (expected.rows, expected.encoded)
+    assert ledger.holdout_rows < read_manifest(built).ledger.holdout_rows
+
+
 def test_short_documents_are_set_aside(corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     recipe = BuildRecipe(
         corpora=(str(corpus / "books" / "a.jsonl"),),
