@@ -148,7 +148,8 @@ def _build(
     except LongRecipeError:
         staging.discard_if_fruitless()
         raise
-    staging.publish({**_moves(made, manifest), **_quarantine_moves(receipts, staging)}, manifest)
+    rejected = _quarantine_moves(receipts, manifest, staging)
+    staging.publish({**_moves(made, manifest), **rejected}, manifest)
     return manifest, receipts
 
 
@@ -345,9 +346,13 @@ def _moves(made: list[FileEntry], manifest: Manifest) -> dict[str, str]:
     return {entry.path: final.path for entry, final in zip(made, manifest.files, strict=True)}
 
 
-def _quarantine_moves(receipts: list[Receipt], staging: Staging) -> dict[str, str]:
+def _quarantine_moves(
+    receipts: list[Receipt], manifest: Manifest, staging: Staging
+) -> dict[str, str]:
     """The same for what these units and replay rejected."""
-    stems = [*(unit_stem(receipt.unit) for receipt in receipts), "replay"]
+    stems = [unit_stem(receipt.unit) for receipt in receipts]
+    if manifest.replay_ledger is not None:  # else it is of an earlier run
+        stems.append("replay")
     return {
         f"{stem}.quarantine.jsonl": f"quarantine/{stem}.jsonl"
         for stem in stems
