@@ -36,7 +36,7 @@ from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
 from lrdata.replay import build_replay
 from lrdata.shards import KINDS, LSD_FIELD
-from lrdata.staging import Staging, refuse_other, remove_build
+from lrdata.staging import Staging, refuse_other
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
 
@@ -80,12 +80,14 @@ class Sources:
         return _identity(recipe.portable(), self.tokenizer, self.entries, self.impact)
 
     def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
-        """What must be equal for its units to be: they do not depend on replay."""
+        """What must be equal for its units to be: they do not depend on replay, but may on the
+        version, which a finished dataset only names."""
         options = recipe.portable()
         for option in REPLAY_OPTIONS:
             del options[option]
         entries = self.entries[: len(self.files)]
-        return _identity(options, self.tokenizer, entries, self.impact)
+        identity = _identity(options, self.tokenizer, entries, self.impact)
+        return {**identity, "version of longrecipe": importlib.metadata.version("longrecipe")}
 
 
 def build(
@@ -104,30 +106,26 @@ def build(
         workers: units at a time; default one for each core. Never changes a byte. More than one
             are processes: a script that builds needs `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
-        overwrite: remove what an earlier build left in `out`.
-        like: refuse corpus files, a tokenizer or scores that are not those of this manifest. Not
-            with `overwrite`, which would remove the old build before that is known.
+        overwrite: remove what an earlier build left in `out`, once the sources are known to be
+            there.
+        like: refuse corpus files, a tokenizer or scores that are not those of this manifest.
         timing: takes what the build took.
     Raises:
         LongRecipeError: for anything a person can mend; `out` then holds no half-written dataset.
     """
     began = time.perf_counter()
-    if overwrite and like is not None:
-        raise LongRecipeError("overwrite and like do not go together; choose another folder")
     out, timing = Path(out), timing or Timing()
     workers = workers or os.cpu_count() or 1
     units_engine = open_engine(engine)
-    if overwrite:
-        remove_build(out)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
         sources = Sources.open(recipe, crew, workers, timing)
         if like is not None:
             _refuse_unlike(sources, like)
-        finished = _finished(out, sources.identity(recipe))
+        finished = None if overwrite else _finished(out, sources.identity(recipe))
         if finished is not None:
             return finished
-        with Staging.open(out, sources.identity_of_units(recipe), shared=overwrite) as staging:
+        with Staging.open(out, sources.identity_of_units(recipe), overwrite=overwrite) as staging:
             manifest, receipts = _build(recipe, sources, crew, staging)
         timing.build = time.perf_counter() - began - timing.start
     timing.stages = total(receipt.seconds for receipt in receipts if receipt.fresh)
@@ -145,11 +143,13 @@ def _build(
     try:
         jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
         receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
+        staging.refuse_missing(entry for receipt in receipts for entry in receipt.files)
         manifest, made = _manifest(recipe, sources, receipts, staging)
     except LongRecipeError:
         staging.discard_if_fruitless()
         raise
-    staging.publish({**_moves(made, manifest), **_quarantine_moves(receipts, staging)}, manifest)
+    rejected = _quarantine_moves(receipts, manifest, staging)
+    staging.publish({**_moves(made, manifest), **rejected}, manifest)
     return manifest, receipts
 
 
@@ -280,8 +280,18 @@ def _identity(
         "tokenizer fingerprint": tokenizer.fingerprint,
         "tokenizer probe": tokenizer.probe_fingerprint,
         "impact's sha256": impact,
-        **{f"corpus file {entry.name}": _shortened(entry.sha256) for entry in sources},
+        **_identity_of_sources(sources),
     }
+
+
+def _identity_of_sources(sources: list[SourceEntry]) -> dict[str, str]:
+    """A hash for each file. Names are unique in the corpora and in replay, which comes after them:
+    of two files of one name the second is replay's."""
+    found: dict[str, str] = {}
+    for entry in sources:
+        name = f"corpus file {entry.name}"
+        found[f"replay's {name}" if name in found else name] = _shortened(entry.sha256)
+    return found
 
 
 def _shortened(digest: str) -> str:
@@ -336,9 +346,13 @@ def _moves(made: list[FileEntry], manifest: Manifest) -> dict[str, str]:
     return {entry.path: final.path for entry, final in zip(made, manifest.files, strict=True)}
 
 
-def _quarantine_moves(receipts: list[Receipt], staging: Staging) -> dict[str, str]:
+def _quarantine_moves(
+    receipts: list[Receipt], manifest: Manifest, staging: Staging
+) -> dict[str, str]:
     """The same for what these units and replay rejected."""
-    stems = [*(unit_stem(receipt.unit) for receipt in receipts), "replay"]
+    stems = [unit_stem(receipt.unit) for receipt in receipts]
+    if manifest.replay_ledger is not None:  # else it is of an earlier run
+        stems.append("replay")
     return {
         f"{stem}.quarantine.jsonl": f"quarantine/{stem}.jsonl"
         for stem in stems

@@ -8,19 +8,26 @@ The texts of a batch are encoded into one array, and all its sentence ends are f
 long text is encoded in pieces, where that gives the same ids.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
+from lrdata import long_text
 from lrdata.errors import LongRecipeError
 from lrdata.long_text import LongText
-from lrdata.records import Documents
+from lrdata.records import Documents, Rejected
 from lrdata.sentences import SentenceTables, sentence_ends, sentence_tables
-from lrdata.tokenizer import Tokenizer
+from lrdata.tokenizer import Tokenizer, UnencodableError
 from lrdata.windows import Tokens
+
+_Made = TypeVar("_Made")
 
 MAX_WHOLE_BYTES = 64 * 1024**2
 """A longer text is rejected where the tokenizer does not allow cutting it."""
+
+UNENCODABLE = "the tokenizer's library cannot encode it"
+"""Why a record is rejected where `lrdata.tokenizer` raises UnencodableError."""
 
 _COMPARED_CHARACTERS = 250
 """Of each batch this much is encoded twice, by the fast encoder and by the reference."""
@@ -34,7 +41,8 @@ class DocumentEncoder:
         self.tables: SentenceTables = sentence_tables(tokenizer)
 
     def encode(self, documents: Documents) -> tuple[Tokens, list[int]]:
-        """The tokens of a batch, and where those of each document begin, and end: [n + 1]."""
+        """The tokens of a batch, and where those of each document begin, and end: [n + 1]. Raises
+        UnencodableError, see `sifted`."""
         ids, offsets = self.tokenizer.encode_documents(checked_texts(documents, self.tokenizer))
         return Tokens(ids, sentence_ends(ids, self.tables)), offsets.tolist()
 
@@ -42,12 +50,20 @@ class DocumentEncoder:
         """The tokens of a long text in parts, or why it cannot be encoded."""
         if self.tokenizer.why_whole is not None and len(text) > MAX_WHOLE_BYTES:
             return f"longer than {MAX_WHOLE_BYTES // 1024**2} MB, and {self.tokenizer.why_whole}"
+        try:
+            if self.tokenizer.why_whole is not None:
+                return [self._piece(str(text), last=True)]
+            for piece in text:
+                if len(piece) > 2 * long_text.PIECE_BYTES:  # it has no place to cut: who knows
+                    self.tokenizer.encode([piece])
+        except UnencodableError:
+            return UNENCODABLE
         return _Pieces(self, text)
 
     def pieces(self, text: LongText) -> Iterator[Tokens]:
         """The tokens of a long text, piece by piece, the end of text in the last one."""
         held: str | None = None
-        for piece in text if self.tokenizer.why_whole is None else [str(text)]:
+        for piece in text:
             if held is not None:
                 yield self._piece(held, last=False)
             held = piece
@@ -71,6 +87,25 @@ class _Pieces:
 
     def __iter__(self) -> Iterator[Tokens]:
         return self._encoder.pieces(self._text)
+
+
+def sifted(
+    encode: Callable[[Documents], _Made], documents: Documents
+) -> tuple[_Made, Documents, list[Rejected]]:
+    """What `encode` makes of the documents that can be encoded; these, and the others, rejected."""
+    try:
+        return encode(documents), documents, []
+    except UnencodableError:
+        pass
+    good, rejected = [], []
+    for at, (_, _, file, record) in enumerate(documents.places()):
+        try:
+            encode(documents.only([at]))
+            good.append(at)
+        except UnencodableError:
+            rejected.append(Rejected(file, record, UNENCODABLE))
+    documents = documents.only(good)
+    return encode(documents), documents, rejected
 
 
 def checked_texts(documents: Documents, tokenizer: Tokenizer) -> list[str]:

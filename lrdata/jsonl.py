@@ -98,8 +98,9 @@ Line = bytes | bytearray | memoryview
 
 def _lines(
     blocks: _Blocks, stop: float = math.inf, skip: bool = False
-) -> Iterator[tuple[int, Line | None]]:
-    """(offset of its first byte, line without its newline); None for a line that is too long.
+) -> Iterator[tuple[int, Line | None, bool]]:
+    """(offset of its first byte, line without its newline, whether it has one); None for a line
+    that is too long.
 
     Lines that begin at `stop` or later are left out; so is the first one if `skip`. A line is a
     view of its block where it lies in one.
@@ -119,7 +120,7 @@ def _lines(
             if begun:
                 begun += line
                 line, begun = begun, bytearray()
-            yield offset, line if held <= MAX_RECORD_BYTES else None
+            yield offset, line if held <= MAX_RECORD_BYTES else None, True
             offset += held + 1
             start, held = end + 1, 0
             if offset >= stop:
@@ -130,7 +131,7 @@ def _lines(
         else:
             begun += view[start:]
     if held:
-        yield offset, begun if held <= MAX_RECORD_BYTES else None
+        yield offset, begun if held <= MAX_RECORD_BYTES else None, False
 
 
 # ---- JSON lines ----
@@ -146,7 +147,7 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
     judge = Judge(file, fields)
     values_of = _looker(fields)
     labelled = fields.id is not None or fields.source is not None
-    for at, line in lines:
+    for at, line, ended in lines:
         if line is not None:
             if at == 0:
                 line = line[len(_BOM) :] if line[: len(_BOM)] == _BOM else line
@@ -162,12 +163,12 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
             values = values_of(parsed)
-            if labelled and float in map(type, values):  # perhaps an integer of over 64 bits
+            if sound and labelled and float in map(type, values):  # of orjson: over 64 bits?
                 values = values_of(json.loads(bytes(line or b"")))
             plain = sound and line is not None and _is_plain(line, values[0])
             item = judge(at, len(line or b""), *values, sound=sound, plain=plain)
-        if blocks.damage and isinstance(item, Rejected):
-            break  # the line in which a damaged file ends: its rejection is the file's
+        if blocks.damage and not ended and isinstance(item, Rejected):
+            break  # the line that the damage cuts: its rejection is the file's
         yield item
     if blocks.damage:
         yield Rejected(file.name, blocks.position, blocks.damage)
@@ -226,10 +227,18 @@ def _parse(file: SourceFile, at: int, line: Line) -> tuple[dict[str, Any] | Reje
     return record, True
 
 
-def _parse_slowly(file: SourceFile, at: int, line: Line) -> dict[str, Any] | Rejected:
-    """By Python's own parser, which takes NaN and says where a line is wrong."""
+def _parse_slowly(
+    file: SourceFile,
+    at: int,
+    line: Line,
+    restored: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any] | Rejected:
+    """By Python's own parser, which takes NaN and says where a line is wrong.
+
+    restored: what each object on the line, inner ones too, is to be.
+    """
     try:
-        record = json.loads(str(line, "utf-8"))
+        record = json.loads(str(line, "utf-8"), object_hook=restored)
     except UnicodeDecodeError as problem:
         return Rejected(file.name, at, f"not UTF-8, at byte {problem.start} of the line")
     except json.JSONDecodeError as problem:
@@ -258,19 +267,21 @@ def _parse_long(file: SourceFile, at: int, line: memoryview) -> dict[str, Any] |
         mark += "-"
     numbered = (json.dumps(f"{mark}{index}").encode() for index in range(len(spans)))
     short = b"".join(part for pair in zip(between, [*numbered, b""], strict=True) for part in pair)
-    record = _parse_slowly(file, at, short)
-    if isinstance(record, Rejected):
-        if record.reason.startswith("not JSON, at"):
-            return Rejected(file.name, at, "not JSON")
-        return record
     texts = {
         f"{mark}{index}": LongText(line[start + 1 : stop - 1], escaped=True)
         for index, (start, stop) in enumerate(spans)
     }
-    return {
-        name: texts.get(value, value) if type(value) is str else value
-        for name, value in record.items()
-    }
+
+    def restored(values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: texts.get(value, value) if type(value) is str else value
+            for name, value in values.items()
+        }
+
+    record = _parse_slowly(file, at, short, restored)
+    if isinstance(record, Rejected) and record.reason.startswith("not JSON, at"):
+        return Rejected(file.name, at, "not JSON")
+    return record
 
 
 def _look_up(record: dict[str, Any], name: str) -> Any:
@@ -289,7 +300,7 @@ def _occurs(piece: Piece, name: str) -> bool:
     file = piece.file
     if file.compression or (piece.start == 0 and piece.stop == file.size):
         return False
-    records = (_parse(file, at, line)[0] for at, line in _lines(_Blocks(file)) if line)
+    records = (_parse(file, at, line)[0] for at, line, _ in _lines(_Blocks(file)) if line)
     return any(
         not isinstance(record, Rejected) and _look_up(record, name) is not MISSING
         for record in records

@@ -1,8 +1,9 @@
 """Every option of a build, in one frozen dataclass."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lrdata import remote
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
 from lrdata.sizes import parse_count
+from lrdata.typed_json import LONGEST_TEXT, fits
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -79,6 +81,7 @@ class BuildRecipe:
         if self.select == "auto":
             ranked = self.impact.startswith(RANKED)
             object.__setattr__(self, "select", "top" if ranked else "draw")
+        self._refuse_unstorable()
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
             ("--select", self.select, SELECTS),
@@ -127,15 +130,29 @@ class BuildRecipe:
                 )
         if not 0 <= self.holdout < 1:
             raise LongRecipeError(f"--holdout {self.holdout:.1%} must be below 100 %")
-        if self.replay and not self.replay_ratio > 0:
-            raise LongRecipeError("--replay with --replay-ratio 0: leave --replay out")
+        if self.replay and not 0 < self.replay_ratio < math.inf:
+            raise LongRecipeError(
+                f"--replay with --replay-ratio {self.replay_ratio:g}: leave --replay out, or give "
+                "a share"
+            )
         if bool(self.prompt_field) != bool(self.response_field):
             raise LongRecipeError("--prompt-field and --response-field go together; give both")
         if self.chat_template and not self.prompt_field:
             raise LongRecipeError("--chat-template needs --prompt-field and --response-field")
         for source, weight in self.weights.items():
-            if weight < 0:
-                raise LongRecipeError(f"--weight {source}={weight} must not be negative")
+            if not 0 <= weight < math.inf:
+                raise LongRecipeError(f"--weight {source}={weight} must be a number from 0 on")
+
+    def _refuse_unstorable(self) -> None:
+        """What is built has to be read again, by the rules of `lrdata.typed_json`."""
+        stored = self.portable()
+        for option in fields(self):
+            if not fits(stored[option.name], option.type):
+                name = {"weights": "weight", "licences": "license"}.get(option.name, option.name)
+                raise LongRecipeError(
+                    f"--{name.replace('_', '-')} does not fit a manifest, whose numbers have 64 "
+                    f"bits and whose texts up to {LONGEST_TEXT:,} characters; choose another"
+                )
 
     def portable(self) -> dict[str, Any]:
         """The recipe as JSON without the folders of this machine: what the manifest stores."""

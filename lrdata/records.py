@@ -6,13 +6,15 @@ Records read = documents + sum of `Rejected.count`, exactly (`records_read`).
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lrdata.corpus import SourceFile
 from lrdata.errors import LongRecipeError
 from lrdata.long_text import LongText
+
+_Item = TypeVar("_Item")
 
 MAX_RECORD_BYTES = 384 * 1024**2
 """A longer line, text or text file is rejected; no more than this much of it is ever held."""
@@ -99,6 +101,22 @@ class Documents:
     def places(self) -> Iterator[tuple[str, str, str, int]]:
         """(id, source, file, record) of each document."""
         return zip(self.ids, self.sources, self.files, self.records, strict=True)
+
+    def only(self, chosen: Sequence[int]) -> "Documents":
+        """These of the documents; `size` stays what the batch took up."""
+
+        def of(column: list[_Item]) -> list[_Item]:
+            return [column[at] for at in chosen]
+
+        return Documents(
+            of(self.texts),
+            of(self.ids),
+            of(self.sources),
+            of(self.files),
+            of(self.records),
+            None if self.prompts is None else of(self.prompts),
+            self.size,
+        )
 
     def add(self, record: Record) -> None:
         self.texts.append(record.text)

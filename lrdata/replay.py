@@ -19,7 +19,7 @@ import numpy as np
 from lrdata.chat import Conversation, plain_conversation, template_conversation
 from lrdata.corpus import SourceFile, plan_units, unit_size
 from lrdata.draws import Draws
-from lrdata.encoding import checked_texts
+from lrdata.encoding import checked_texts, sifted
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger
 from lrdata.progress import progress
@@ -28,7 +28,7 @@ from lrdata.recipe import BuildRecipe
 from lrdata.records import Documents, Fields
 from lrdata.shards import Row
 from lrdata.shelf import Shelf
-from lrdata.tokenizer import Tokenizer
+from lrdata.tokenizer import Encoded, Tokenizer
 from lrdata.windows import Document
 
 _BLOCK_ROWS = 64  # documents are packed this many rows' worth at a time: bounded memory
@@ -83,14 +83,15 @@ def build_replay(
     budget = math.ceil(recipe.replay_ratio * extend_tokens)
     ledger = Ledger()
     entries: list[FileEntry] = []
-    rows = _rows(recipe, files, tokenizer, budget, ledger, staging)
-    while True:
-        with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
-            for row in islice(rows, _SHARD_ROWS):
-                shelf.write(row)
-        if not shelf.entries:
-            break
-        entries += shelf.entries
+    with Shelf(staging, "replay") as rejects:
+        rows = _rows(recipe, files, tokenizer, budget, ledger, rejects)
+        while True:
+            with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
+                for row in islice(rows, _SHARD_ROWS):
+                    shelf.write(row)
+            if not shelf.entries:
+                break
+            entries += shelf.entries
     if ledger.kept < budget:
         raise LongRecipeError(
             f"the replay corpus has {ledger.kept:,} tokens; --replay-ratio "
@@ -106,9 +107,9 @@ def _rows(
     tokenizer: Tokenizer,
     budget: int,
     ledger: Ledger,
-    staging: Path,
+    rejects: Shelf,
 ) -> Iterator[Row]:
-    with closing(_parts(recipe, files, tokenizer, ledger, staging)) as parts:
+    with closing(_parts(recipe, files, tokenizer, ledger, rejects)) as parts:
         while ledger.kept < budget:
             block: list[Part] = []
             tokens = 0
@@ -129,9 +130,9 @@ def _parts(
     files: list[SourceFile],
     tokenizer: Tokenizer,
     ledger: Ledger,
-    staging: Path,
+    rejects: Shelf,
 ) -> Generator[Part, None, None]:
-    """Documents in row-sized parts, the corpus's units in a seeded order."""
+    """Documents in row-sized parts, the corpus's units in a seeded order; until it is closed."""
     units = plan_units(files, recipe.unit_bytes or unit_size(files))
     keys = [
         Draws(recipe.seed, piece.file.name, piece.start).share("replay")
@@ -146,14 +147,15 @@ def _parts(
     )
     chat = template_conversation if recipe.chat_template else plain_conversation
     conversation = chat(tokenizer)
-    with Shelf(staging, "replay") as shelf, progress("packing replay", len(units)) as task:
+    with progress("packing replay", len(units)) as task:
         for index in np.argsort(keys, kind="stable"):
             for documents, rejected in read_unit(units[index], fields):
-                for entry in rejected:
+                made, documents, refused = sifted(lambda batch: _ids(batch, tokenizer), documents)
+                for entry in (*rejected, *refused):
                     ledger.records_read += entry.count
                     ledger.records_quarantined += entry.count
-                    shelf.reject(entry)
-                for document, tokens, loss in _encode(documents, tokenizer, conversation):
+                    rejects.reject(entry)
+                for document, tokens, loss in _conversations(documents, *made, conversation):
                     ledger.records_read += 1
                     ledger.records_built += 1
                     ledger.encoded -= conversation.inserted  # of all that _cut counts
@@ -162,14 +164,19 @@ def _parts(
             task.advance()
 
 
-def _encode(
-    documents: Documents, tokenizer: Tokenizer, conversation: Conversation
+def _ids(documents: Documents, tokenizer: Tokenizer) -> tuple[Encoded, Encoded]:
+    """The texts of a batch, and its prompts: empty where records have none."""
+    texts = tokenizer.encode(checked_texts(documents, tokenizer))
+    return texts, tokenizer.encode(documents.prompts or [""] * len(documents))
+
+
+def _conversations(
+    documents: Documents, texts: Encoded, prompts: Encoded, conversation: Conversation
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
     """Each document of a batch with its tokens and its loss mask."""
-    ids, ends = tokenizer.encode(checked_texts(documents, tokenizer))
-    prompts, prompt_ends = tokenizer.encode(documents.prompts or [""] * len(documents))
+    (ids, ends), (asked, asked_ends) = texts, prompts
     for index, place in enumerate(documents.places()):
-        prompt = prompts[prompt_ends[index] : prompt_ends[index + 1]]
+        prompt = asked[asked_ends[index] : asked_ends[index + 1]]
         tokens, loss = conversation.tokens(prompt, ids[ends[index] : ends[index + 1]])
         yield Document(*place), tokens, loss
 

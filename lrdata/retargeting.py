@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrdata.atomic import replacing, write_json
+from lrdata.atomic import locked, replacing, write_json
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
+from lrdata.layout import CARD
 from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest, refuse_leaving
 from lrdata.positions import SCHEMES
 from lrdata.progress import Task, progress
@@ -130,20 +132,13 @@ def retarget(folder: Path | str, target_len: int, out: Path | str) -> Manifest:
     if out.resolve().is_relative_to(folder.resolve()):
         raise LongRecipeError(f"{out} is in the dataset {folder} itself; choose another --out")
     plan = {"manifest": file_sha256(folder / MANIFEST), "target_len": target_len}
-    staging = _open_staging(out, plan)
-    if (out / MANIFEST).exists():  # killed when all was done but this
-        shutil.rmtree(staging)
-        return read_manifest(out)
-    try:
-        entries = list(_files(shards, positioner, target_len, staging))
-        _copy_quarantine(folder, staging)
-        manifest = _manifest(shards.manifest, target_len, entries)
-        _publish(out, staging, manifest)
-    except BaseException:
-        _discard(out)
-        raise
-    shutil.rmtree(staging)
-    return manifest
+    with _open_staging(out, plan) as staging:
+        if not (out / MANIFEST).exists():  # else killed when all was done but this
+            entries = list(_files(shards, positioner, target_len, staging))
+            _copy_quarantine(folder, staging)
+            manifest = _manifest(shards.manifest, target_len, entries)
+            _publish(out, staging, manifest)
+    return read_manifest(out)
 
 
 # What cannot be done
@@ -286,26 +281,42 @@ def _manifest(manifest: Manifest, target_len: int, entries: list[FileEntry]) -> 
 # The new folder
 
 
-def _open_staging(out: Path, plan: dict[str, Any]) -> Path:
-    """The staging folder. What an earlier run of the same plan left unfinished is removed."""
+@contextmanager
+def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """The staging folder, for this process alone, removed in the end; after an error with all that
+    was written. What an earlier run of the same plan left unfinished goes first."""
     staging = out / STAGING
-    if (staging / _PLAN).exists():
-        if json.loads((staging / _PLAN).read_text(encoding="utf-8")) != plan:
+    _refuse_foreign(out)
+    staging.mkdir(parents=True, exist_ok=True)
+    with locked(staging, out):
+        _refuse_foreign(out)  # another run may have come to its end since
+        if not (staging / _PLAN).exists():
+            _clear(out)
+            write_json(staging / _PLAN, plan)
+        elif json.loads((staging / _PLAN).read_text(encoding="utf-8")) != plan:
             raise LongRecipeError(
                 f"{out} holds an unfinished retarget of another dataset or --target-len; "
                 "choose another --out, or remove it"
             )
-        if (out / MANIFEST).exists():
-            return staging
-        _discard(out)
+        elif not (out / MANIFEST).exists():
+            _clear(out)
+        try:
+            yield staging
+        except BaseException:
+            _clear(out)
+            shutil.rmtree(staging)
+            if not any(out.iterdir()):
+                out.rmdir()
+            raise
+        shutil.rmtree(staging)
+
+
+def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise LongRecipeError(f"{out} is a file; choose another --out")
-    if out.exists() and any(path.name != STAGING for path in out.iterdir()):
+    ours = (out / STAGING / _PLAN).exists()
+    if not ours and out.exists() and any(path.name != STAGING for path in out.iterdir()):
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    write_json(staging / _PLAN, plan)
-    return staging
 
 
 def _publish(out: Path, staging: Path, manifest: Manifest) -> None:
@@ -316,13 +327,12 @@ def _publish(out: Path, staging: Path, manifest: Manifest) -> None:
     complete(out, manifest)
 
 
-def _discard(out: Path) -> None:
-    """Remove what was written. The manifest goes first; the plan, which says it is ours, last."""
-    for name in (MANIFEST, "README.md", "croissant.json"):
+def _clear(out: Path) -> None:
+    """Remove what was written. The manifest goes first; the plan, which says it is ours, stays."""
+    for name in (MANIFEST, *CARD):
         (out / name).unlink(missing_ok=True)
     for partial in out.glob(".*.partial"):
         partial.unlink()
-    for name in (*KINDS, "quarantine", STAGING):
-        shutil.rmtree(out / name, ignore_errors=True)
-    if not any(out.iterdir()):
-        out.rmdir()
+    for folder in (out, out / STAGING):
+        for name in (*KINDS, "quarantine"):
+            shutil.rmtree(folder / name, ignore_errors=True)

@@ -50,6 +50,10 @@ _END_OF_TEXT = (
 )
 
 
+class UnencodableError(LongRecipeError):
+    """There is a text that no encoder can take, such as ten million spaces in a row."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
     """A fast tokenizer of the Hugging Face kind, ready to encode text exactly. See `load`."""
@@ -137,7 +141,7 @@ class Tokenizer:
 
         Special tokens are neither added nor recognised. Texts are of any length (what is very long
         is better encoded in pieces, see `lrdata.encoding`), without lone surrogates. Raises
-        LongRecipeError for a text that no encoder can take, such as ten million spaces in a row.
+        UnencodableError for a text that no encoder can take.
         """
         return self._encode(texts, specials=False)
 
@@ -309,7 +313,7 @@ def _encode_slowly(
             encodings = reference.encode_batch_fast(list(texts), add_special_tokens=False)
     except RuntimeError as problem:
         longest = max(len(text.encode()) for text in texts)
-        raise LongRecipeError(
+        raise UnencodableError(
             f"`tokenizers` cannot encode a text (the longest of the batch has {longest:,} bytes): "
             f"{one_line(problem)}; leave it out"
         ) from None

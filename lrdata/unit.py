@@ -19,7 +19,8 @@ import numpy as np
 from lrdata.atomic import write_json
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
-from lrdata.encoding import DocumentEncoder
+from lrdata.encoding import DocumentEncoder, sifted
+from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256, open_scorer
 from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
@@ -29,7 +30,7 @@ from lrdata.records import Documents, Fields, Rejected
 from lrdata.rows import Compressor
 from lrdata.shelf import Shelf
 from lrdata.stopwatch import Stopwatch
-from lrdata.tokenizer import Encoder, Tokenizer
+from lrdata.tokenizer import Encoder, Tokenizer, UnencodableError
 from lrdata.windows import Document, Tokens, Window, WindowJoiner
 
 _Made = TypeVar("_Made")
@@ -182,11 +183,16 @@ class _UnitBuilder:
             self.bytes_read += documents.size
             if documents.long is None:
                 with self.watch("encode"):
-                    tokens, starts = self.encoder.encode(documents)
+                    made, documents, rejected = sifted(self.encoder.encode, documents)
+                self._set_aside(rejected)
                 with self.watch("join"):
-                    self._add(documents, tokens, starts)
+                    self._add(documents, *made)
             else:
-                self._add_long(documents, documents.long)
+                try:
+                    self._add_long(documents, documents.long)
+                except UnencodableError as problem:  # when some of it is in windows already
+                    where = f"{documents.files[0]} record {documents.records[0]}"
+                    raise LongRecipeError(f"{where}: {problem}") from None
             with self.watch("join"):
                 for joiner in self.joiners.values():
                     joiner.own()
@@ -231,7 +237,8 @@ class _UnitBuilder:
         recipe, ledger = self.recipe, self.ledger
         (document,) = (Document(*place) for place in documents.places())
         kind, copies = self._uses(document)
-        parts = self.encoder.encode_long(text)
+        with self.watch("encode"):
+            parts = self.encoder.encode_long(text)
         if isinstance(parts, str):
             self._set_aside([Rejected(document.file, document.record, parts)])
             return
@@ -263,7 +270,7 @@ class _UnitBuilder:
     def _uses(self, document: Document) -> tuple[str, int]:
         """Of which kind a document's windows are, and how often it is used."""
         weight = self.recipe.weights.get(document.source, 1.0)
-        if self.recipe.holdout <= 0 and not weight % 1:
+        if not weight or (self.recipe.holdout <= 0 and not weight % 1):
             return "extend", int(weight)
         draws = Draws(self.recipe.seed, document.file, document.record)
         if draws.share("holdout") < self.recipe.holdout:

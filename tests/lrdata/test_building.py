@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import math
 import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from lrdata.manifest import Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
 from lrdata.shards import Row
+from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
 from tests.fetch import fetch
 
@@ -202,6 +205,28 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(
     assert content(out) == content(built)
 
 
+def test_units_of_another_version_are_not_joined(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is what it is: another version has nothing to add to it."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "99.0")
+        with pytest.raises(LongRecipeError, match=r"\(version of longrecipe: '.*', not '99\.0'\)"):
+            build(recipe, out, workers=1)
+    manifest = build(recipe, out, workers=1)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    assert build(recipe, out, workers=1) == manifest
+
+
 def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> None:
     before = content(built)
     times = {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
@@ -217,6 +242,25 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(
         build(replace(recipe, seed=1), built, workers=1)
 
 
+def test_files_of_one_name_are_told_apart(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """A file to extend with and one to replay; either may change."""
+    paths = [write_jsonl(tmp_path / name / "a.jsonl", some_texts(30, 1)) for name in "er"]
+    recipe = BuildRecipe(
+        (str(paths[0]),), str(tiny_tokenizer), TARGET, replay=(str(paths[1]),), replay_ratio=0.1
+    )
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    assert build(recipe, tmp_path / "out", workers=1) == manifest
+    for path, name in zip(paths, ("corpus", "replay's corpus"), strict=True):
+        before = path.read_bytes()
+        path.write_bytes(before + b'{"text": "One more."}\n')
+        with pytest.raises(LongRecipeError, match=rf"another build \({name} file a\.jsonl: "):
+            build(recipe, tmp_path / "out", workers=1)
+        with pytest.raises(LongRecipeError, match=rf"built from \({name} file a\.jsonl: "):
+            build(recipe, tmp_path / "again", workers=1, like=manifest)
+        path.write_bytes(before)
+    assert build(recipe, tmp_path / "again", workers=1, like=manifest) == manifest
+
+
 def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     build(recipe, out, workers=1)
@@ -226,8 +270,24 @@ def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("dear")
-    with pytest.raises(LongRecipeError, match="no dataset of ours"):
-        build(recipe, other, workers=1, overwrite=True)
+    for _ in range(2):
+        with pytest.raises(LongRecipeError, match="no dataset of ours"):
+            build(recipe, other, workers=1, overwrite=True)
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"corpora": ("nowhere",)}, {"replay": ("nowhere",)}, {"tokenizer": "./nope"}, {"eot": "<fin>"}]
+    + [{"impact": impact} for impact in ("vibes", "lexicon:nowhere", "scores:nowhere")],
+)
+def test_overwrite_removes_nothing_for_a_slip_of_the_pen(
+    wrong: dict[str, Any], built: Path, recipe: BuildRecipe
+) -> None:
+    before = content(built)
+    with pytest.raises(LongRecipeError):
+        build(replace(recipe, **wrong), built, workers=1, overwrite=True)
+    assert content(built) == before
 
 
 def test_max_rows_takes_the_first_rows(built: Path, recipe: BuildRecipe, tmp_path: Path) -> None:
@@ -289,6 +349,20 @@ def test_weights_repeat_and_thin_sources(
         row = shards.read_row("extend", index)
         rows.setdefault(row.sample_id.rsplit(":", 1)[0], []).append(row.position_ids.tolist())
     assert all(len(pair) == 2 and pair[0] != pair[1] for pair in rows.values()), "new draws"
+
+
+def test_a_source_of_weight_0_is_not_used_at_all(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """Not to extend with, and not in the holdout."""
+    made = replace(recipe, weights={"short": 0.0}, replay=())
+    ledger = build(made, tmp_path / "without", workers=1).ledger
+    alone = replace(made, corpora=recipe.corpora[:1], weights={})
+    expected = build(alone, tmp_path / "alone", workers=1).ledger
+    assert ledger.records_filtered == 200
+    assert (ledger.holdout_rows, ledger.held_out) == (expected.holdout_rows, expected.held_out)
+    assert (ledger.rows, ledger.encoded) == (expected.rows, expected.encoded)
+    assert ledger.holdout_rows < read_manifest(built).ledger.holdout_rows
 
 
 def test_short_documents_are_set_aside(corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -367,15 +441,16 @@ def test_a_line_of_500_mb_is_rejected_without_being_held(
     assert (ledger.records_built, ledger.records_quarantined) == (11, 2)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_second_build_in_the_same_folder_waits_for_nobody(
-    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwrite: bool, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "shards"
     other: list[str] = []
 
     def meanwhile(*_: object) -> None:
         with pytest.raises(LongRecipeError, match="another run is at work") as problem:
-            build(recipe, out, workers=1)
+            build(recipe, out, workers=1, overwrite=overwrite)
         other.append(str(problem.value))
         raise KeyboardInterrupt
 
@@ -385,6 +460,49 @@ def test_a_second_build_in_the_same_folder_waits_for_nobody(
             build(recipe, out, workers=1)
     assert len(other) == 1
     build(recipe, out, workers=1)
+
+
+def test_a_shard_that_no_unit_left_here_is_an_error_that_names_it(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a unit is built on a machine with a folder of its own."""
+
+    def elsewhere(job: Job) -> Receipt:
+        receipt = build_unit(job)
+        if job.unit.index == 1:
+            (job.staging / receipt.files[0].path).unlink()
+        return receipt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building.build_unit", elsewhere)
+        with pytest.raises(LongRecipeError, match=r"unit-00001\.extend\.parquet is not .*ray"):
+            build(recipe, out, workers=1)
+    assert [path.name for path in out.iterdir()] == [".build"]
+    assert build(recipe, out, workers=1) == read_manifest(out)
+
+
+def test_a_shard_that_vanished_before_the_manifest_is_an_error_that_names_it(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.staging.complete", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    shard = out / read_manifest(built).files[0].path
+    data = shard.read_bytes()
+    for spoil in (shard.unlink, lambda: shard.write_bytes(data[:-1])):
+        spoil()
+        with pytest.raises(LongRecipeError, match=rf"{shard.name} is not .*--overwrite"):
+            build(recipe, out, workers=1)
+        assert not (out / "manifest.json").exists()
+    shard.write_bytes(data)
+    build(recipe, out, workers=1)
+    assert content(out) == content(built)
 
 
 def test_no_path_of_this_machine_is_published(built: Path, corpus: Path) -> None:
@@ -421,6 +539,11 @@ def cases(corpus: Path) -> dict[str, tuple[list[str], int, str]]:
             "replay corpus has",
         ),
         "no template fields": ([*ok, "--chat-template"], 1, "--prompt-field"),
+        "a seed beyond 64 bits": ([*ok, "--seed", str(-(2**63))], 1, "--seed does not fit"),
+        "a long licence": ([*ok, "--license", "a=" + "x" * 4097], 1, "--license does not fit"),
+        "a long field": ([*ok, "--text-field", "x" * 4097], 1, "--text-field does not fit"),
+        "a weight that is none": ([*ok, "--weight", "a=nan"], 1, "--weight a=nan must be a number"),
+        "a weight without end": ([*ok, "--weight", "a=inf"], 1, "--weight a=inf must be a number"),
         "no such tokenizer": ([*ok, "--tokenizer", "./nope"], 1, "nope"),
     }
 
@@ -443,6 +566,18 @@ def test_bad_input_is_one_clear_line(
     assert line in errors[0]
     if case != "replay too short":  # its units are done: the same command with more text goes on
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"seed": 2**63}, {"seed": 0.5}, {"licences": {"x" * 4097: "mit"}}),
+        *({"weights": {"a": float("nan")}}, {"weights": {"a": True}}, {"replay_ratio": math.inf}),
+    ],
+)
+def test_what_no_manifest_holds_is_no_recipe(wrong: dict[str, Any], recipe: BuildRecipe) -> None:
+    with pytest.raises(LongRecipeError):
+        replace(recipe, **wrong)
 
 
 def test_a_foreign_folder_is_not_touched(recipe: BuildRecipe, tmp_path: Path) -> None:

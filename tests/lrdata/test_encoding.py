@@ -1,6 +1,7 @@
 """Documents -> tokens: as if each were encoded alone and whole, however batches and pieces fall."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,18 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from lrdata import columnar, encoding, jsonl, long_text
 from lrdata.building import build
 from lrdata.encoding import DocumentEncoder
+from lrdata.errors import LongRecipeError
 from lrdata.long_text import LongText
 from lrdata.manifest import Manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.records import Documents
 from lrdata.sentences import sentence_ends
-from lrdata.tokenizer import Tokenizer
+from lrdata.tokenizer import Encoded, Tokenizer, UnencodableError
 from lrdata.windows import Tokens
 from tests.conftest import generated_text
 
@@ -156,3 +160,86 @@ def test_a_long_text_of_a_tokenizer_that_cannot_cut_is_set_aside(
     line = (tmp_path / "out" / "quarantine" / "unit-00000.jsonl").read_text()
     assert "cannot" not in line
     assert "the tokenizer's normalizer may reach across a cut" in line
+
+
+STEPS = "\u2d63" * 2000
+"""So many steps to a pattern of `stumbling` that the library panics."""
+
+
+@pytest.fixture(scope="module")
+def stumbling(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer with a pattern that backtracks, which does not allow cutting."""
+    made = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    pattern = tokenizers.Regex("(\u2d63+)+$b")
+    split = pre_tokenizers.Split(pattern, "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, made.pre_tokenizer])
+    folder = tmp_path_factory.mktemp("stumbling")
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def rejections(out: Path, name: str) -> list[tuple[str, str]]:
+    lines = (out / "quarantine" / f"{name}.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [(f"{entry['file']}:{entry['record']}", entry["reason"]) for entry in found]
+
+
+@pytest.mark.parametrize("long_bytes", [2**20, 3000])
+def test_a_text_that_nothing_can_encode_is_set_aside(
+    long_bytes: int, stumbling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch, alone as a long text, and in replay."""
+    monkeypatch.setattr(jsonl, "LONG_BYTES", long_bytes)
+    texts = ["".join(generated_text(40, seed)) for seed in range(5)]
+    path = write(tmp_path / "c", "jsonl", [*texts[:2], f"a {STEPS} b", *texts[2:]])
+    place = sum(map(len, path.read_bytes().splitlines(keepends=True)[:2]))
+    recipe = BuildRecipe(
+        (str(path),),
+        str(stumbling),
+        512,
+        eot="<|endoftext|>",
+        encoder="tokenizers",
+        replay=(str(path),),
+        replay_ratio=3.0,  # all of it
+    )
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    whole = write(tmp_path / "without", "jsonl", texts)
+    alone = replace(recipe, corpora=(str(whole),), replay=())
+    expected = build(alone, tmp_path / "expected", workers=1).ledger
+    assert (manifest.ledger.rows, manifest.ledger.encoded) == (expected.rows, expected.encoded)
+    for ledger in (manifest.ledger, manifest.replay_ledger):
+        assert ledger is not None
+        assert (ledger.records_built, ledger.records_quarantined) == (5, 1)
+        assert ledger.problems() == []
+    for name in ("unit-00000", "replay"):
+        assert rejections(tmp_path / "out", name) == [(f"c.jsonl:{place}", encoding.UNENCODABLE)]
+
+
+@pytest.mark.parametrize("uncut", [True, False])
+def test_a_piece_of_a_long_text_that_nothing_can_encode(
+    uncut: bool, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found before a token of the text is in a window where it is a piece that has no place
+    to be cut; else it stops the build, and is named."""
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 3000)
+    monkeypatch.setattr(long_text, "PIECE_BYTES", 700 if uncut else 7000)
+    plain = Tokenizer._encode_slowly
+
+    def stumbles(self: Tokenizer, texts: list[str], specials: bool) -> Encoded:
+        if any(STEPS in text for text in texts):
+            raise UnencodableError("too many steps")
+        return plain(self, texts, specials)
+
+    monkeypatch.setattr(Tokenizer, "_encode_slowly", stumbles)
+    texts = ["".join(generated_text(80, seed)) for seed in range(3)]
+    path = write(tmp_path / "c", "jsonl", [texts[0], texts[1] + STEPS + texts[2], texts[2]])
+    place = len(path.read_bytes().splitlines(keepends=True)[0])
+    recipe = BuildRecipe((str(path),), str(tiny_tokenizer), 512, encoder="tokenizers")
+    if uncut:
+        ledger = build(recipe, tmp_path / "out", workers=1).ledger
+        assert (ledger.records_built, ledger.problems()) == (2, [])
+        found = rejections(tmp_path / "out", "unit-00000")
+        assert found == [(f"c.jsonl:{place}", encoding.UNENCODABLE)]
+        return
+    with pytest.raises(LongRecipeError, match=rf"^c\.jsonl record {place}: too many steps"):
+        build(recipe, tmp_path / "out", workers=1)

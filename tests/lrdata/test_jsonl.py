@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lrdata import jsonl, records
 from lrdata.errors import LongRecipeError
+from lrdata.long_text import LongText
 from lrdata.records import Fields
 from tests.lrdata.reading import read_file
 
@@ -163,6 +164,37 @@ def test_a_line_without_end_is_rejected_and_never_held(
     assert [entry.reason for entry in rejected] == ["longer than 1 MB"] * 2
 
 
+def test_a_long_text_inside_objects_is_read_as_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a dotted name leads to, and beside a field that holds the word that stands in."""
+    texts = ["word " * 30 + f"of \\ {number}" for number in range(3)]
+    records = [
+        {"long0": "long0", "doc": {"text": text, "meta": {"asked": text[::-1], "n": ["long0"]}}}
+        for text in texts
+    ]
+    path = _write(tmp_path, "\n".join(map(json.dumps, records)).encode())
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 100)
+    found, rejected = read_file(path, Fields(text="doc.text"))
+    assert [str(text) for text in found.texts] == texts
+    assert {type(text) for text in found.texts} == {LongText}
+    both, _ = read_file(path, Fields(prompt="doc.meta.asked", response="doc.text"))
+    assert [str(text) for text in both.texts] == texts
+    assert both.prompts == [text[::-1] for text in texts]
+    assert not rejected
+
+
+def test_a_number_as_id_of_a_broken_long_text_costs_that_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = '{"id": 1.5, "text": "' + "word " * 30 + '\\x"}'
+    path = _write(tmp_path, f'{{"text": "a"}}\n{broken}\n{{"text": "b"}}'.encode())
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 100)
+    found, rejected = read_file(path, Fields(id="id"))
+    assert found.texts == ["a", "b"]
+    assert [entry.reason for entry in rejected] == ["not JSON"]
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_of_a_damaged_file_everything_before_the_damage_is_kept(
@@ -183,6 +215,34 @@ def test_of_a_damaged_file_everything_before_the_damage_is_kept(
         assert len(found) > 1000
     assert rejected[-1].reason.split(":")[0] in ("truncated", "damaged")
     assert len(rejected) == 1
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("end", "cut"),
+    [(b"", False), (b'{"text": "c"', True), (b'{"te', True), (b'{"text": "c"}', False)],
+)
+def test_a_rejected_record_before_the_damage_costs_itself_only(
+    tmp_path: Path, suffix: str, end: bytes, cut: bool
+) -> None:
+    """Of a truncated file the line that is cut is the file's damage, and no other line is."""
+    lines = [b'{"text": "a"}', b'{"text": 5}', b'{"text": "b"}', b"{", end]
+    whole = b"\n".join(lines)
+    path = tmp_path / f"c.jsonl{suffix}"
+    path.write_bytes(_truncated(suffix, whole))
+    found, rejected = read_file(path)
+    assert found.texts == ["a", "b", *(["c"] if end and not cut else [])]
+    assert [entry.record for entry in rejected] == [14, 40, len(whole)]
+    assert rejected[-1].reason == "truncated: the compressed file ends too early"
+
+
+def _truncated(suffix: str, data: bytes) -> bytes:
+    """A compressed file that ends too early, of which just `data` can be read."""
+    if suffix == ".gz":
+        packer: Any = zlib.compressobj(wbits=31)
+        return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+    packer = zstandard.ZstdCompressor().compressobj()
+    return packer.compress(data) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lrdata.errors import LongRecipeError
 from lrdata.layout import is_ours, is_shard, shard_name
 from lrdata.shards import KINDS
-from lrdata.staging import remove_build
+from lrdata.staging import Staging
 from tests.lrdata.made_dataset import write_dataset
 
 
@@ -36,7 +36,8 @@ def test_overwrite_leaves_what_a_person_put_into_a_dataset(tmp_path: Path) -> No
     (tmp_path / "report").mkdir()
     (tmp_path / "report/index.html").write_text("ours")
     (tmp_path / "report/thesis.tex").write_text("mine")
-    remove_build(tmp_path)
+    with Staging.open(tmp_path, {}, overwrite=True) as staging:
+        staging.remove()
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     assert sorted(left) == ["report", "report/thesis.tex"]
 
@@ -45,7 +46,8 @@ def test_overwrite_leaves_the_manifest_of_another_program(tmp_path: Path) -> Non
     (tmp_path / "report").mkdir()
     (tmp_path / "report/index.html").write_text("mine")
     (tmp_path / "manifest.json").write_text('{"name": "extension"}')
-    with pytest.raises(LongRecipeError):
-        remove_build(tmp_path)
+    with pytest.raises(LongRecipeError), Staging.open(tmp_path, {}, overwrite=True):
+        pass
+    assert not (tmp_path / ".build").exists(), "it would be taken for ours"
     assert (tmp_path / "report/index.html").exists()
     assert (tmp_path / "manifest.json").exists()

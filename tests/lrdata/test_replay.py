@@ -30,6 +30,42 @@ def test_packing_keeps_every_item_once_within_capacity(lengths: list[int]) -> No
     assert all(a + b > 100 for i, a in enumerate(totals) for b in totals[i + 1 :])
 
 
+def test_rejected_records_are_listed_also_where_a_part_of_the_corpus_is_enough(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(40, 1))
+    replayed = tmp_path / "r.jsonl"
+    replayed.write_bytes(b'{"text": 5}\n' + corpus.read_bytes())
+    recipe = BuildRecipe(
+        (str(corpus),), str(tiny_tokenizer), 1024, replay=(str(replayed),), replay_ratio=0.1
+    )
+    ledger = build(recipe, tmp_path / "out", workers=1).replay_ledger
+    assert ledger is not None
+    assert (ledger.records_quarantined, ledger.records_read < 41) == (1, True)
+    (line,) = (tmp_path / "out" / "quarantine" / "replay.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "text is a number, not text"
+
+
+def test_what_replay_rejected_in_an_earlier_run_is_not_published(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    corpus, out = write_jsonl(tmp_path / "c.jsonl", some_texts(40, 1)), tmp_path / "out"
+    replayed = tmp_path / "r.jsonl"
+    replayed.write_bytes(b'{"text": 5}\n' + corpus.read_bytes())
+    recipe = BuildRecipe((str(corpus),), str(tiny_tokenizer), 1024, replay=(str(replayed),))
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._final_names", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+    assert (out / ".build" / "replay.quarantine.jsonl").exists()
+    build(replace(recipe, replay=()), out, workers=1)
+    assert not (out / "quarantine").exists()
+    assert not (out / ".build").exists()
+
+
 def test_rows_of_prompts_and_responses(tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(40, 1))
     asked = tmp_path / "asked.jsonl"

@@ -22,7 +22,14 @@ from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest, write_manifest
 from lrdata.recipe import BuildRecipe
-from lrdata.retargeting import RETARGETABLE, Positioner, default_out, retarget, segments
+from lrdata.retargeting import (
+    RETARGETABLE,
+    Positioner,
+    _copy_quarantine,
+    default_out,
+    retarget,
+    segments,
+)
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.verifying import verify
@@ -334,6 +341,26 @@ def test_an_unfinished_folder_of_another_target_is_not_touched(
     with pytest.raises(LongRecipeError, match=r"holds an unfinished retarget of another"):
         retarget(built, 2 * NEW, unfinished)
     assert content(unfinished) == before
+
+
+def test_a_second_call_for_the_same_folder_waits_for_nobody(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is to make there."""
+    out, others = tmp_path / "out", list[str]()
+
+    def meanwhile(*given: Path) -> None:
+        monkeypatch.undo()
+        for target in (NEW, 2 * NEW):
+            with pytest.raises(LongRecipeError) as problem:
+                retarget(built, target, out)
+            others.append(str(problem.value))
+        _copy_quarantine(*given)
+
+    monkeypatch.setattr("lrdata.retargeting._copy_quarantine", meanwhile)
+    retarget(built, NEW, out)
+    assert others == [f"another run is at work in {out}; wait for it, or choose another --out"] * 2
+    assert verify(out, deep=True) == []
 
 
 # Refused: one line, an exit code, nothing left behind
