@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lrdata.atomic import write_json, write_text
+from lrdata.atomic import fsync, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.shards import file_sha256
 from lrtrain.attention import IMPLEMENTATION, register
@@ -275,7 +275,8 @@ def _write_sharded(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], fold
 
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name on success; removed on failure."""
+    """A temporary folder beside `out` that takes its name, when all in it is on the disk, on
+    success; removed on failure."""
     if out.exists():
         raise LongRecipeError(f"{out} exists; choose another folder or remove it")
     partial = out.with_name(f".{out.name}.partial")
@@ -283,7 +284,10 @@ def appearing(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for path in (*partial.rglob("*"), partial):
+            fsync(path)
         partial.rename(out)
+        fsync(out.parent)  # checkpoints may go after it
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """A whole training step on every family equals a float64 reference; other models are refused."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from lrtrain import attention
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
-from lrtrain.model import choose_device, load_model
+from lrtrain.model import appearing, choose_device, load_model
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -323,6 +324,33 @@ def test_loading_without_extension_keeps_window_and_theta(folders: dict[str, str
     assert model.config.max_position_embeddings == WINDOW
     assert model.config.rope_parameters["rope_theta"] == THETA
     assert model.dtype == torch.bfloat16
+
+
+def test_a_folder_has_its_name_when_all_in_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what comes after it finds the name there too, whenever the power goes."""
+    done: list[tuple[str, int]] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(handle: int) -> None:
+        done.append(("fsync", os.fstat(handle).st_ino))
+        real_fsync(handle)
+
+    def rename(source: Any, target: Any) -> None:
+        done.append(("rename", os.stat(source).st_ino))
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    with appearing(tmp_path / "out") as partial:
+        (partial / "weights").write_text("many")
+        (partial / "config").write_text("few")
+    number = {path.name: path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))}
+    before = done[: done.index(("rename", number["out"]))]
+    assert sorted(before[:2]) == sorted(("fsync", number[name]) for name in ("weights", "config"))
+    assert before[2:] == [("fsync", number["out"])]
+    assert done[len(before) + 1 :] == [("fsync", number[tmp_path.name])]
 
 
 def test_devices_that_are_not_there_are_one_line() -> None:
