@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Gemma2Config, GPT2Config, GptOssConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GenerationConfig,
+    GPT2Config,
+    GptOssConfig,
+)
 
 from lrdata.errors import LongRecipeError
 from lrtrain import attention
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
-from lrtrain.model import appearing, choose_device, load_model
+from lrtrain.model import appearing, choose_device, load_model, save_model
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -351,6 +358,56 @@ def test_a_folder_has_its_name_when_all_in_it_is_on_the_disk(
     assert sorted(before[:2]) == sorted(("fsync", number[name]) for name in ("weights", "config"))
     assert before[2:] == [("fsync", number["out"])]
     assert done[len(before) + 1 :] == [("fsync", number[tmp_path.name])]
+
+
+GENERATION = {"eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9}
+"""As of Llama-2 and 3; of what is not sampled, which some transformers write and others refuse."""
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.0: it saves no generation config with a fault."""
+
+    def refuse(config: GenerationConfig, *_: Any, **__: Any) -> None:
+        raise ValueError("GenerationConfig is invalid")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse)
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("target_len", [None, TARGET])
+def test_how_a_model_answers_is_the_bases_but_for_the_old_window(
+    target_len: int | None, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Else `generate` takes no prompt that is longer than the base's was."""
+    base, out = Path(shutil.copytree(folders["llama"], tmp_path / "base")), tmp_path / "out"
+    own = {**GENERATION, "max_length": WINDOW}
+    (base / "generation_config.json").write_text(json.dumps(own))
+    rope = Rope("auto") if target_len else None
+    model = load_model(str(base), dtype=torch.float32, rope=rope, target_len=target_len)
+    save_model(model, str(base), out, target_len=target_len, card="")
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert saved == (GENERATION if target_len else own)
+    if target_len:
+        prompt = torch.ones((1, 2 * WINDOW), dtype=torch.long)
+        assert AutoModelForCausalLM.from_pretrained(out).generate(prompt).shape[1] > 2 * WINDOW
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_base_that_has_it_in_its_config_has_it_in_a_file_of_its_own(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    """As models of transformers before 4.26 have."""
+    base, out = Path(shutil.copytree(folders["llama"], tmp_path / "base")), tmp_path / "out"
+    (base / "generation_config.json").unlink()
+    config = json.loads((base / "config.json").read_text())
+    old = {**config, "temperature": 0.6, "max_length": WINDOW}
+    (base / "config.json").write_text(json.dumps(old))
+    model = load_model(str(base), dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+    save_model(model, str(base), out, target_len=TARGET, card="")
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert saved["temperature"] == 0.6
+    assert "max_length" not in saved
 
 
 def test_devices_that_are_not_there_are_one_line() -> None:
