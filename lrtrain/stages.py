@@ -33,7 +33,6 @@ from lrtrain.attention_scale import scale_in_training
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.distributed import Ranks, many
-from lrtrain.interrupt import stop_asked
 from lrtrain.loader import StepLoader
 from lrtrain.loop import Settings, Stage, train_stage
 from lrtrain.merge import merge_models
@@ -325,19 +324,16 @@ def _train(opened: Run, name: str) -> None:
     )
     log = MetricsLog(opened.out, name, recipe.tensorboard)
     checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints, ranks)
-    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks)
-    card = _card(opened, name, steps)
-    with stop_asked() as stop:  # without a checkpoint of the last step all of it hangs on this
-        save_model(
-            model,
-            opened.model,
-            opened.folder(name),
-            target_len=shards.target_len,
-            card=card,
-            ranks=ranks,
-        )
-        if ranks.any(stop()):
-            ranks.stop()
+    finish = partial(
+        save_model,
+        model,
+        opened.model,
+        opened.folder(name),
+        target_len=shards.target_len,
+        card=_card(opened, name, steps),
+        ranks=ranks,
+    )
+    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks, finish)
     _clean(opened, name)
 
 

@@ -6,6 +6,7 @@ After each death what has a final name has its final bytes, and what a checkpoin
 trained again.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+import lrtrain.model
 import lrtrain.step
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
@@ -496,6 +498,46 @@ def test_a_stop_while_the_model_is_saved_loses_no_step(
     assert alive.live() == 0
     assert (alive.out / "metrics.jsonl").read_text().startswith(text), "steps were done again"
     assert_the_same(alive.out, whole)
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_model_that_cannot_be_saved_costs_no_step(
+    every: int, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """A full disk, or what another library refuses: the line says what was wrong."""
+    recipe, whole = replace(SHORT, checkpoint_every=every), undisturbed(SHORT)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(lrtrain.model, "copy_tokenizer", full)
+        run(inputs.shards, str(inputs.model), tmp_path / "run", recipe, lambda _: None)
+    alive = Run(inputs, recipe, tmp_path / "run")
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == recipe.steps
+    assert_nothing_half(alive.out, whole)
+    text = (alive.out / "metrics.jsonl").read_text()
+    assert alive.live() == 0
+    assert (alive.out / "metrics.jsonl").read_text().startswith(text), "steps were done again"
+    assert_the_same(alive.out, whole)
+
+
+def test_what_failed_first_is_said_where_a_checkpoint_fails_too(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(what: str) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise LongRecipeError(what)
+
+        return fail
+
+    monkeypatch.setattr(lrtrain.model, "copy_tokenizer", failing("no tokenizer"))
+    monkeypatch.setattr(Checkpoints, "save", failing("no checkpoint"))
+    recipe = replace(SHORT, checkpoint_every=0)
+    with pytest.raises(LongRecipeError, match="no tokenizer"):
+        run(inputs.shards, str(inputs.model), tmp_path / "run", recipe, lambda _: None)
 
 
 def test_a_second_signal_ends_it_at_once_and_the_run_still_goes_on(
