@@ -635,6 +635,31 @@ def test_a_damaged_checkpoint_loses_nothing(
     assert_the_same(alive.out, undisturbed(SHORT))
 
 
+def test_chances_of_a_step_that_was_stopped_are_drawn_again(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Gradients are added up by chance: those of half a step are gone, and so is what they drew."""
+    recipe = replace(
+        SHORT, dtype="bf16", gradients="bf16", micro_tokens=0, checkpoint_every=0
+    )
+    whole, alive = undisturbed(recipe), Run(inputs, recipe, tmp_path / "run")
+    real, micro_batches = lrtrain.step.batch_loss, 0
+
+    def stopping(*given: Any) -> torch.Tensor:
+        nonlocal micro_batches
+        micro_batches += 1
+        if micro_batches == 2 * recipe.rows_per_step + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    assert alive.live(lambda: replacing(lrtrain.step, "batch_loss", stopping)) == 130
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == 2
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
+
+
 def test_what_is_drawn_at_random_goes_on_too(
     inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
