@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -70,7 +70,8 @@ def train_stage(
     it between two micro-batches with a checkpoint of the last whole step and a KeyboardInterrupt;
     it waits for `finish`.
     """
-    optimizer = AdamW(model, stage.lr, settings.betas, settings.weight_decay, settings.storage)
+    how = (stage.lr, settings.betas, settings.weight_decay, settings.storage)
+    optimizer: AdamW = ranks.agree(lambda: AdamW(model, *how))
     device = settings.device
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     holdout = shards.rows("holdout") > 0
@@ -130,13 +131,21 @@ def train_stage(
                 raise
             if ranks.any(stop()):
                 ranks.stop()
-    except torch.OutOfMemoryError:
-        raise LongRecipeError(
-            f"{stage.name}: {device} ran out of memory; `lrtrain plan` says which options save it"
-        ) from None
     finally:
         optimizer.close()
         log.close()
+
+
+@contextmanager
+def enough_memory(stage: str, device: torch.device) -> Iterator[None]:
+    """A model that is loaded, or trained, on the device: where it has no room LongRecipeError says
+    what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise LongRecipeError(
+            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options save it"
+        ) from None
 
 
 def _work(model: Any, batches: list[Batch], ranks: Ranks) -> tuple[int, float]:

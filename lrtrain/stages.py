@@ -34,7 +34,7 @@ from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.distributed import Ranks, many
 from lrtrain.loader import StepLoader
-from lrtrain.loop import Settings, Stage, train_stage
+from lrtrain.loop import Settings, Stage, enough_memory, train_stage
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, MetricsLog, summary_writer
 from lrtrain.model import (
@@ -133,7 +133,8 @@ def _trained(opened: Run) -> Iterator[Path]:
             _clean(opened, stage)  # after a run that was killed before it did
             opened.say(f"{stage}: {opened.folder(stage)} is there; done")
         else:
-            _train(opened, stage)
+            with enough_memory(stage, opened.device):
+                _train(opened, stage)
             _free_memory()
         yield opened.folder(stage)
 

@@ -639,9 +639,7 @@ def test_chances_of_a_step_that_was_stopped_are_drawn_again(
     inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """Gradients are added up by chance: those of half a step are gone, and so is what they drew."""
-    recipe = replace(
-        SHORT, dtype="bf16", gradients="bf16", micro_tokens=0, checkpoint_every=0
-    )
+    recipe = replace(SHORT, dtype="bf16", gradients="bf16", micro_tokens=0, checkpoint_every=0)
     whole, alive = undisturbed(recipe), Run(inputs, recipe, tmp_path / "run")
     real, micro_batches = lrtrain.step.batch_loss, 0
 
