@@ -49,7 +49,8 @@ def quiet_transformers() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one. Raises LongRecipeError for a device that is not here."""
+    """`auto` is cuda where there is one; of several, cuda:1 is torch's own from then on. Raises
+    LongRecipeError for a device that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -58,6 +59,13 @@ def choose_device(name: str) -> torch.device:
         raise LongRecipeError(f"unknown device {name}; choose cpu, cuda or cuda:0") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise LongRecipeError(f"there is no {name} here; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise LongRecipeError(
+                f"there is no {name} here; choose from cuda:0 to cuda:{count - 1}"
+            )
+        torch.cuda.set_device(device)  # of random state, locked memory, what is waited for
     return device
 
 

@@ -418,3 +418,16 @@ def test_devices_that_are_not_there_are_one_line() -> None:
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(LongRecipeError, match="no cuda:1 here"):
             choose_device("cuda:1")
+
+
+def test_a_device_with_a_number_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random state, locked memory and waiting are of the current one, whatever tensors are on."""
+    chosen = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "auto", "cuda:1"):
+        assert choose_device(name) == torch.device(name if name != "auto" else "cuda")
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(LongRecipeError, match="no cuda:2 here; choose from cuda:0 to cuda:1"):
+        choose_device("cuda:2")
