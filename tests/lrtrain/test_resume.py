@@ -502,7 +502,11 @@ def test_a_stop_while_the_model_is_saved_loses_no_step(
 
 @pytest.mark.parametrize("every", [0, 2])
 def test_a_model_that_cannot_be_saved_costs_no_step(
-    every: int, inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+    every: int,
+    inputs: Inputs,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full disk, or what another library refuses: the line says what was wrong."""
     recipe, whole = replace(SHORT, checkpoint_every=every), undisturbed(SHORT)
@@ -510,9 +514,10 @@ def test_a_model_that_cannot_be_saved_costs_no_step(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(lrtrain.model, "copy_tokenizer", full)
+    monkeypatch.setattr(lrtrain.model, "copy_tokenizer", full)
+    with pytest.raises(OSError, match="No space left"):
         run(inputs.shards, str(inputs.model), tmp_path / "run", recipe, lambda _: None)
+    monkeypatch.undo()
     alive = Run(inputs, recipe, tmp_path / "run")
     latest = Checkpoints(alive.out, "extend", keep=1).latest()
     assert latest is not None
