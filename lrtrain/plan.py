@@ -145,6 +145,8 @@ def make_plan(
     Raises LongRecipeError.
     """
     check_cluster(cluster, recipe)
+    if not 0 < mfu <= 1:
+        raise LongRecipeError(f"--mfu {mfu} must be above 0 and at most 1")
     shards = open_dataset(folder)
     rows = shards.rows("extend")
     if not rows:

@@ -140,6 +140,9 @@ def test_without_a_card_it_asks_for_one(shards: Path, model: Path) -> None:
 def test_what_cannot_be_planned_is_one_line(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(LongRecipeError, match="config"):
         make_plan(shards, str(tmp_path), TrainRecipe())
+    for mfu in (0.0, -0.4, 1.5, 40.0, float("nan")):
+        with pytest.raises(LongRecipeError, match=f"--mfu {mfu} must be above 0 and at most 1"):
+            make_plan(shards, str(tmp_path), TrainRecipe(), mfu=mfu)
 
 
 # A card and the host beside it
