@@ -46,7 +46,8 @@ _MEMORY_OPTIONS = (
         type=click.Choice(["fp32", "none"]),
         default="fp32",
         show_default=True,
-        help="Of bf16 parameters: what bf16 lacks is kept; none: updates are rounded by chance.",
+        help="fp32: master weights in fp32 precision beside bf16 parameters; none: update bf16 "
+        "with stochastic rounding, 2 bytes a parameter less.",
     ),
     click.option(
         "--gradients",
@@ -188,7 +189,7 @@ def _names_of_recipe() -> list[str]:
     type=Count(),
     default=1024,
     show_default=True,
-    help="Rows of logits in memory at once.",
+    help="Tokens whose logits are in memory at once.",
 )
 @click.option(
     "--holdout-every",
@@ -225,8 +226,8 @@ def _names_of_recipe() -> list[str]:
 @click.option(
     "--data-parallel",
     type=Count(),
-    help="Under torchrun: among how many, or groups that share a row, rows are dealt out.  "
-    "[default: all ranks]",
+    help="Under torchrun: how many ranks, or groups of --context-parallel ranks, get different "
+    "rows.  [default: all]",
 )
 @click.option(
     "--rank-timeout",
