@@ -1,6 +1,8 @@
 """`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lrdata.cli_json import json_option, print_json
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
+from lrtrain.interrupt import end_after_the_first, speaks
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -38,6 +41,25 @@ class Scale(click.ParamType[AttentionScale]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> AttentionScale:
         return parse_attention_scale(str(value))
+
+
+def _once(make: Callable[[], Any]) -> Any:
+    """What `make` gives. Where it fails it does on all ranks that torchrun started: the first says
+    so."""
+    try:
+        return make()
+    except (click.ClickException, LongRecipeError):
+        if not speaks():
+            end_after_the_first()
+        raise
+
+
+class OfRanks(click.Command):
+    """A command that torchrun may start many times: what is wrong with its options is said once."""
+
+    def make_context(self, *given: Any, **options: Any) -> click.Context:
+        made: click.Context = _once(partial(super().make_context, *given, **options))
+        return made
 
 
 _MEMORY_OPTIONS = (
@@ -93,7 +115,7 @@ def _names_of_recipe() -> list[str]:
     return ["model", *(option.name for option in fields(TrainRecipe))]
 
 
-@click.command()
+@click.command(cls=OfRanks)
 @click.argument("shards", type=Dataset())
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
@@ -263,7 +285,8 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
     from lrtrain.recipe import TrainRecipe
     from lrtrain.stages import run as run_stages
 
-    recipe = TrainRecipe(stages=tuple(name.strip() for name in stages.split(",")), **options)
+    names = tuple(name.strip() for name in stages.split(","))
+    recipe = _once(lambda: TrainRecipe(stages=names, **options))
     made = run_stages(shards, model, out, recipe, click.echo)
     if made:  # of many ranks the first says so
         click.echo(f"made {', '.join(map(str, made))}")
