@@ -226,7 +226,8 @@ def _names_of_recipe() -> list[str]:
     type=int,
     default=10,
     show_default=True,
-    help="Steps between checkpoints; 0: only when a signal stops the run.",
+    help="Steps between checkpoints; 0: only when a signal stops the run or a model cannot be "
+    "saved.",
 )
 @click.option(
     "--keep-checkpoints",
