@@ -1,6 +1,8 @@
 """`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
 
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from lrdata.cli_json import json_option, print_json
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
+from lrtrain.interrupt import end_after_the_first, speaks
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -40,13 +43,33 @@ class Scale(click.ParamType[AttentionScale]):
         return parse_attention_scale(str(value))
 
 
+def _once(make: Callable[[], Any]) -> Any:
+    """What `make` gives. Where it fails it does on all ranks that torchrun started: the first says
+    so."""
+    try:
+        return make()
+    except (click.ClickException, LongRecipeError):
+        if not speaks():
+            end_after_the_first()
+        raise
+
+
+class OfRanks(click.Command):
+    """A command that torchrun may start many times: what is wrong with its options is said once."""
+
+    def make_context(self, *given: Any, **options: Any) -> click.Context:
+        made: click.Context = _once(partial(super().make_context, *given, **options))
+        return made
+
+
 _MEMORY_OPTIONS = (
     click.option(
         "--masters",
         type=click.Choice(["fp32", "none"]),
         default="fp32",
         show_default=True,
-        help="Of bf16 parameters: what bf16 lacks is kept; none: updates are rounded by chance.",
+        help="fp32: master weights in fp32 precision beside bf16 parameters; none: update bf16 "
+        "with stochastic rounding, 2 bytes a parameter less.",
     ),
     click.option(
         "--gradients",
@@ -92,7 +115,7 @@ def _names_of_recipe() -> list[str]:
     return ["model", *(option.name for option in fields(TrainRecipe))]
 
 
-@click.command()
+@click.command(cls=OfRanks)
 @click.argument("shards", type=Dataset())
 @click.option("--model", required=True, help="The model to extend: a folder or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
@@ -188,7 +211,7 @@ def _names_of_recipe() -> list[str]:
     type=Count(),
     default=1024,
     show_default=True,
-    help="Rows of logits in memory at once.",
+    help="Tokens whose logits are in memory at once.",
 )
 @click.option(
     "--holdout-every",
@@ -203,7 +226,8 @@ def _names_of_recipe() -> list[str]:
     type=int,
     default=10,
     show_default=True,
-    help="Steps between checkpoints; 0: only when a signal stops the run.",
+    help="Steps between checkpoints; 0: only when a signal stops the run or a model cannot be "
+    "saved.",
 )
 @click.option(
     "--keep-checkpoints",
@@ -225,8 +249,8 @@ def _names_of_recipe() -> list[str]:
 @click.option(
     "--data-parallel",
     type=Count(),
-    help="Under torchrun: among how many, or groups that share a row, rows are dealt out.  "
-    "[default: all ranks]",
+    help="Under torchrun: how many ranks, or groups of --context-parallel ranks, get different "
+    "rows.  [default: all]",
 )
 @click.option(
     "--rank-timeout",
@@ -262,7 +286,8 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
     from lrtrain.recipe import TrainRecipe
     from lrtrain.stages import run as run_stages
 
-    recipe = TrainRecipe(stages=tuple(name.strip() for name in stages.split(",")), **options)
+    names = tuple(name.strip() for name in stages.split(","))
+    recipe = _once(lambda: TrainRecipe(stages=names, **options))
     made = run_stages(shards, model, out, recipe, click.echo)
     if made:  # of many ranks the first says so
         click.echo(f"made {', '.join(map(str, made))}")

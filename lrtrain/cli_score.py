@@ -29,7 +29,8 @@ from lrdata.sizes import Count, parse_count
     "--stride",
     type=Count(),
     default=0,
-    help="So many tokens share the start of a short context.  [default: K, up to 1k]",
+    help="Tokens scored per short reading: each sees the last K to K + stride - 1 tokens.  "
+    "[default: K, up to 1k]",
 )
 @click.option("--tokens", default="1M", show_default=True, help="How many to score, or all.")
 @click.option(
@@ -67,7 +68,7 @@ from lrdata.sizes import Count, parse_count
     type=Count(),
     default=512,
     show_default=True,
-    help="Rows of logits in memory at once.",
+    help="Tokens whose logits are in memory at once.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample.")
 def score(

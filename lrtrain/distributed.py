@@ -29,6 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from lrdata.errors import LongRecipeError, one_line
 from lrtrain.attention import splitting
 from lrtrain.context_parallel import SplitRows, piece
+from lrtrain.interrupt import end_after_the_first, speaks
 from lrtrain.loader import Batch, Piece, whole
 
 _CPU = torch.device("cpu")
@@ -301,17 +302,11 @@ def many(context: int, data: int | None, device: str, seconds: float) -> Iterato
     dist.destroy_process_group()
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _refuse(message: str) -> NoReturn:
     """What is wrong for all ranks is said by the first."""
     if speaks():
         raise LongRecipeError(message)
-    time.sleep(5)  # else torchrun would end the first, who may not have said it
-    raise Elsewhere(1)
+    end_after_the_first()
 
 
 @contextmanager

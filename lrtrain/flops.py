@@ -18,6 +18,7 @@ from lrtrain.rope import head_dim_of
 
 PEAK_TFLOPS = {
     "H200": 989.0,
+    "H200 NVL": 835.0,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,

@@ -8,11 +8,14 @@ with stop_asked() as asked:
         ...
 """
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,3 +39,15 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def end_after_the_first() -> NoReturn:
+    """The quiet end of one that does not speak, where the first says what is wrong for all."""
+    with suppress(KeyboardInterrupt):  # torchrun's, when the first has ended
+        time.sleep(5)  # else torchrun would end the first, who may not have said it
+    raise SystemExit(1)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,7 +14,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.shards import Shards
 from lrtrain.checkpoint import Checkpoints, random_state, set_random_state
-from lrtrain.distributed import ALONE, Ranks
+from lrtrain.distributed import ALONE, Elsewhere, Ranks
 from lrtrain.flops import peak_flops, training_flops
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import Batch, StepLoader, to_batch
@@ -58,15 +59,19 @@ def train_stage(
     log: MetricsLog,
     checkpoints: Checkpoints,
     ranks: Ranks = ALONE,
+    finish: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train `model` in place for the steps of a stage, from its last checkpoint on if it has one.
+    """Train `model` in place for the steps of a stage, from its last checkpoint on if it has one,
+    and `finish`, which saves it: where that fails there is a checkpoint of the last step.
 
     The loss of a step is sum(w * CE) / sum(w) over all its rows, whatever way they are split into
     micro-batches and over ranks; the first rank says how it goes, for all. Raises
     LongRecipeError, naming the rows, when a loss or gradient is not finite. A signal to stop ends
-    it between two micro-batches with a checkpoint of the last whole step and a KeyboardInterrupt.
+    it between two micro-batches with a checkpoint of the last whole step and a KeyboardInterrupt;
+    it waits for `finish`.
     """
-    optimizer = AdamW(model, stage.lr, settings.betas, settings.weight_decay, settings.storage)
+    how = (stage.lr, settings.betas, settings.weight_decay, settings.storage)
+    optimizer: AdamW = ranks.agree(lambda: AdamW(model, *how))
     device = settings.device
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     holdout = shards.rows("holdout") > 0
@@ -117,13 +122,30 @@ def train_stage(
                 if saved < done:
                     _save(checkpoints, optimizer, done, ranks)
                 ranks.stop()
-    except torch.OutOfMemoryError:
-        raise LongRecipeError(
-            f"{stage.name}: {device} ran out of memory; `lrtrain plan` says which options save it"
-        ) from None
+            try:
+                finish()
+            except (Exception, Elsewhere):
+                if saved < done:
+                    with suppress(Exception, Elsewhere):  # what failed first is what is said
+                        _save(checkpoints, optimizer, done, ranks)
+                raise
+            if ranks.any(stop()):
+                ranks.stop()
     finally:
         optimizer.close()
         log.close()
+
+
+@contextmanager
+def enough_memory(stage: str, device: torch.device) -> Iterator[None]:
+    """A model that is loaded, or trained, on the device: where it has no room LongRecipeError says
+    what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise LongRecipeError(
+            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options save it"
+        ) from None
 
 
 def _work(model: Any, batches: list[Batch], ranks: Ranks) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lrdata.atomic import write_json, write_text
+from lrdata.atomic import fsync, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.shards import file_sha256
 from lrtrain.attention import IMPLEMENTATION, register
@@ -49,7 +49,8 @@ def quiet_transformers() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one. Raises LongRecipeError for a device that is not here."""
+    """`auto` is cuda where there is one; of several, cuda:1 is torch's own from then on. Raises
+    LongRecipeError for a device that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -58,6 +59,13 @@ def choose_device(name: str) -> torch.device:
         raise LongRecipeError(f"unknown device {name}; choose cpu, cuda or cuda:0") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise LongRecipeError(f"there is no {name} here; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise LongRecipeError(
+                f"there is no {name} here; choose from cuda:0 to cuda:{count - 1}"
+            )
+        torch.cuda.set_device(device)  # of random state, locked memory, what is waited for
     return device
 
 
@@ -168,7 +176,7 @@ def load_model(
 
 def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
     """A model without weights whose layers get theirs, and are sharded, one after another."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     folder = model_folder(path_or_id)
     weights = Weights(folder, config.tie_word_embeddings)
@@ -176,8 +184,6 @@ def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=IMPLEMENTATION
         )
-    if (folder / _GENERATION).exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
     # on meta it has no numbers: make it again
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ranks.device)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -235,24 +241,23 @@ def save_model(
 ) -> None:
     """Write a plain Hugging Face folder: weights, config, tokenizer, model card.
 
-    Of a sharded model the first rank writes it, a tensor at a time; all must call.
+    A tensor at a time: the optimizer may still be in host memory. Of a sharded model the first
+    rank writes it; all must call.
 
     The folder appears under its name when it is complete. What was written is loaded again from
     its config and its rotary frequencies are checked. `tokenizer_from`: a folder or hub id, whose
-    tokenizer files are copied as they are, but for model_max_length.
+    tokenizer files are copied as they are, but for model_max_length; and its generation config.
     """
     quiet_transformers()
 
     def save() -> None:
-        tensors = whole_parameters(model) if ranks.size > 1 else iter(())
+        tensors = whole_parameters(model) if ranks.size > 1 else _parameters(model)
         try:
             if not ranks.first:
                 return
             with appearing(out) as partial:
-                if ranks.size > 1:
-                    _write_sharded(model, tensors, partial)
-                else:
-                    model.save_pretrained(partial)
+                _write_model(model, tensors, partial)
+                _write_generation_config(model, tokenizer_from, partial, target_len)
                 copy_tokenizer(tokenizer_from, partial, target_len)
                 write_text(partial / "README.md", card)
                 check_saved(partial)
@@ -262,20 +267,37 @@ def save_model(
     ranks.agree(save)
 
 
-def _write_sharded(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """What save_pretrained writes, a tensor at a time."""
+def _parameters(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """By name, each on the CPU when it is asked for."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach().cpu()
+
+
+def _write_model(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Weights and config as save_pretrained writes them."""
     parameters = list(model.named_parameters())
     header = {name: (parameter.dtype, tuple(parameter.shape)) for name, parameter in parameters}
     write_safetensors(folder / SINGLE, tensors, header)
     model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
     model.config.dtype = parameters[0][1].dtype
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+
+
+def _write_generation_config(model: Any, source: str, out: Path, target_len: int | None) -> None:
+    """The source's own where it has one: save_pretrained refuses some that are in use. A
+    max_length there is of the window before: `generate` would refuse longer prompts."""
+    path = model_folder(source, [_GENERATION]) / _GENERATION
+    own = path.read_text(encoding="utf-8") if path.exists() else None
+    config = json.loads(own or model.generation_config.to_json_string())
+    if target_len is not None:
+        config.pop("max_length", None)
+    write_json(out / _GENERATION, config)
 
 
 @contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its name on success; removed on failure."""
+    """A temporary folder beside `out` that takes its name, when all in it is on the disk, on
+    success; removed on failure."""
     if out.exists():
         raise LongRecipeError(f"{out} exists; choose another folder or remove it")
     partial = out.with_name(f".{out.name}.partial")
@@ -283,19 +305,17 @@ def appearing(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for path in (*partial.rglob("*"), partial):
+            fsync(path)
         partial.rename(out)
+        fsync(out.parent)  # checkpoints may go after it
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def copy_tokenizer(source: str, out: Path, target_len: int | None) -> None:
     """Copy tokenizer files byte for byte; tokenizer_config.json gets the new model_max_length."""
-    folder = Path(source)
-    if not folder.is_dir():
-        import huggingface_hub
-
-        patterns = list(TOKENIZER_FILES)
-        folder = Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    folder = model_folder(source, TOKENIZER_FILES)
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)

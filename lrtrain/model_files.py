@@ -4,7 +4,7 @@ Memory is one tensor, however large the model is.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +100,15 @@ def write_safetensors(
             stream.write(flat.view(torch.uint8).numpy().data)
 
 
-def model_folder(path_or_id: str) -> Path:
-    """The folder of a model that is one, or a copy of what is at a hub id: config and weights."""
+def model_folder(path_or_id: str, patterns: Sequence[str] = ("*.safetensors", "*.json")) -> Path:
+    """The folder of a model that is one, or a copy of what is at a hub id: config and weights, or
+    other files."""
     path = Path(path_or_id)
     if path.is_dir():
         return path
     import huggingface_hub
 
     try:
-        patterns = ["*.safetensors", "*.json"]
-        return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"no model at {path_or_id}: {str(problem).splitlines()[0]}") from None

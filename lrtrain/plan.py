@@ -145,6 +145,8 @@ def make_plan(
     Raises LongRecipeError.
     """
     check_cluster(cluster, recipe)
+    if not 0 < mfu <= 1:
+        raise LongRecipeError(f"--mfu {mfu} must be above 0 and at most 1")
     shards = open_dataset(folder)
     rows = shards.rows("extend")
     if not rows:
@@ -163,7 +165,7 @@ def make_plan(
         host_memory //= min(cluster.gpus, cluster.per_host)
     peak = peak_flops(device_name) if device_name else None
     per_step = min(recipe.rows_per_step, rows)
-    row = _micro_batch(shards, recipe)
+    row = _micro_batch(shards, recipe, cluster.gpus)
     with progress("planning", len(_OPTIONS) + 2) as task:
 
         def measure(name: str, one: TrainRecipe) -> Way:
@@ -180,13 +182,14 @@ def make_plan(
         full_length = _way(name, config, whole, [shards.target_len], cluster.gpus)
         found = list[tuple[Mix, StepMemory]]()
         if cluster.gpus > 1 and peak is not None:
-            seconds = training_flops(config, row) / (peak * mfu)
-            batches = -(-per_step // len(row))
-            for mix in mixes(config, last.recipe, sum(row), batches, cluster, seconds):
+            seconds = training_flops(config, [shards.train_len]) / (peak * mfu)
+            tokens, joined = shards.train_len, _joined(shards, recipe)
+            for mix in mixes(config, last.recipe, tokens, per_step, cluster, seconds, joined):
                 split = replace(last.recipe, context_parallel=mix.context)
                 task.advance(note=f"{mix.data} x {mix.context}")
-                found.append((mix, memory_of(config, split, row, cluster.gpus)))
-    lengths = ([shards.train_len] * per_step, [shards.target_len] * per_step)
+                lengths = _micro_batch(shards, split, cluster.gpus)
+                found.append((mix, memory_of(config, split, lengths, cluster.gpus)))
+    short, full = [shards.train_len] * per_step, [shards.target_len] * per_step
     return Plan(
         model=model,
         parameters=_count(config),
@@ -196,11 +199,11 @@ def make_plan(
         steps=recipe.steps or -(-rows // per_step),
         ways=ways,
         full_length=full_length,
-        flops=training_flops(config, lengths[0]),
-        full_flops=training_flops(config, lengths[1]),
+        flops=training_flops(config, short),
+        full_flops=training_flops(config, full),
         all_pairs=(
-            training_flops(config, lengths[0], causal=False),
-            training_flops(config, lengths[1], causal=False),
+            training_flops(config, short, causal=False),
+            training_flops(config, full, causal=False),
         ),
         device=device_name or "no GPU here",
         peak=peak,
@@ -315,9 +318,16 @@ def check_memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch
     return f"{needs}, of {format_bytes(has)}"
 
 
-def _micro_batch(shards: Shards, recipe: TrainRecipe) -> list[int]:
-    """Document lengths of a micro-batch of extend rows."""
-    return [shards.train_len] * max(1, recipe.micro_tokens // shards.train_len)
+def _micro_batch(shards: Shards, recipe: TrainRecipe, gpus: int = 1) -> list[int]:
+    """Document lengths of the largest micro-batch of extend rows on a rank."""
+    rows = min(recipe.rows_per_step, shards.rows("extend"))
+    own = -(-rows * recipe.context_parallel // gpus)
+    return [shards.train_len] * max(1, min(_joined(shards, recipe), own))
+
+
+def _joined(shards: Shards, recipe: TrainRecipe) -> int:
+    """How many rows a micro-batch may have."""
+    return max(1, recipe.micro_tokens // shards.train_len)
 
 
 def _memory_here(device: torch.device) -> tuple[int, int | None]:

@@ -45,9 +45,7 @@ def _print_mixes(plan: Plan, console: "Console") -> None:
         f"\n{cluster.gpus} GPUs, {cluster.per_host} a host, {cluster.link / 1e9:,.0f} GB/s among "
         f"them and {cluster.network / 1e9:,.0f} to others, {_options(plan.ways[-1])}:"
     )
-    tokens = plan.ways[0].tokens
-    rows = plan.rows_per_step * plan.train_len // tokens
-    console.print(table_of(plan.mixes, tokens, rows, plan.has_room))
+    console.print(table_of(plan.mixes, plan.train_len, plan.rows_per_step, plan.has_room))
     best = fastest(plan.mixes, plan.has_room)
     if best is not None:
         console.print(f"fastest: --data-parallel {best.data} --context-parallel {best.context}")

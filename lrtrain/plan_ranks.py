@@ -9,8 +9,8 @@ in fp32 once (FSDP2), which goes on beside the computation; and in every layer t
 of the row it shares, forward, with checkpointing again, and gives their gradients back, for which
 it waits. So
 
-    micro-batch = max(row / C + waited for, parameters and gradients)
-    step = ceil(rows / D) * micro-batch
+    micro-batch = max(its rows / C + waited for, parameters and gradients)
+    step = ceil(ceil(rows / D) / its rows) * micro-batch
 
 with D x C ranks, C of which share a row. A group that does not fit one host takes its network. Not
 counted: the optimizer, what is left over where D does not divide the rows but that they are rounded
@@ -94,20 +94,21 @@ def mixes(
     rows: int,
     cluster: Cluster,
     seconds_of_a_row: float,
+    joined: int = 1,
 ) -> Iterator[Mix]:
-    """Every mix, with one row a micro-batch, a step being of so many; `seconds_of_a_row` are one
-    GPU's.
+    """Every mix, for steps of `rows` of so many tokens, at most so many `joined` to a micro-batch;
+    `seconds_of_a_row` are one GPU's.
     """
     gpus = cluster.gpus
     for context in splits(gpus):
-        data = gpus // context
-        compute = seconds_of_a_row / context
-        waits = keys_and_values(config, tokens, context, recipe.checkpointing) / cluster.speed(
-            context
-        )
+        own = -(-rows // (gpus // context))
+        batch = min(joined, own)
+        compute = batch * seconds_of_a_row / context
+        passed = keys_and_values(config, batch * tokens, context, recipe.checkpointing)
+        waits = passed / cluster.speed(context)
         sharding = parameters_and_gradients(config, gpus) / cluster.speed(gpus)
-        seconds = -(-rows // data) * max(compute + waits, sharding)
-        yield Mix(data, context, compute, waits, sharding, seconds)
+        seconds = -(-own // batch) * max(compute + waits, sharding)
+        yield Mix(gpus // context, context, compute, waits, sharding, seconds)
 
 
 def keys_and_values(config: Any, tokens: int, context: int, checkpointing: bool) -> float:

@@ -75,7 +75,7 @@ class TrainRecipe:
     """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
     holdout_rows: int = 4
     checkpoint_every: int = 10
-    """Steps between checkpoints; 0: only when a signal stops the run."""
+    """Steps between checkpoints; 0: only when a signal stops the run or a model cannot be saved."""
     keep_checkpoints: int = 1
     """How many of the last ones stay."""
     tensorboard: bool = False

@@ -28,7 +28,9 @@ def join(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
 def round_stochastically(x: torch.Tensor) -> torch.Tensor:
     """fp32 -> one of the two neighbours in bf16, the nearer one more often: x on average.
 
-    Draws from torch's generator of the device. Finite numbers only.
+    Draws from torch's generator of the device. What is not finite stays so.
     """
     noise = torch.randint(0, _LOWER + 1, x.shape, dtype=torch.int32, device=x.device)
-    return ((x.view(torch.int32) + noise) & _UPPER).view(torch.float32).bfloat16()
+    rounded = noise.add_(x.view(torch.int32)).bitwise_and_(_UPPER).view(torch.float32)
+    # CUDA's NaN is all ones but for the sign: any noise would carry it over to -0.0.
+    return torch.where(x.isfinite(), rounded, x).bfloat16()

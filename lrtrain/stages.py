@@ -33,9 +33,8 @@ from lrtrain.attention_scale import scale_in_training
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.distributed import Ranks, many
-from lrtrain.interrupt import stop_asked
 from lrtrain.loader import StepLoader
-from lrtrain.loop import Settings, Stage, train_stage
+from lrtrain.loop import Settings, Stage, enough_memory, train_stage
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, MetricsLog, summary_writer
 from lrtrain.model import (
@@ -134,7 +133,8 @@ def _trained(opened: Run) -> Iterator[Path]:
             _clean(opened, stage)  # after a run that was killed before it did
             opened.say(f"{stage}: {opened.folder(stage)} is there; done")
         else:
-            _train(opened, stage)
+            with enough_memory(stage, opened.device):
+                _train(opened, stage)
             _free_memory()
         yield opened.folder(stage)
 
@@ -325,19 +325,16 @@ def _train(opened: Run, name: str) -> None:
     )
     log = MetricsLog(opened.out, name, recipe.tensorboard)
     checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints, ranks)
-    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks)
-    card = _card(opened, name, steps)
-    with stop_asked() as stop:  # without a checkpoint of the last step all of it hangs on this
-        save_model(
-            model,
-            opened.model,
-            opened.folder(name),
-            target_len=shards.target_len,
-            card=card,
-            ranks=ranks,
-        )
-        if ranks.any(stop()):
-            ranks.stop()
+    finish = partial(
+        save_model,
+        model,
+        opened.model,
+        opened.folder(name),
+        target_len=shards.target_len,
+        card=_card(opened, name, steps),
+        ranks=ranks,
+    )
+    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks, finish)
     _clean(opened, name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lrtrain.checkpoint import random_state, set_random_state
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.loader import Batch
 from lrtrain.loss import CHUNK_TOKENS, piece_loss
@@ -39,12 +40,16 @@ def accumulate(
     """sum(w * CE) / sum(w) over all batches of all ranks, and its gradient's norm: fp32 scalars.
 
     The gradient is left in the optimizer's buffers. Raises Stopped between two micro-batches when
-    `stop` says so on any rank; the optimizer's state is then as it was.
+    `stop` says so on any rank; the optimizer's state is then as it was, and what is drawn at random
+    next, as where gradients are added up in bf16.
     """
+    before = list(random_state())
     batches, total_weight = ranks.in_step(batches)
     total = torch.zeros((), device=options.device)
     for batch in batches:
         if ranks.any(stop()):
+            for name, state in before:
+                set_random_state(name, state)
             raise Stopped
         loss = batch_loss(model, batch, options, ranks) / total_weight
         loss.backward()

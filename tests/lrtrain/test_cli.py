@@ -83,6 +83,24 @@ def test_what_is_wrong_is_one_line(shards: Path, model: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_of_many_ranks_the_first_says_what_is_wrong_with_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where torchrun ends the others then, they are quiet too."""
+
+    def ended(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", ended)
+    run = ("run", "shards", "--out", "run")
+    for code, words in ((2, ("--steps", "many")), (2, ()), (1, ("--model", "m", "--lr", 0))):
+        monkeypatch.setenv("RANK", "0")
+        refused(code, *run, *words)
+        monkeypatch.setenv("RANK", "1")
+        done = invoke(*run, *words)
+        assert (done.exit_code, done.output) == (1, "")
+
+
 @pytest.mark.parametrize("command", [[], ["run"], ["merge"], ["eval"]])
 def test_help_teaches_without_loading_torch(command: list[str]) -> None:
     script = (

@@ -21,6 +21,7 @@ import lrtrain.model
 import lrtrain.stages
 from lrdata.atomic import locked
 from lrdata.dataset import open_dataset
+from lrdata.errors import LongRecipeError
 from lrtrain.cli import main
 from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
@@ -29,6 +30,7 @@ from tests.lrtrain.blows import (
     RECIPE,
     StoppedAfterThree,
     assert_said_once,
+    latest,
 )
 from tests.lrtrain.many import (
     Inputs,
@@ -220,3 +222,17 @@ def test_a_full_disk_is_said_by_the_rank_that_writes(inputs: Inputs, tmp_path: P
     refused(*full, "0", inputs, tmp_path / "2", exporting, by=0)
     assert not (tmp_path / "2" / "extend").exists()
     on_ranks(2, train, inputs, tmp_path / "2", exporting)
+
+
+def _train_without_a_tokenizer(inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
+    def missing(*_: Any) -> None:
+        raise LongRecipeError("no tokenizer")
+
+    lrtrain.model.copy_tokenizer = missing
+    train(inputs, out, recipe)
+
+
+def test_a_model_that_cannot_be_saved_costs_no_step(inputs: Inputs, tmp_path: Path) -> None:
+    """All ranks keep what they have, though the first alone knows why."""
+    refused(2, "no tokenizer", _train_without_a_tokenizer, inputs, tmp_path / "run", RECIPE)
+    assert latest(tmp_path / "run") == RECIPE.steps

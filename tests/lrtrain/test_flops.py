@@ -69,7 +69,13 @@ def test_a_row_of_30_percent_costs_what_design_says() -> None:
 
 @pytest.mark.parametrize(
     ("name", "tflops"),
-    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA GB200", 2250), ("NVIDIA A100-SXM4-80GB", 312)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GB200", 2250),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
 )
 def test_known_devices(name: str, tflops: float) -> None:
     assert peak_flops(name) == tflops * 1e12

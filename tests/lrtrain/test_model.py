@@ -1,6 +1,8 @@
 """A whole training step on every family equals a float64 reference; other models are refused."""
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Gemma2Config, GPT2Config, GptOssConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GenerationConfig,
+    GPT2Config,
+    GptOssConfig,
+)
 
 from lrdata.errors import LongRecipeError
 from lrtrain import attention
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
-from lrtrain.model import choose_device, load_model
+from lrtrain.model import appearing, choose_device, load_model, save_model
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -325,6 +333,83 @@ def test_loading_without_extension_keeps_window_and_theta(folders: dict[str, str
     assert model.dtype == torch.bfloat16
 
 
+def test_a_folder_has_its_name_when_all_in_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what comes after it finds the name there too, whenever the power goes."""
+    done: list[tuple[str, int]] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(handle: int) -> None:
+        done.append(("fsync", os.fstat(handle).st_ino))
+        real_fsync(handle)
+
+    def rename(source: Any, target: Any) -> None:
+        done.append(("rename", os.stat(source).st_ino))
+        real_rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    with appearing(tmp_path / "out") as partial:
+        (partial / "weights").write_text("many")
+        (partial / "config").write_text("few")
+    number = {path.name: path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))}
+    before = done[: done.index(("rename", number["out"]))]
+    assert sorted(before[:2]) == sorted(("fsync", number[name]) for name in ("weights", "config"))
+    assert before[2:] == [("fsync", number["out"])]
+    assert done[len(before) + 1 :] == [("fsync", number[tmp_path.name])]
+
+
+GENERATION = {"eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9}
+"""As of Llama-2 and 3; of what is not sampled, which some transformers write and others refuse."""
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers 5.0: it saves no generation config with a fault."""
+
+    def refuse(config: GenerationConfig, *_: Any, **__: Any) -> None:
+        raise ValueError("GenerationConfig is invalid")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuse)
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("target_len", [None, TARGET])
+def test_how_a_model_answers_is_the_bases_but_for_the_old_window(
+    target_len: int | None, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Else `generate` takes no prompt that is longer than the base's was."""
+    base, out = Path(shutil.copytree(folders["llama"], tmp_path / "base")), tmp_path / "out"
+    own = {**GENERATION, "max_length": WINDOW}
+    (base / "generation_config.json").write_text(json.dumps(own))
+    rope = Rope("auto") if target_len else None
+    model = load_model(str(base), dtype=torch.float32, rope=rope, target_len=target_len)
+    save_model(model, str(base), out, target_len=target_len, card="")
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert saved == (GENERATION if target_len else own)
+    if target_len:
+        prompt = torch.ones((1, 2 * WINDOW), dtype=torch.long)
+        assert AutoModelForCausalLM.from_pretrained(out).generate(prompt).shape[1] > 2 * WINDOW
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_base_that_has_it_in_its_config_has_it_in_a_file_of_its_own(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    """As models of transformers before 4.26 have."""
+    base, out = Path(shutil.copytree(folders["llama"], tmp_path / "base")), tmp_path / "out"
+    (base / "generation_config.json").unlink()
+    config = json.loads((base / "config.json").read_text())
+    old = {**config, "temperature": 0.6, "max_length": WINDOW}
+    (base / "config.json").write_text(json.dumps(old))
+    model = load_model(str(base), dtype=torch.float32, rope=Rope("auto"), target_len=TARGET)
+    save_model(model, str(base), out, target_len=TARGET, card="")
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert saved["temperature"] == 0.6
+    assert "max_length" not in saved
+
+
 def test_devices_that_are_not_there_are_one_line() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(LongRecipeError, match="unknown device"):
@@ -333,3 +418,16 @@ def test_devices_that_are_not_there_are_one_line() -> None:
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(LongRecipeError, match="no cuda:1 here"):
             choose_device("cuda:1")
+
+
+def test_a_device_with_a_number_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random state, locked memory and waiting are of the current one, whatever tensors are on."""
+    chosen = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "auto", "cuda:1"):
+        assert choose_device(name) == torch.device(name if name != "auto" else "cuda")
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(LongRecipeError, match="no cuda:2 here; choose from cuda:0 to cuda:1"):
+        choose_device("cuda:2")

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrtrain import plan as planning
 from lrtrain.cli import main
@@ -100,6 +101,22 @@ def test_rows_joined_to_a_micro_batch_are_planned_together(shards: Path, model: 
     assert joined.ways[0].memory.working > alone.ways[0].memory.working
 
 
+def test_no_more_rows_are_joined_than_a_step_has(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in a plan nor in what a run says of its memory."""
+    whole, more = (
+        TrainRecipe(rows_per_step=4, micro_tokens=rows * ROW, device="cpu") for rows in (4, 100)
+    )
+    plan = make_plan(shards, str(model), more)
+    assert plan.ways[0].tokens == 4 * ROW
+    assert plan.ways[0].memory == make_plan(shards, str(model), whole).ways[0].memory
+    monkeypatch.setattr(planning, "_memory_here", lambda _: (10**12, None))
+    opened, config, cpu = open_dataset(shards), load_config(str(model)), torch.device("cpu")
+    said = [planning.check_memory(opened, config, recipe, cpu) for recipe in (whole, more)]
+    assert said[0] == said[1]
+
+
 def test_the_advice_is_the_first_way_that_fits(shards: Path, model: Path) -> None:
     def said(memory: int) -> str:
         command = ["plan", str(shards), "--model", str(model), "--dtype", "fp32"]
@@ -123,6 +140,9 @@ def test_without_a_card_it_asks_for_one(shards: Path, model: Path) -> None:
 def test_what_cannot_be_planned_is_one_line(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(LongRecipeError, match="config"):
         make_plan(shards, str(tmp_path), TrainRecipe())
+    for mfu in (0.0, -0.4, 1.5, 40.0, float("nan")):
+        with pytest.raises(LongRecipeError, match=f"--mfu {mfu} must be above 0 and at most 1"):
+            make_plan(shards, str(tmp_path), TrainRecipe(), mfu=mfu)
 
 
 # A card and the host beside it

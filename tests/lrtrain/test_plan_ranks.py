@@ -144,6 +144,22 @@ def test_rows_that_the_groups_do_not_divide_wait_for_the_last() -> None:
     assert seconds[32] == pytest.approx(3 * 8.0 / 2)
 
 
+def test_rows_are_joined_as_far_as_a_rank_has_them() -> None:
+    """Parameters are sent once a micro-batch, however many rows it has."""
+    recipe = TrainRecipe(checkpointing=True)
+
+    def step(gpus: int, joined: int) -> list[float]:
+        slow = Cluster(gpus, link=1e6, network=1e6)
+        found = mixes(llama3_8b_config(), recipe, 39_312, 96, slow, 8.0, joined)
+        return [mix.seconds for mix in found if mix.bound_by == "parameters"]
+
+    assert step(8, 4)[0] == 3 * step(8, 100)[0], "12 rows a rank"
+    assert step(64, 2)[0] == step(64, 100)[0], "two at most"
+    at_once = Cluster(8, link=1e30, network=1e30)
+    for mix in mixes(llama3_8b_config(), recipe, 39_312, 96, at_once, 8.0, 100):
+        assert mix.seconds == pytest.approx(96 * 8.0 / 8)
+
+
 def test_what_ranks_send_each_other() -> None:
     """By hand: 8.03 billion parameters, 32 layers of 8 key and value heads of 128, in bf16."""
     config = llama3_8b_config()
@@ -202,6 +218,23 @@ def test_a_plan_of_many_ranks_has_every_mix_and_the_time_of_the_one_asked_for(
     compute = plan_of_8.flops / 16 / (989e12 * 0.5)
     assert plan_of_8.mixes[0][0].compute == pytest.approx(compute)
     assert plan_of_8.ways[0].tokens == ROW
+
+
+def test_a_rank_joins_no_more_rows_than_it_gets(shards: Path, model: Path) -> None:
+    """Of 8 rows a step: 4 on each of two groups, 2 or 8 with another mix."""
+    recipe = TrainRecipe(dtype="fp32", rows_per_step=8, micro_tokens=100 * ROW, context_parallel=2)
+    how: dict[str, Any] = {
+        "memory": 10**9,
+        "device_name": "H100",
+        "cluster": Cluster(4),
+        "mfu": 0.5,
+    }
+    plan = make_plan(shards, str(model), recipe, **how)
+    assert plan.ways[0].tokens == 4 * ROW
+    assert plan.ways[0].memory == plan.mixes[1][1]
+    row = plan.flops / 8 / (989e12 * 0.5)
+    for (mix, _), rows in zip(plan.mixes, (2, 4, 8), strict=True):
+        assert mix.compute == pytest.approx(rows * row / mix.context)
 
 
 def test_the_command_shows_them(shards: Path, model: Path) -> None:

@@ -6,6 +6,7 @@ After each death what has a final name has its final bytes, and what a checkpoin
 trained again.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+import lrtrain.model
 import lrtrain.step
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
@@ -498,6 +500,51 @@ def test_a_stop_while_the_model_is_saved_loses_no_step(
     assert_the_same(alive.out, whole)
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_model_that_cannot_be_saved_costs_no_step(
+    every: int,
+    inputs: Inputs,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk, or what another library refuses: the line says what was wrong."""
+    recipe, whole = replace(SHORT, checkpoint_every=every), undisturbed(SHORT)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lrtrain.model, "copy_tokenizer", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(inputs.shards, str(inputs.model), tmp_path / "run", recipe, lambda _: None)
+    monkeypatch.undo()
+    alive = Run(inputs, recipe, tmp_path / "run")
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == recipe.steps
+    assert_nothing_half(alive.out, whole)
+    text = (alive.out / "metrics.jsonl").read_text()
+    assert alive.live() == 0
+    assert (alive.out / "metrics.jsonl").read_text().startswith(text), "steps were done again"
+    assert_the_same(alive.out, whole)
+
+
+def test_what_failed_first_is_said_where_a_checkpoint_fails_too(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(what: str) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise LongRecipeError(what)
+
+        return fail
+
+    monkeypatch.setattr(lrtrain.model, "copy_tokenizer", failing("no tokenizer"))
+    monkeypatch.setattr(Checkpoints, "save", failing("no checkpoint"))
+    recipe = replace(SHORT, checkpoint_every=0)
+    with pytest.raises(LongRecipeError, match="no tokenizer"):
+        run(inputs.shards, str(inputs.model), tmp_path / "run", recipe, lambda _: None)
+
+
 def test_a_second_signal_ends_it_at_once_and_the_run_still_goes_on(
     inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -591,6 +638,29 @@ def test_a_damaged_checkpoint_loses_nothing(
     shutil.rmtree(damaged)
     assert alive.live() == 0
     assert_the_same(alive.out, undisturbed(SHORT))
+
+
+def test_chances_of_a_step_that_was_stopped_are_drawn_again(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Gradients are added up by chance: those of half a step are gone, and so is what they drew."""
+    recipe = replace(SHORT, dtype="bf16", gradients="bf16", micro_tokens=0, checkpoint_every=0)
+    whole, alive = undisturbed(recipe), Run(inputs, recipe, tmp_path / "run")
+    real, micro_batches = lrtrain.step.batch_loss, 0
+
+    def stopping(*given: Any) -> torch.Tensor:
+        nonlocal micro_batches
+        micro_batches += 1
+        if micro_batches == 2 * recipe.rows_per_step + 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*given)
+
+    assert alive.live(lambda: replacing(lrtrain.step, "batch_loss", stopping)) == 130
+    latest = Checkpoints(alive.out, "extend", keep=1).latest()
+    assert latest is not None
+    assert latest.step == 2
+    assert alive.live() == 0
+    assert_the_same(alive.out, whole)
 
 
 def test_what_is_drawn_at_random_goes_on_too(

@@ -108,6 +108,19 @@ def test_what_bf16_holds_never_changes() -> None:
         assert bits(round_stochastically(exact)) == bits(exact.bfloat16())
 
 
+INFINITIES = 0x7F800000, 0xFF800000
+NOT_NUMBERS = 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF8000, 0x7FC00000, 0xFFC00000, 0x7F800001
+"""The first is CUDA's own."""
+
+
+def test_what_is_not_finite_stays_what_it_is() -> None:
+    """Else a loss or gradient that blew up may look like zero."""
+    x = numbers([*INFINITIES, *NOT_NUMBERS]).repeat(1000)
+    rounded = round_stochastically(x).view(1000, -1)
+    assert torch.equal(rounded[:, :2], x.view(1000, -1)[:, :2].bfloat16())
+    assert torch.all(rounded[:, 2:].isnan())
+
+
 DRAWS = 40_000
 
 

@@ -481,13 +481,18 @@ def _build_smollm2_shards(base: Path, out: Path, target: int) -> None:
     build(recipe, out, workers=1)
 
 
+@pytest.mark.parametrize(
+    ("home", "name"), [(stages, "load_model"), (loop, "AdamW"), (loop, "accumulate")]
+)
 def test_too_little_memory_says_where_help_is(
-    shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Any, name: str, shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    """For the model, what the optimizer keeps, or a step."""
+
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nand more")
 
-    monkeypatch.setattr(loop, "accumulate", full)
+    monkeypatch.setattr(home, name, full)
     with pytest.raises(LongRecipeError, match="extend: cpu ran out of memory; `lrtrain plan` says"):
         run(shards, str(model), tmp_path / "run", TrainRecipe(device="cpu"), lambda _: None)
 

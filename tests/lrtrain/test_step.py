@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lrdata.shards import Row
 from lrtrain.loader import Batch, to_batch
 from lrtrain.model import load_model
-from lrtrain.optim import AdamW
+from lrtrain.optim import AdamW, Storage
 from lrtrain.step import LossOptions, Stopped, accumulate, batch_loss
 from lrtrain.weights import longce
 from tests.lrtrain.tiny_models import (
@@ -163,12 +163,14 @@ def test_a_factor_on_all_weights_changes_nothing(folder: str) -> None:
 
 
 def test_it_stops_between_two_micro_batches(folder: str) -> None:
-    """Before the first as well; the parameters and the optimizer's state are as they were."""
+    """Before the first as well; the parameters, the optimizer's state and what is drawn next are
+    as they were."""
     batches = [to_batch([row]) for row in the_rows()]
     for after in range(len(batches) + 1):
-        model = load_model(folder, dtype=torch.float32).train()
-        optimizer = AdamW(model, 1e-3, (0.9, 0.95), 0.0)
+        model = load_model(folder, dtype=torch.bfloat16).train()
+        optimizer = AdamW(model, 1e-3, (0.9, 0.95), 0.0, Storage(gradients="bf16"))
         before = {name: tensor.clone() for name, tensor in optimizer.state()}
+        drawn = torch.get_rng_state()
         rows: list[int] = []
         model.model.register_forward_pre_hook(lambda *_, rows=rows: rows.append(len(rows)))
         if after == len(batches):
@@ -179,6 +181,7 @@ def test_it_stops_between_two_micro_batches(folder: str) -> None:
                     model, batches, optimizer, OPTIONS, lambda rows=rows, n=after: len(rows) == n
                 )
         assert len(rows) == after
+        assert torch.equal(torch.get_rng_state(), drawn) == (after < len(batches))
         state = dict(optimizer.state())
         assert state.keys() == before.keys()
         assert all(torch.equal(state[name], before[name]) for name in before)
