@@ -50,11 +50,12 @@ def contestants(model: Any, ids: Any, most: int) -> dict[str, Callable[[], objec
 def main(tokens: int, answer: int, prompts: int, dtype: str, rounds: int) -> None:
     import torch
 
-    from lrtrain.evaluation.models import load_model
+    from lrtrain.evaluation.models import open_model
     from lrtrain.model_spec import ModelSpec
     from tests.fetch import fetch
 
-    model = load_model(ModelSpec("smollm2", str(fetch("smollm2"))), dtype=dtype, device="cpu").model
+    spec = ModelSpec("smollm2", str(fetch("smollm2")))
+    model = open_model(spec, dtype=dtype, device="cpu").load().model
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(100, 40_000, (prompts, tokens), generator=generator)
     best = dict[str, float]()

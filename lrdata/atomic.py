@@ -56,16 +56,21 @@ def fsync(path: Path) -> None:
 def locked(folder: Path, out: Path) -> Iterator[None]:
     """`folder` for this process alone: two runs that make `out` would take each other's files.
 
-    Raises LongRecipeError while another process has it.
+    Raises LongRecipeError while another process has it, or has just removed it.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    busy = f"another run is at work in {out}; wait for it, or choose another --out"
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        raise LongRecipeError(busy) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LongRecipeError(
-                f"another run is at work in {out}; wait for it, or choose another --out"
-            ) from None
+            still = os.path.samestat(os.fstat(handle), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            still = False
+        if not still:
+            raise LongRecipeError(busy)
         yield
     finally:
         os.close(handle)

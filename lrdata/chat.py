@@ -6,9 +6,11 @@ rendered around two placeholders, its own parts are encoded with control tokens 
 record's parts as ordinary text.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +107,7 @@ def _render(
     names = {"eos_token": eot, "bos_token": tokenizer.bos_token}
     try:
         template = _sandbox().from_string(tokenizer.chat_template)
-        return template.render(messages=messages, **options, **names)
+        return template.render(messages=messages, tools=None, documents=None, **options, **names)
     except jinja2.TemplateError as problem:
         raise LongRecipeError(
             f"the chat template of {tokenizer.name} failed ({problem}); {remedy}"
@@ -134,6 +136,7 @@ def _sandbox() -> Any:
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=extensions
     )
+    sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja's is for HTML
     sandbox.globals |= {"raise_exception": refuse, "strftime_now": _TODAY.strftime}
     return sandbox
 

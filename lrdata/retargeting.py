@@ -289,7 +289,11 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     _refuse_foreign(out)
     staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
-        _refuse_foreign(out)  # another run may have come to its end since
+        try:
+            _refuse_foreign(out)
+        except LongRecipeError:  # another run has come to its end since
+            staging.rmdir()
+            raise
         if not (staging / _PLAN).exists():
             _clear(out)
             write_json(staging / _PLAN, plan)

@@ -61,6 +61,11 @@ class Staging:
         staging._refuse_foreign(overwrite)
         staging.folder.mkdir(parents=True, exist_ok=True)
         with locked(staging.folder, out):
+            try:
+                staging._refuse_foreign(overwrite)
+            except LongRecipeError:  # another build has come to its end since
+                staging.folder.rmdir()
+                raise
             recipe = staging.folder / _RECIPE
             if overwrite:
                 staging._remove_build()

@@ -44,12 +44,12 @@ class Scale(click.ParamType[AttentionScale]):
 
 
 def _once(make: Callable[[], Any]) -> Any:
-    """What `make` gives. Where it fails it does on all ranks that torchrun started: the first says
-    so."""
+    """What `make` gives. Where it fails it does on all ranks of a host that torchrun started: the
+    first of them says so."""
     try:
         return make()
     except (click.ClickException, LongRecipeError):
-        if not speaks():
+        if not speaks("LOCAL_RANK"):
             end_after_the_first()
         raise
 

@@ -41,9 +41,9 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+def speaks(rank: str = "RANK") -> bool:
+    """Whether this process speaks for all that torchrun started; LOCAL_RANK: for those here."""
+    return os.environ.get(rank, "0") == "0"
 
 
 def end_after_the_first() -> NoReturn:

@@ -10,7 +10,7 @@ of the row it shares, forward, with checkpointing again, and gives their gradien
 it waits. So
 
     micro-batch = max(its rows / C + waited for, parameters and gradients)
-    step = ceil(ceil(rows / D) / its rows) * micro-batch
+    step = ceil(rows / D) / its rows micro-batches, the last one perhaps of fewer
 
 with D x C ranks, C of which share a row. A group that does not fit one host takes its network. Not
 counted: the optimizer, what is left over where D does not divide the rows but that they are rounded
@@ -107,7 +107,10 @@ def mixes(
         passed = keys_and_values(config, batch * tokens, context, recipe.checkpointing)
         waits = passed / cluster.speed(context)
         sharding = parameters_and_gradients(config, gpus) / cluster.speed(gpus)
-        seconds = -(-own // batch) * max(compute + waits, sharding)
+        whole, rest = divmod(own, batch)
+        seconds = whole * max(compute + waits, sharding)
+        if rest:
+            seconds += max((compute + waits) * rest / batch, sharding)
         yield Mix(gpus // context, context, compute, waits, sharding, seconds)
 
 

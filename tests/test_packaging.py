@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,22 +17,36 @@ from tests.lrdata.test_building import some_texts, write_jsonl
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def sources() -> list[str]:
-    """The files of the repository; an unpacked sdist is none, and cannot know what it lacks."""
+def listed() -> list[str]:
+    """The files of the repository; of an unpacked sdist, which is none, nothing."""
     if not (ROOT / ".git").exists():
-        pytest.skip("no repository to compare with")
-    listed = ["git", "ls-files"]
-    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
+        return []
+    command = ["git", "ls-files"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
 @pytest.fixture(scope="module")
+def sources() -> list[str]:
+    if not (found := listed()):
+        pytest.skip("no repository to compare with")
+    return found
+
+
+@pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The sdist, and the wheel that is built from it."""
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+    """The sdist, and the wheel that is built from it.
+
+    From a copy: a build writes into its sources, and tests in other processes build too.
+    """
+    out, tree = (tmp_path_factory.mktemp(name) for name in ("dist", "tree"))
+    for name in listed():
+        if (ROOT / name).exists():  # or it is about to be removed
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tree / name)
+    command = [sys.executable, "-m", "build", "--outdir", out, tree if listed() else ROOT]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return {"sdist": sdist, "wheel": wheel}
 

@@ -41,13 +41,13 @@ def main(out: Path, size: str, seconds: float, predict: bool) -> None:
     plan = PLANS[_size(machine) if size == "auto" else size]
     due = [cell.predicted(plan.on_gpu) for cell in cells(plan) if cell.kind == "train"]
     due = due if predict else list(cells(plan))
+    results = {"machine": machine}
     for number, cell in enumerate(due, 1):
         if not _path(out, cell).exists() and time.monotonic() - started > seconds:
             click.echo(f"stopped before {cell.name}; run the same command to go on")
             return
-        found = _measured(out, cell)
+        results[cell.name] = found = _measured(out, cell)
         click.echo(f"{number}/{len(due)} {cell.name}: {_line(found)}", err=True)
-    results = {"machine": machine, **{cell.name: _measured(out, cell) for cell in due}}
     if predict:
         print_predictions(plan, results)
         return
@@ -82,11 +82,12 @@ def _measured(out: Path, cell: Cell) -> dict[str, Any]:
         env={"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ},
     )
     lines = done.stdout.splitlines()
-    if done.returncode or not lines:
+    if done.returncode or not lines:  # not kept: a package may be missing that comes
         last = (done.stderr.splitlines() or ["nothing said"])[-1]
-        found = {"skipped": f"ended with {done.returncode}: {last[:160]}"}
-    else:
-        found = json.loads(lines[-1])
+        if cell.kind == "machine":
+            raise SystemExit(f"error: the machine cannot be measured: {last}")
+        return {"skipped": f"ended with {done.returncode}: {last[:160]}"}
+    found = json.loads(lines[-1])
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"asked": asked, "found": found}))
     partial.rename(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # a machine without pip needs no installation
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it need not be installed itself
 
 from lrdata.errors import one_line
 from lrtrain.activations import prepare
@@ -235,15 +235,18 @@ CELLS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """`cells.py NAME JSON-OF-ARGUMENTS`; what does not fit or is not here says why."""
+    """`cells.py NAME JSON-OF-ARGUMENTS`; what does not fit says why. So does what is not here, with
+    an exit code: it is tried again when it has come."""
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
     started = time.perf_counter()
     try:
         found = CELLS[name](**arguments)
     except torch.cuda.OutOfMemoryError as problem:
         found = {"skipped": f"out of memory: {one_line(problem)[:120]}"}
-    except (Exception, MemoryError) as problem:
+    except MemoryError as problem:
         found = {"skipped": f"{type(problem).__name__}: {one_line(problem)[:160]}"}
+    except Exception as problem:
+        sys.exit(f"{type(problem).__name__}: {one_line(problem)[:160]}")
     found["cell_seconds"] = time.perf_counter() - started
     print(json.dumps(found))
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -26,7 +27,10 @@ from lrdata.progress import progress
 def made() -> dict[str, str]:
     """With what something was found: the commit of this repository, and versions."""
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    commit = "unknown"
+    with suppress(FileNotFoundError):  # a machine without git
+        run = subprocess.run(describe, capture_output=True, text=True, check=False)
+        commit = run.stdout.strip()
     versions = {name: version(name) for name in ("torch", "transformers", "numpy", "tokenizers")}
     return {"commit": commit, "python": platform.python_version(), **versions}
 

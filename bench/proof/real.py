@@ -15,16 +15,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where nothing can be installed
+
 from cells import Cell, Study
 from measures import read_measures, read_samples
 from methods import FULL, Budget, Method, as_published, evidence
 from training import Setting, Training, train
 
-sys.path.append(str(Path(__file__).parents[2]))
-
 from bench.corpora import default_corpora
 from lrdata.atomic import write_text
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrtrain.demo.corpus import is_new, long_lines
 from lrtrain.evaluation import evaluate
 from lrtrain.model import TORCH_DTYPES, load_model, save_model
 from tests.fetch import fetch
@@ -47,7 +49,9 @@ class Plan:
     megabytes: int
     """Of each corpus."""
     checkpointing: bool = True
-    """Or layers are kept, which gives the same numbers: a row of 16k takes 13 GB of memory then."""
+    """Or layers are kept, which gives the same numbers: a row of 16k takes about 16 GB then."""
+    checkpoint_every: int = 0
+    """Steps: a cell that is cut goes on from there."""
     seeds: tuple[int, ...] = (0,)
 
     @property
@@ -85,7 +89,8 @@ PLANS = {
         samples=10,
         windows=32,
         dtype="bf16",
-        megabytes=60,
+        megabytes=80,
+        checkpoint_every=10,
         seeds=(0, 1),
     ),
     "128k": Plan(
@@ -98,6 +103,7 @@ PLANS = {
         windows=16,
         dtype="bf16",
         megabytes=100,
+        checkpoint_every=2,
     ),
 }
 """16k: on two cores whose bf16 is fast (AMX), in hours. 32k and 128k: on one GPU."""
@@ -163,6 +169,7 @@ def setting_of(out: Path, plan: Plan, seed: int) -> Setting:
             "dtype": plan.dtype,
             "device": "auto",
             "checkpointing": plan.checkpointing,
+            "checkpoint_every": plan.checkpoint_every,
             "micro_tokens": 0,
         },
     )
@@ -187,7 +194,13 @@ def prepare(out: Path, plan: Plan) -> None:
     for seed in plan.seeds:
         setting = setting_of(out, plan, seed)
         for method in plan.methods:
-            setting.shards(method, rows=plan.budget.rows(method) * plan.budget.steps)
+            asked = plan.budget.rows(method) * plan.budget.steps
+            shards = setting.shards(method, rows=asked)
+            if (rows := open_dataset(shards).rows("extend")) < asked:
+                raise LongRecipeError(
+                    f"{shards} has {rows:,} rows of the {asked:,} that {method.name} trains on; "
+                    "it needs a larger corpus, and another --out"
+                )
 
 
 def _write_base(out: Path, dtype: str) -> None:
@@ -210,22 +223,14 @@ def _write_corpus(out: Path, megabytes: int) -> None:
     documents = [line for pair in zip_longest(*kinds) for line in pair if line]
     held_out = documents[19::20]
     del documents[19::20]
-    trained = {line for document in documents for line in _long_lines(document)}
-    unseen = [document for document in held_out if _is_new(document, trained)]
+    known = {line for document in documents for line in long_lines(_text(document))}
+    unseen = [document for document in held_out if is_new(_text(document), known)]
     write_text(out / "unseen.jsonl", "".join(f"{document}\n" for document in unseen))
     write_text(out / "corpus.jsonl", "".join(f"{document}\n" for document in documents))
 
 
-def _long_lines(document: str) -> set[int]:
-    """Hashes of the lines of 40 characters or more of a record."""
-    text = json.loads(document)["text"]
-    return {hash(line) for line in map(str.strip, text.split("\n")) if len(line) >= 40}
-
-
-def _is_new(document: str, trained: set[int]) -> bool:
-    """Whether at most one in twenty of its long lines is trained on."""
-    lines = _long_lines(document)
-    return bool(lines) and len(lines & trained) <= len(lines) / 20
+def _text(document: str) -> str:
+    return str(json.loads(document)["text"])
 
 
 def run(study: Study, plan: Plan) -> dict[str, Any]:

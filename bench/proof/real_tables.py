@@ -52,10 +52,17 @@ def _show_measures(found: dict[str, Any], models: list[dict[str, Any]]) -> None:
 
 
 def _show_pairs(models: list[dict[str, Any]]) -> None:
-    """Differences of what is right, shares of nats, with 95 % bootstrap intervals over samples."""
+    """Differences of what is right, shares of nats, with 95 % bootstrap intervals over samples.
+
+    They tell models apart, not methods: how another run of a method would come out is not in them.
+    """
     names = [one["method"] for one in models]
     measures = list(models[0]["measured"]["samples"])
-    print(f"\n| | less or of | {' | '.join(measures)} |")
+    print(
+        "\nDifferences, of nats shares, with 95 % intervals over samples: of these models. How "
+        "another training of the same method would come out is not in them.\n"
+    )
+    print(f"| | less or of | {' | '.join(measures)} |")
     print(f"|---|---|{'---|' * len(measures)}")
     for one, other in PAIRS:
         if {one, other} <= set(names):
@@ -74,9 +81,13 @@ def _compared(models: list[dict[str, Any]], one: str, other: str, measure: str) 
 
 
 def _samples(models: list[dict[str, Any]], name: str, measure: str) -> Samples:
-    """Of all seeds."""
+    """Of all seeds. Spans of text are the same for all of them, and so samples of which there are
+    as many as of one seed."""
     kept = [one["measured"]["samples"][measure] for one in models if one["method"] == name]
-    return Samples(*(list(chain(*(one[part] for one in kept))) for part in ("values", "weights")))
+    parts = ([one[part] for one in kept] for part in ("values", "weights"))
+    if measure.startswith("nats/byte"):
+        return Samples(*([sum(of_seeds) for of_seeds in zip(*one, strict=True)] for one in parts))
+    return Samples(*(list(chain(*one)) for one in parts))
 
 
 def _mean(found: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The small proof: a tiny model that retrieves inside 256 tokens, taken to 2,048."""
 
+import hashlib
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,18 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import corpus as texts_of_small
 from cells import Cell, Study
 from corpus import CODES, write_corpus
 from measures import read_measures
 from methods import FULL, Budget, Method, as_published, evidence
-from price import price
+from price import price, scoring_flops
 from rates import best_rate, beyond
 from training import Setting, Training, finish, quiet, train
 
+import lrtrain.demo.base
+import lrtrain.demo.corpus
+import lrtrain.demo.tokenizer
 from lrdata.atomic import write_text
 from lrdata.lexicon import make_lexicon, write_lexicon
 from lrtrain.demo.base import PHASES, WINDOW, train_base
 from lrtrain.evaluation import evaluate
+from lrtrain.model import load_config
 from lrtrain.scoring import ScoreRecipe, score
 
 TARGET = 2048
@@ -72,7 +79,7 @@ class Sizes:
     records: int = 1500
     lexicon_tokens: int = 200_000
     samples: int = 8
-    windows: int = 16
+    windows: int = 32
     base_steps: int | None = None
     """Of each phase of the base model; None: all of them."""
 
@@ -100,7 +107,7 @@ def setting_of(out: Path, seed: int, target: int = TARGET) -> Setting:
 def make_base(setting: Setting, sizes: Sizes) -> dict[str, Any]:
     """Corpus, tokenizer, base model and lexicon of a seed, anew where the sizes were others."""
     at, base, lexicon = setting.folder, Path(setting.base), setting.lexicon
-    said, asked = at / "sizes.txt", repr((setting.seed, sizes))
+    said, asked = at / "sizes.txt", repr((setting.seed, sizes, _sources()))
     if not said.exists() or said.read_text() != asked:
         shutil.rmtree(at, ignore_errors=True)
         corpus, tokenizer = at / "corpus", at / "tokenizer"
@@ -114,11 +121,20 @@ def make_base(setting: Setting, sizes: Sizes) -> dict[str, Any]:
         setting.corpora,
         model=f"{base}@target={setting.target}",
         short_context=WINDOW,
+        stride=WINDOW,
         tokens=sizes.lexicon_tokens,
         device="cpu",
     )
-    write_lexicon(lexicon, make_lexicon([score(recipe, at / "scores", say=quiet)]))
-    return {"tokens": tokens}
+    scores = score(recipe, at / "scores", say=quiet)
+    write_lexicon(lexicon, make_lexicon([scores]))
+    flops = scoring_flops(scores, load_config(setting.base), WINDOW, WINDOW)
+    return {"tokens": tokens, "scoring_flops": flops}
+
+
+def _sources() -> str:
+    """A digest of the code that makes texts and bases."""
+    modules = (texts_of_small, lrtrain.demo.corpus, lrtrain.demo.tokenizer, lrtrain.demo.base)
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
 
 
 def prepare(setting: Setting, methods: Sequence[Method], sizes: Sizes) -> dict[str, Any]:
@@ -206,7 +222,7 @@ class SmallProof:
     def run(self) -> dict[str, Any]:
         """Everything that the tables are made of."""
         every = (*self.seeds, self.tuning_seed)
-        self.study.results(
+        bases = self.study.results(
             "base models",
             {
                 seed: Cell(
@@ -255,6 +271,7 @@ class SmallProof:
             },
             "finished": finished,
             "price": prices,
+            "scoring_flops": {seed: bases[seed]["scoring_flops"] for seed in self.seeds},
         }
 
     def _rates(self) -> dict[Method, float]:

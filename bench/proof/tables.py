@@ -32,6 +32,8 @@ class Line:
     full: Values | None = None
     runs: Found | None = None
     full_runs: Found | None = None
+    lexicon_flops: float = 0.0
+    """What its lexicon took, once for all rows that are selected with it."""
 
     def mean(self, measure: str) -> str:
         return over_seeds(self.values(measure)).text()
@@ -50,6 +52,13 @@ class Line:
         if self.runs is None or self.full_runs is None:
             return ""
         return f"{_mean_of(self.runs, what) / _mean_of(self.full_runs, what):.3f}"
+
+    def whole_price(self) -> str:
+        """Operations with those of the lexicon, where there is one."""
+        if not self.lexicon_flops or self.runs is None or self.full_runs is None:
+            return ""
+        own = _mean_of(self.runs, "flops") + self.lexicon_flops
+        return f"{own / _mean_of(self.full_runs, 'flops'):.3f}"
 
     def run(self, what: str, form: str) -> str:
         return f"{_mean_of(self.runs, what):{form}}" if self.runs else ""
@@ -86,6 +95,7 @@ TEXT_AND_PRICE: dict[str, Callable[[Line], str]] = {
     "KL": lambda line: line.mean("short kl"),
     "rate": lambda line: line.run("rate", "g"),
     "operations": lambda line: line.price("flops"),
+    "with its lexicon": lambda line: line.whole_price(),
     "all pairs": lambda line: line.price("flops_all_pairs"),
 }
 
@@ -165,7 +175,9 @@ def _lines(found: Found, budget: Budget) -> Iterator[tuple[str, Line]]:
     full = _values([one["measured"] for one in full_runs.values()])
     for name, runs in trained.items():
         values = _values([one["measured"] for one in runs.values()])
-        yield name, Line(values, None if name == FULL.name else full, runs, full_runs)
+        scoring = list(found.get("scoring_flops", {}).values()) if "lexicon" in name else []
+        lexicon = sum(scoring) / len(scoring) if scoring else 0.0
+        yield name, Line(values, None if name == FULL.name else full, runs, full_runs, lexicon)
 
 
 def _values(measured: Sequence[Found]) -> Values:

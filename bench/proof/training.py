@@ -7,11 +7,13 @@ Everything goes through the functions behind the commands `lrdata build`, `lrtra
 """
 
 import fcntl
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from methods import Budget, Method
@@ -19,6 +21,7 @@ from methods import Budget, Method
 from lrdata.building import build
 from lrdata.dataset import open_dataset
 from lrdata.recipe import BuildRecipe
+from lrdata.shards import file_sha256
 from lrtrain.flops import training_flops
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, read_metrics
@@ -46,12 +49,18 @@ class Setting:
     """Of every run: fields of a TrainRecipe."""
     fingerprint: str = ""
     """Of the base: machines that round otherwise train others, whose figures are not mixed."""
+    texts: str = ""
+    """Of what is trained on and measured: with other texts, nothing found here is kept."""
     replay: tuple[str, ...] = field(default=(), repr=False)
     lexicon: Path | None = field(default=None, repr=False)
 
     def with_base(self) -> "Setting":
-        """The same, once the base is there."""
-        return replace(self, fingerprint=model_fingerprint(self.base))
+        """The same, once the base and the texts are there."""
+        unseen = sorted(self.unseen.iterdir()) if self.unseen.is_dir() else [self.unseen]
+        files = (*map(Path, (*self.corpora, *self.replay)), *unseen)
+        digest = hashlib.sha256("".join(map(file_sha256, dict.fromkeys(files))).encode())
+        texts, fingerprint = digest.hexdigest()[:16], model_fingerprint(self.base)
+        return replace(self, fingerprint=fingerprint, texts=texts)
 
     def shards(self, method: Method, rows: int | None = None) -> Path:
         """The rows of a method, at most so many, built where they are not there.
@@ -123,16 +132,19 @@ class Training:
             lr=self.rate,
             attention_scale=self.method.scale,
             seed=setting.seed + self.budget.first_seed,
-            checkpoint_every=0,
-            **setting.options,
+            **{"checkpoint_every": 0, **setting.options},
         )
         return run(setting.shards(self.method), setting.base, self.out, recipe, say=quiet)[0]
 
 
 def train(training: Training, measure: Measure, keep: bool = False) -> dict[str, Any]:
-    """Extend the base by a method, and measure what comes out; `keep` its run for `finish`."""
+    """Extend the base by a method, and measure what comes out; `keep` its run for `finish`.
+
+    A training with checkpoints goes on from the last one.
+    """
     setting, budget, method = training.setting, training.budget, training.method
-    shutil.rmtree(training.out, ignore_errors=True)
+    if not setting.options.get("checkpoint_every"):
+        shutil.rmtree(training.out, ignore_errors=True)
     extended = training.run("extend")
     steps = read_metrics(training.out / METRICS)
     row = open_dataset(setting.shards(method)).train_len
@@ -142,7 +154,8 @@ def train(training: Training, measure: Measure, keep: bool = False) -> dict[str,
         "rate": training.rate,
         "rows": rows,
         "row_tokens": row,
-        "seconds": sum(step["seconds"] for step in steps),  # beside whatever else there was
+        # Beside whatever else there was; the first step is slower than the others.
+        "seconds": median(step["seconds"] for step in steps) * len(steps),
         "flops": rows * training_flops(config, [row]),
         "flops_all_pairs": rows * training_flops(config, [row], causal=False),
         "loss": steps[-1]["loss"],

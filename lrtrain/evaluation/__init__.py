@@ -16,9 +16,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lrdata.errors import LongRecipeError
@@ -163,7 +163,7 @@ def evaluate(
             suite.check(model)
     said = report.settings | {f"version of {name}": one for name, one in report.versions.items()}
     del said["base"]  # what was compared with another one is told from it by itself
-    with finished_cells(out, said, opened[0], ready, overwrite=overwrite) as finished:
+    with finished_cells(out, said, opened[0], overwrite=overwrite) as finished:
         again = _read_again(ready, opened[1:], finished)
         for model in opened:
             _run(model, ready, again, finished, report)
@@ -209,10 +209,10 @@ def _run(
             before += len(there)
             if len(there) == suite.size:
                 continue
+            began = time.monotonic()
             if loaded is None:
                 loaded = model.load()
                 finished.add_entry(model, _entry(loaded))
-            began = time.monotonic()
             for index, cell in enumerate(suite.cells(loaded, len(there)), len(there)):
                 finished.add(model, suite, index, cell, time.monotonic() - began)
                 cells.append(cell)
@@ -257,4 +257,8 @@ def _entry(loaded: LoadedModel) -> ModelEntry:
 
 def _versions() -> dict[str, str]:
     packages = ("longrecipe", "torch", "transformers", "tokenizers", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):  # run from its sources, where nothing is installed
+            found[name] = version(name)
+    return found

@@ -7,14 +7,14 @@ perhaps, is taken from there: a model is the same one while its weights, tokeniz
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lrdata.atomic import locked, write_text
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.recipe import differences
 from lrtrain.evaluation.models import OpenModel
 from lrtrain.evaluation.report import JSON_NAME, ModelEntry
@@ -27,10 +27,11 @@ class Finished:
     """What OUT/cells.jsonl holds, and what is added to it. Use through `finished_cells`."""
 
     def __init__(
-        self, path: Path, base: OpenModel, suites: Sequence[Suite], lines: list[dict[str, Any]]
+        self, path: Path, asked: dict[str, Any], base: OpenModel, lines: list[dict[str, Any]]
     ) -> None:
-        self._path, self._base, self._base_name = path, base.key, base.name
-        self._kinds: dict[str, Any] = {suite.name: suite.kind for suite in suites}
+        """lines: what the file holds of what is `asked`; none: it is begun with the first line."""
+        self._path, self._asked, self._begun = path, asked, bool(lines)
+        self._base, self._base_name = base.key, base.name
         self._entries = {line["key"]: line["model"] for line in lines if "model" in line}
         self._lines = dict[tuple[str, str | None, str, int], dict[str, Any]]()
         for line in lines:
@@ -42,7 +43,8 @@ class Finished:
         found, base = list[Cell](), self._base if suite.compares else None
         names = {"model": opened.name} | ({"base": self._base_name} if suite.compares else {})
         while line := self._lines.get((opened.key, base, suite.name, len(found))):
-            found.append(self._kinds[suite.name](**_tuples(line["cell"]) | names))
+            kind: Any = suite.kind
+            found.append(kind(**_tuples(line["cell"]) | names))
         return found
 
     def add(self, opened: OpenModel, suite: Suite, index: int, cell: Any, seconds: float) -> None:
@@ -65,7 +67,11 @@ class Finished:
 
     def entry(self, opened: OpenModel) -> ModelEntry:
         """The same, with the name and path that it has now, and the seconds of all its cells."""
-        own = [line["seconds"] for line in self._lines.values() if line["key"] == opened.key]
+        own = [
+            line["seconds"]
+            for line in self._lines.values()
+            if line["key"] == opened.key and line["base"] in (None, self._base)
+        ]
         said, spec = ModelEntry(**self._entries[opened.key]), opened.spec
         return replace(said, name=spec.name, path=spec.path, seconds=round(sum(own), 3))
 
@@ -73,8 +79,11 @@ class Finished:
         self._lines[line["key"], line["base"], line["suite"], line["index"]] = line
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self._begun:  # another evaluation is there until now
+            write_text(self._path, json.dumps({"asked": self._asked}) + "\n")
+            self._begun = True
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(line) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -88,37 +97,38 @@ def _tuples(value: Any) -> Any:
 
 @contextmanager
 def finished_cells(
-    out: Path, asked: dict[str, Any], base: OpenModel, suites: Sequence[Suite], *, overwrite: bool
+    out: Path, asked: dict[str, Any], base: OpenModel, *, overwrite: bool
 ) -> Iterator[Finished]:
     """What was measured of what is `asked`, for this process alone; `overwrite`: nothing.
 
-    Raises LongRecipeError while another evaluation is, or is made, in `out`.
+    Raises LongRecipeError while another evaluation is, or is made, in `out`; and for a file that is
+    damaged. What is there to be overwritten stays until there is something new.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / CELLS_NAME
+    path, asked = out / CELLS_NAME, json.loads(json.dumps(asked))
     with locked(out, out):
+        path.touch()  # where nothing can be written: say so at once
         lines = [] if overwrite else _read(path)
-        if not any("cell" in line for line in lines):
-            lines = [{"asked": json.loads(json.dumps(asked))}]
-            if (out / JSON_NAME).exists() and not overwrite:
-                raise _another(out, f"without {CELLS_NAME}")
-        if found := differences(lines[0]["asked"], json.loads(json.dumps(asked))):
-            raise _another(out, found[0])
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        yield Finished(path, base, suites, lines)
-
-
-def _another(out: Path, what: str) -> LongRecipeError:
-    return LongRecipeError(
-        f"{out} holds another evaluation ({what}); choose another --out, or --overwrite"
-    )
+        found = differences(lines[0].get("asked", {}), asked) if lines else []
+        if found and not any("cell" in line for line in lines):
+            lines, found = [], []
+        if not lines and (out / JSON_NAME).exists() and not overwrite:
+            found = [f"whose cells are not in {CELLS_NAME}"]
+        if found:
+            raise LongRecipeError(
+                f"{out} holds another evaluation ({found[0]}); choose another --out, or --overwrite"
+            )
+        yield Finished(path, asked, base, lines)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier run, but for what a kill cut."""
-    lines = list[dict[str, Any]]()
-    with suppress(FileNotFoundError, ValueError):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                lines.append(json.loads(line))
-    return lines
+    """The lines of an earlier run; the last one, if a kill cut it, is taken away."""
+    *whole, cut = path.read_bytes().split(b"\n")
+    if cut:
+        os.truncate(path, path.stat().st_size - len(cut))
+    try:
+        return [json.loads(line) for line in whole]
+    except ValueError as problem:
+        raise LongRecipeError(
+            f"{path} is damaged ({one_line(problem)}); choose another --out, or --overwrite"
+        ) from None

@@ -59,6 +59,8 @@ class OpenModel:
     config: Any  # PretrainedConfig, with the RoPE of the spec
     device: "torch.device"
     dtype: "torch.dtype"
+    written: list[tuple[str, int]]
+    """Its files of weights, and when they were written: nanoseconds."""
 
     @property
     def name(self) -> str:
@@ -69,20 +71,29 @@ class OpenModel:
         """A digest of what tells it from other models, whatever it is called."""
         from lrtrain.model import model_fingerprint
 
-        spec, tokenizer = self.spec, self.tokenizer
-        is_folder = Path(spec.path).is_dir()
-        weights = model_fingerprint(spec.path) if is_folder else str(self.config._commit_hash)
-        reads = [tokenizer.fingerprint, tokenizer.bos_id, tokenizer.eot_id, tokenizer.chat_template]
-        how = [spec.rope, spec.target_len, str(self.dtype), self.device.type]
-        return hashlib.sha256(json.dumps([weights, reads, how]).encode()).hexdigest()[:16]
+        spec, reads, here = self.spec, self.tokenizer, Path(self.spec.path).is_dir()
+        ends = Path(spec.path) / "generation_config.json"  # of answers
+        said = [
+            model_fingerprint(spec.path) if here else str(self.config._commit_hash),
+            ends.read_text(encoding="utf-8") if ends.exists() else None,
+            [reads.fingerprint, reads.probe_fingerprint, reads.bos_id, reads.eot_id],
+            [reads.chat_template, reads.bos_token],
+            [spec.rope, spec.target_len, str(self.dtype), self.device.type],
+        ]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def load(self) -> LoadedModel:
         """Read the weights: safetensors only, no remote code.
 
-        Raises LongRecipeError where some are missing or do not fit the config or the tokenizer.
+        Raises LongRecipeError where some are missing or do not fit the config or the tokenizer, or
+        were written after the model was opened.
         """
         spec, tokenizer = self.spec, self.tokenizer
         model = _load_weights(spec, self.config, self.dtype)
+        if _written(spec) != self.written:
+            raise LongRecipeError(
+                f"{spec.path} was written anew since the evaluation began; start it again"
+            )
         rows = model.get_input_embeddings().weight.shape[0]
         if tokenizer.vocab_size > rows:
             raise LongRecipeError(
@@ -112,12 +123,12 @@ def open_model(spec: ModelSpec, *, dtype: str, device: str) -> OpenModel:
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
-    return OpenModel(spec, tokenizer, config, place, known)
+    return OpenModel(spec, tokenizer, config, place, known, _written(spec))
 
 
-def load_model(spec: ModelSpec, *, dtype: str, device: str) -> LoadedModel:
-    """`open_model`, and its weights at once."""
-    return open_model(spec, dtype=dtype, device=device).load()
+def _written(spec: ModelSpec) -> list[tuple[str, int]]:
+    weights = sorted(Path(spec.path).glob("*.safetensors"))
+    return [(path.name, path.stat().st_mtime_ns) for path in weights]
 
 
 def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:

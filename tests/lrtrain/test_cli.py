@@ -83,7 +83,7 @@ def test_what_is_wrong_is_one_line(shards: Path, model: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_of_many_ranks_the_first_says_what_is_wrong_with_options(
+def test_of_the_ranks_of_a_host_the_first_says_what_is_wrong_with_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where torchrun ends the others then, they are quiet too."""
@@ -94,9 +94,10 @@ def test_of_many_ranks_the_first_says_what_is_wrong_with_options(
     monkeypatch.setattr("time.sleep", ended)
     run = ("run", "shards", "--out", "run")
     for code, words in ((2, ("--steps", "many")), (2, ()), (1, ("--model", "m", "--lr", 0))):
-        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("RANK", "8")  # another host may have another file, or none
+        monkeypatch.setenv("LOCAL_RANK", "0")
         refused(code, *run, *words)
-        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("LOCAL_RANK", "1")
         done = invoke(*run, *words)
         assert (done.exit_code, done.output) == (1, "")
 

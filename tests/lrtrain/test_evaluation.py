@@ -17,7 +17,7 @@ from lrdata.shard_writer import writing_shard
 from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation import NeedleTemplate, Report, evaluate
-from lrtrain.evaluation.models import load_model
+from lrtrain.evaluation.models import open_model
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
@@ -280,14 +280,14 @@ def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:
     from lrtrain.rope import extended_theta
 
     folder = make_model("rope", 0)
-    plain = load_model(ModelSpec("m", folder), dtype="float32", device="cpu")
+    plain = open_model(ModelSpec("m", folder), dtype="float32", device="cpu").load()
     assert (plain.theta, plain.window) == (10_000.0, 64)
     (spec,) = parse_models([f"{folder}@target=512"])
-    auto = load_model(spec, dtype="float32", device="cpu")
+    auto = open_model(spec, dtype="float32", device="cpu").load()
     assert auto.theta == pytest.approx(extended_theta(10_000.0, 64, 512, 8))
     assert auto.window == 512
     (spec,) = parse_models([f"{folder}@theta=8e6"])
-    given = load_model(spec, dtype="float32", device="cpu")
+    given = open_model(spec, dtype="float32", device="cpu").load()
     assert (given.theta, given.window) == (8e6, 64)
     for loaded, theta in ((auto, auto.theta), (given, 8e6)):
         expected = theta ** (-np.arange(0, 8, 2) / 8)

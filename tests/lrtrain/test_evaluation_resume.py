@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lrdata.building import build
 from lrdata.errors import LongRecipeError
+from lrdata.recipe import BuildRecipe
 from lrtrain.evaluation import evaluate
 from lrtrain.evaluation.finished import CELLS_NAME
-from lrtrain.evaluation.models import OpenModel
-from tests.lrtrain.tiny_runs import save_tiny_model
+from lrtrain.evaluation.models import OpenModel, open_model
+from lrtrain.model_spec import ModelSpec
+from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 ASKED: dict[str, Any] = {
@@ -77,7 +81,7 @@ def found_in(out: Path) -> dict[str, Any]:
 
 
 def lines_in(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / CELLS_NAME).read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (out / CELLS_NAME).read_bytes().split(b"\n")[:-1]]
 
 
 class Loads:
@@ -102,8 +106,8 @@ def test_a_killed_evaluation_goes_on(
     assert done.returncode == -signal.SIGKILL
     before = lines_in(tmp_path)
     assert sum("cell" in line for line in before) == die_after
-    with open(tmp_path / CELLS_NAME, "a", encoding="utf-8") as stream:
-        stream.write('{"key": "cut by a power fail')
+    with open(tmp_path / CELLS_NAME, "ab") as stream:
+        stream.write('{"key": "cut by a power failure: ü'.encode()[:-1])
     evaluate(models, out=tmp_path, **ASKED)
     assert found_in(tmp_path) == whole
     after = lines_in(tmp_path)
@@ -165,11 +169,88 @@ def test_another_evaluation_in_the_folder_stays(models: list[str], tmp_path: Pat
     with pytest.raises(LongRecipeError, match=r"another evaluation \(samples: 2, not 3\)"):
         evaluate(models[:1], out=tmp_path, **{**asked, "samples": 3})
     (tmp_path / CELLS_NAME).unlink()
-    with pytest.raises(LongRecipeError, match=r"without cells\.jsonl"):
+    with pytest.raises(LongRecipeError, match=r"cells are not in cells\.jsonl"):
         evaluate(models[:1], out=tmp_path, **asked)
     assert (tmp_path / "eval.json").read_bytes() == kept
     evaluate(models[:1], out=tmp_path, overwrite=True, **asked)
     assert json.loads((tmp_path / "eval.json").read_text())["needle"] == json.loads(kept)["needle"]
+
+
+def test_what_is_to_be_overwritten_stays_until_there_is_something_new(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**ASKED, "suites": ["needle"], "out": tmp_path}
+    evaluate(models[:1], **asked)
+    kept = (tmp_path / CELLS_NAME).read_bytes()
+
+    def fail(opened: OpenModel) -> None:
+        raise LongRecipeError(f"{opened.name} cannot be loaded")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenModel, "load", fail)
+        with pytest.raises(LongRecipeError, match="cannot be loaded"):
+            evaluate(models[:1], overwrite=True, **asked)
+    assert (tmp_path / CELLS_NAME).read_bytes() == kept
+    loads = Loads(monkeypatch)
+    evaluate(models[:1], **asked)
+    assert not loads.names
+
+
+def test_a_damaged_line_is_said_and_nothing_is_dropped(models: list[str], tmp_path: Path) -> None:
+    asked = {**ASKED, "suites": ["needle"], "out": tmp_path}
+    evaluate(models[:1], **asked)
+    first, *others = (tmp_path / CELLS_NAME).read_bytes().split(b"\n")
+    damaged = b"\n".join([first, others[0][:-5], *others[1:]])
+    (tmp_path / CELLS_NAME).write_bytes(damaged)
+    with pytest.raises(LongRecipeError, match="is damaged"):
+        evaluate(models[:1], **asked)
+    assert (tmp_path / CELLS_NAME).read_bytes() == damaged
+
+
+def test_other_holdout_rows_are_another_evaluation(
+    tiny_tokenizer: Path, models: list[str], tmp_path: Path
+) -> None:
+    shards = build_shards(tiny_tokenizer, tmp_path / "shards")
+    asked = {**ASKED, "suites": ["short"], "shards": shards, "out": tmp_path / "eval"}
+    evaluate(models[:1], **asked)
+    shutil.rmtree(shards)
+    other = BuildRecipe(
+        corpora=(str(tmp_path / "shards-corpus" / "long.jsonl"),),
+        tokenizer=str(tiny_tokenizer),
+        target_len=512,
+        holdout=0.3,
+        seed=7,
+    )
+    build(other, shards, workers=1)
+    with pytest.raises(LongRecipeError, match="another evaluation \\(holdout: "):
+        evaluate(models, **asked)
+
+
+@pytest.mark.parametrize("changed", ["generation_config.json", "tokenizer_config.json"])
+def test_what_answers_depend_on_is_part_of_a_model(
+    models: list[str], tmp_path: Path, changed: str
+) -> None:
+    keys = []
+    folder = tmp_path / "model"
+    shutil.copytree(models[0], folder)
+    for end in ("<|endoftext|>", "<|im_start|>"):
+        values = json.loads((folder / changed).read_text())
+        values |= {"eos_token_id": len(end), "bos_token": end}
+        (folder / changed).write_text(json.dumps(values))
+        spec = ModelSpec("model", str(folder))
+        keys.append(open_model(spec, dtype="auto", device="cpu").key)
+    assert keys[0] != keys[1]
+
+
+def test_weights_that_are_written_meanwhile_are_not_measured(
+    models: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models[0], folder)
+    opened = open_model(ModelSpec("model", str(folder)), dtype="auto", device="cpu")
+    os.utime(folder / "model.safetensors")
+    with pytest.raises(LongRecipeError, match="was written anew"):
+        opened.load()
 
 
 def test_what_cannot_be_measured_is_said_before_anything_is(

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import lrtrain.evaluation.generate
 from lrtrain.evaluation.generate import generate
-from lrtrain.evaluation.models import load_model
+from lrtrain.evaluation.models import open_model
 from lrtrain.model_spec import parse_models
 from tests.conftest import BOS
 from tests.lrtrain.tiny_models import FAMILIES, VOCABULARY, save_tiny
@@ -195,7 +195,7 @@ def test_with_a_model_as_evaluations_load_it(tmp_path: Path, tiny_bos_tokenizer:
     for file in tiny_bos_tokenizer.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (spec,) = parse_models([str(folder)])
-    loaded = load_model(spec, dtype="float32", device="cpu")
+    loaded = open_model(spec, dtype="float32", device="cpu").load()
     bos = loaded.tokenizer.encode_with_specials(BOS)
     ids = torch.from_numpy(np.concatenate([bos, loaded.tokenizer.encode(["the word of"])[0]]))
     found = generate(loaded.model, ids[None].long(), MOST, {loaded.tokenizer.eot_id})

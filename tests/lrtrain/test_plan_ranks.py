@@ -156,8 +156,9 @@ def test_rows_are_joined_as_far_as_a_rank_has_them() -> None:
     assert step(8, 4)[0] == 3 * step(8, 100)[0], "12 rows a rank"
     assert step(64, 2)[0] == step(64, 100)[0], "two at most"
     at_once = Cluster(8, link=1e30, network=1e30)
-    for mix in mixes(llama3_8b_config(), recipe, 39_312, 96, at_once, 8.0, 100):
-        assert mix.seconds == pytest.approx(96 * 8.0 / 8)
+    for joined in (5, 100):  # of the last micro-batch there may be fewer rows
+        for mix in mixes(llama3_8b_config(), recipe, 39_312, 96, at_once, 8.0, joined):
+            assert mix.seconds == pytest.approx(96 * 8.0 / 8)
 
 
 def test_what_ranks_send_each_other() -> None:

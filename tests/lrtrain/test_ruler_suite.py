@@ -15,7 +15,7 @@ import lrtrain.evaluation.ruler.suite
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.generate import generate
-from lrtrain.evaluation.models import LoadedModel, load_model
+from lrtrain.evaluation.models import LoadedModel, open_model
 from lrtrain.evaluation.prompts import WRAPPINGS
 from lrtrain.evaluation.ruler import (
     TASKS,
@@ -57,7 +57,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, tiny_bos_tokenizer: Path) -
     for file in tiny_bos_tokenizer.iterdir():
         shutil.copy(file, folder)
     (spec,) = parse_models([str(folder)])
-    return load_model(spec, dtype="float32", device="cpu")
+    return open_model(spec, dtype="float32", device="cpu").load()
 
 
 def prompts_of(suite: RulerSuite, tokenizer: Tokenizer) -> dict[bytes, Prompt]:

@@ -21,7 +21,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import spell
 from lrtrain.evaluation import evaluate
-from lrtrain.evaluation.models import LoadedModel, load_model
+from lrtrain.evaluation.models import LoadedModel, OpenModel, open_model
 from lrtrain.evaluation.short import (
     ShortCell,
     ShortSuite,
@@ -56,7 +56,12 @@ def models(
 
 
 def loaded(folder: Path, name: str | None = None) -> LoadedModel:
-    return load_model(ModelSpec(name or folder.name, str(folder)), dtype="float32", device="cpu")
+    return opened(folder, name).load()
+
+
+def opened(folder: Path, name: str | None = None, dtype: str = "float32") -> OpenModel:
+    spec = ModelSpec(name or folder.name, str(folder))
+    return open_model(spec, dtype=dtype, device="cpu")
 
 
 @cache
@@ -108,8 +113,8 @@ def test_nats_equal_cross_entropy_on_full_logits(models: Path, name: str) -> Non
 def test_drift_equals_kl_div_on_full_logits(models: Path, dtype: str) -> None:
     suite = suite_of("one")
     cells = [
-        *suite.cells(load_model(ModelSpec("one", str(models / "one")), dtype=dtype, device="cpu")),
-        *suite.cells(load_model(ModelSpec("two", str(models / "two")), dtype=dtype, device="cpu")),
+        *suite.cells(opened(models / "one", dtype=dtype).load()),
+        *suite.cells(opened(models / "two", dtype=dtype).load()),
     ]
     tokenizer = Tokenizer.load(str(models / "one"))
     asked = Windows(TEXT, 64, 5, 0, tokenizer)

@@ -71,7 +71,9 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
     """Two means compared, with the bootstrap interval of what comes out.
 
     Both are of the same samples and are drawn together: how hard a sample is for both of them does
-    not widen the interval. Resamples that have no such value are left out; None where the samples
+    not widen the interval. Drawn from n samples, a mean has but (n - 1) / n of the variance that it
+    should have: what resamples are off the value is multiplied by sqrt(n / (n - 1)), see
+    `lrdata.bootstrap.ratio`. Resamples that have no such value are left out; None where the samples
     themselves have none.
     """
     count = len(one.values)
@@ -82,7 +84,8 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
         found = compare(tops / bottoms, others / under)
     if not np.isfinite(found[0]):
         return None
-    return Mean(*interval(found[np.isfinite(found)]), count)
+    off = found[np.isfinite(found)] - found[0]
+    return Mean(*interval(found[0] + off * math.sqrt(count / max(1, count - 1))), count)
 
 
 def as_perplexity(nats: Mean) -> list[float]:
