@@ -244,6 +244,14 @@ def test_what_differs_is_named(data: Path) -> None:
     assert not found.equal
 
 
+def test_a_file_without_a_hash_is_not_the_same(data: Path) -> None:
+    made = read_manifest(data / "shards")
+    there = replace(made, files=[replace(e, sha256="", content_sha256="") for e in made.files])
+    found = compare(made, there)
+    assert (found.same, found.other) == ([], [entry.path for entry in made.files])
+    assert not found.equal
+
+
 def test_a_comparison_removes_nothing(data: Path) -> None:
     there = read_manifest(data / "shards")
     recipe = BuildRecipe((str(data / "books"),), str(data / "tiny"), 512)
