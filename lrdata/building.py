@@ -54,6 +54,8 @@ class Sources:
     tokenizer: TokenizerEntry
     impact: str | None
     """sha256 of what `--impact` reads."""
+    chat: str | None
+    """sha256 of what the chat template of replay puts around a record."""
 
     @classmethod
     def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
@@ -64,20 +66,22 @@ class Sources:
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
         _refuse_too_many([*files, *replay_files])
 
-        def tokenizer() -> TokenizerEntry:
+        def tokenizer() -> tuple[TokenizerEntry, str | None]:
             began = time.perf_counter()
-            entry: TokenizerEntry = crew.call(describe_tokenizer, recipe)
+            described = crew.call(describe_tokenizer, recipe)
             timing.start = time.perf_counter() - began
-            return entry
+            return described
 
         with ThreadPoolExecutor(1) as beside:
             loading = beside.submit(tokenizer)
             entries = _hash_sources(recipe, [*files, *replay_files], workers)
-            return cls(files, replay_files, entries, loading.result(), impact)
+            entry, chat = loading.result()
+            return cls(files, replay_files, entries, entry, impact, chat)
 
     def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for a build to be the same."""
-        return _identity(recipe.portable(), self.tokenizer, self.entries, self.impact)
+        options = recipe.portable()
+        return _identity(options, self.tokenizer, self.entries, self.impact, self.chat)
 
     def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
         """What must be equal for its units to be: they do not depend on replay, but may on the
@@ -86,7 +90,7 @@ class Sources:
         for option in REPLAY_OPTIONS:
             del options[option]
         entries = self.entries[: len(self.files)]
-        identity = _identity(options, self.tokenizer, entries, self.impact)
+        identity = _identity(options, self.tokenizer, entries, self.impact, chat=None)
         return {**identity, "version of longrecipe": importlib.metadata.version("longrecipe")}
 
 
@@ -122,7 +126,7 @@ def build(
         sources = Sources.open(recipe, crew, workers, timing)
         if like is not None:
             _refuse_unlike(sources, like)
-        finished = None if overwrite else _finished(out, sources.identity(recipe))
+        finished = None if overwrite else _finished(out, recipe, sources)
         if finished is not None:
             return finished
         with Staging.open(out, sources.identity_of_units(recipe), overwrite=overwrite) as staging:
@@ -138,7 +142,7 @@ def _build(
     """Make and publish what is not there yet."""
     published = staging.published()
     if published is not None:
-        refuse_other(staging.out, _identity_of(published), sources.identity(recipe))
+        refuse_other(staging.out, _identity_of(published, sources), sources.identity(recipe))
         return published, []
     try:
         jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
@@ -183,6 +187,7 @@ def _manifest(
         ledger=ledger,
         replay_ledger=replay_ledger,
         impact_sha256=sources.impact,
+        chat_sha256=sources.chat,
         lsd=_has_lsd(by_kind, staging),
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
@@ -274,11 +279,12 @@ def _identity(
     tokenizer: TokenizerEntry,
     sources: list[SourceEntry],
     impact: str | None,
+    chat: str | None,
 ) -> dict[str, Any]:
     return {
         **options,
-        "tokenizer fingerprint": tokenizer.fingerprint,
-        "tokenizer probe": tokenizer.probe_fingerprint,
+        **tokenizer.identity(),
+        "tokenizer's chat template": chat,
         "impact's sha256": impact,
         **_identity_of_sources(sources),
     }
@@ -299,17 +305,24 @@ def _shortened(digest: str) -> str:
     return digest if ":" in digest else digest[:16]
 
 
-def _identity_of(manifest: Manifest) -> dict[str, Any]:
-    sources, impact = manifest.sources, manifest.impact_sha256
-    return _identity(manifest.recipe, manifest.tokenizer, sources, impact)
+def _identity_of(
+    manifest: Manifest, sources: Sources, options: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """That of a manifest, to compare with these sources; `options` in place of its recipe."""
+    return _identity(
+        manifest.recipe if options is None else options,
+        manifest.tokenizer,
+        manifest.sources,
+        manifest.impact_sha256,
+        manifest.chat_sha256 or sources.chat,  # an earlier version did not say
+    )
 
 
 def _refuse_unlike(sources: Sources, like: Manifest) -> None:
     """Raise LongRecipeError, which names the first difference, unless both are of the same texts,
     tokens and scores. Their names are their own."""
-    here = _identity({}, sources.tokenizer, sources.entries, sources.impact)
-    there = _identity({}, like.tokenizer, like.sources, like.impact_sha256)
-    found = differences(here, there)
+    here = _identity({}, sources.tokenizer, sources.entries, sources.impact, sources.chat)
+    found = differences(here, _identity_of(like, sources, {}))
     if found:
         raise LongRecipeError(
             f"this is not what the dataset was built from ({found[0]}); name the same files, "
@@ -317,12 +330,12 @@ def _refuse_unlike(sources: Sources, like: Manifest) -> None:
         )
 
 
-def _finished(out: Path, identity: dict[str, Any]) -> Manifest | None:
+def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | None:
     """The manifest of an equal build that is already there; an error for any other."""
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
-    refuse_other(out, _identity_of(manifest), identity)
+    refuse_other(out, _identity_of(manifest, sources), sources.identity(recipe))
     staging = Staging(out)
     if staging.folder.exists():  # killed when all was done but this
         staging.remove()

@@ -6,6 +6,7 @@ rendered around two placeholders, its own parts are encoded with control tokens 
 record's parts as ordinary text.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Conversation:
     def inserted(self) -> int:
         """Tokens that every record gets beside its own."""
         return len(self.before) + len(self.between) + len(self.after)
+
+    @property
+    def sha256(self) -> str:
+        """Of the three: their lengths, then their ids, all as int32, little-endian."""
+        parts = (self.before, self.between, self.after)
+        values = np.concatenate([np.array([len(part) for part in parts]), *parts])
+        return hashlib.sha256(values.astype("<i4").tobytes()).hexdigest()
 
     def tokens(self, prompt: np.ndarray, response: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids int32 [n] and loss mask bool [n]: the response and what ends it count."""

@@ -71,6 +71,15 @@ class TokenizerEntry:
             bos_id=tokenizer.bos_id,
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for the tokens of a text to be, by names for a person."""
+        return {
+            "tokenizer fingerprint": self.fingerprint,
+            "tokenizer probe": self.probe_fingerprint,
+            "tokenizer's end of text": self.eot_id,
+            "tokenizer's start of text": self.bos_id,
+        }
+
 
 @dataclass
 class Ledger:
@@ -134,6 +143,9 @@ class Manifest:
     replay_ledger: Ledger | None = None
     impact_sha256: str | None = None
     """Of the lexicon or scores that `--impact` named, see `lrdata.impact.impact_sha256`."""
+    chat_sha256: str | None = None
+    """Of what `--chat-template` puts around prompts and responses, see `lrdata.chat.Conversation`.
+    Not written where there is none; earlier versions did not write it."""
     lsd: bool = False
     """Whether extend and holdout rows have the column `lsd`."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -151,8 +163,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def as_json(manifest: Manifest) -> dict[str, Any]:
     """What manifest.json holds."""
     raw = asdict(manifest)
-    if not manifest.left_out:
-        del raw["left_out"]
+    for name in ("left_out", "chat_sha256"):
+        if not raw[name]:
+            del raw[name]
     return raw
 
 

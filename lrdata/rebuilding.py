@@ -126,13 +126,15 @@ def _under(root: Path, name: str) -> Path:
 def compare(made: Manifest, there: Manifest) -> Rebuilt:
     """File by file, in the order of `there`; those that it was pulled without, too.
 
-    Only where it was retargeted after that, their hashes are not known, and they are passed over.
+    Only where it was retargeted after that, the hashes of these are not known, and they are passed
+    over.
     """
     new = {entry.path: entry for entry in made.files}
     old = {entry.path: entry for entry in (*there.files, *there.left_out)}
+    unknown = {entry.path for entry in there.left_out if not entry.sha256}
     same, content, other = [], [], []
     for path in dict.fromkeys([*old, *new]):
-        if path in old and path in new and not old[path].sha256:
+        if path in unknown and path in new:
             continue
         if path not in new or path not in old:
             other.append(path)

@@ -96,7 +96,9 @@ def _find_http(corpus: str) -> Found:
     try:
         parts = urlsplit(corpus)
     except ValueError as problem:
-        raise LongRecipeError(f"{corpus.partition('?')[0]} is not an address ({problem})") from None
+        scheme, _, rest = re.split("[?#]", corpus)[0].partition("://")  # as `shown`, of any text
+        place = f"{scheme}://{rest.rpartition('@')[2]}"
+        raise LongRecipeError(f"{place} is not an address ({problem})") from None
     name = _name(unquote(parts.path.rpartition("/")[2]))  # a slash may be hidden in it
     if not name or not parts.hostname:
         raise LongRecipeError(f"{shown(corpus)} names no file; folders cannot be listed over http")

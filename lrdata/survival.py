@@ -17,6 +17,7 @@ into folds, and each fold is judged with the lexicon of the others. Direct score
 they would be judged on, so their keys are not counted, unless the keys come from other scores.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,17 +50,19 @@ _ANY_LENGTH = 2**30
 @dataclass(frozen=True)
 class Contestant:
     """A way to select. impact: as `--impact` takes it, but `lexicon` alone is the lexicon of the
-    other folds and `scores` the judged scores themselves. evidence: whether to keep it."""
+    other folds and `scores` the judged scores themselves. evidence: whether to keep it. file: what
+    to call the file of `impact`; without it, by its stem."""
 
     impact: str
     select: str
     evidence: bool = False
+    file: str = ""
 
     @property
     def name(self) -> str:
         """Without the rule."""
         impact, _, path = self.impact.partition(":")
-        return f"{impact} {Path(path).stem}" if path else impact
+        return f"{impact} {self.file or Path(path).stem}" if path else impact
 
     def __str__(self) -> str:
         return f"{self.name}, {self.select}{', evidence' if self.evidence else ''}"
@@ -67,10 +70,28 @@ class Contestant:
 
 def contestants(lexicons: Sequence[str] = ()) -> list[Contestant]:
     """The ways that are compared; `lexicons`: files of further ones."""
-    ways = [("random", "draw"), ("digits", "draw"), ("digits", "top"), ("lexicon", "draw")]
-    names = ["lexicon", *(f"lexicon:{path}" for path in lexicons), "returns", "scores"]
-    ways += [(name, "top") for name in names]
-    return [Contestant(*way, evidence) for evidence in (False, True) for way in ways]
+    named = zip(lexicons, _short_names(lexicons), strict=True)
+    ways = [
+        Contestant("random", "draw"),
+        Contestant("digits", "draw"),
+        Contestant("digits", "top"),
+        Contestant("lexicon", "draw"),
+        Contestant("lexicon", "top"),
+        *(Contestant(f"lexicon:{path}", "top", file=name) for path, name in named),
+        Contestant("returns", "top"),
+        Contestant("scores", "top"),
+    ]
+    return [replace(way, evidence=evidence) for evidence in (False, True) for way in ways]
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The stems of files, with as many folders before them as tell them apart; else the paths."""
+    parts = [Path(os.path.abspath(path)).with_suffix("").parts[1:] for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from lrdata.atomic import write_json
+from lrdata.chat import template_conversation
 from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder, sifted
@@ -129,9 +130,13 @@ def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
     return _load(recipe.tokenizer, recipe.eot, recipe.encoder)
 
 
-def describe_tokenizer(recipe: BuildRecipe) -> TokenizerEntry:
-    """What the manifest says of the recipe's tokenizer, with all that a unit needs loaded."""
-    return TokenizerEntry.of(warm_up(recipe.tokenizer, recipe.eot, recipe.encoder))
+def describe_tokenizer(recipe: BuildRecipe) -> tuple[TokenizerEntry, str | None]:
+    """What the manifest says of the recipe's tokenizer and of its chat template, if replay goes
+    through it; with all that a unit needs loaded."""
+    tokenizer = warm_up(recipe.tokenizer, recipe.eot, recipe.encoder)
+    templated = recipe.replay and recipe.chat_template
+    chat = template_conversation(tokenizer).sha256 if templated else None
+    return TokenizerEntry.of(tokenizer), chat
 
 
 def warm_up(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:

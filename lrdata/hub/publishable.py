@@ -1,8 +1,8 @@
 """What of a dataset may be published: its sources' licences, and no path of the machine it is from.
 
 What is one value in JSON is a path where all of it is one. In the card a path is a word that begins
-like one of this machine, or with a folder that people's files lie in; `a/b`, addresses and what a
-site calls `/datasets/me/x` are none.
+like one of this machine, or with a folder that people's files lie in; `a/b`, addresses, what a site
+calls `/datasets/me/x`, HTML that ends an element and what follows a wildcard are none.
 """
 
 import json
@@ -17,7 +17,9 @@ from lrdata.manifest import MANIFEST, Manifest
 
 _HOMES = "home|Users|root|mnt|media|Volumes|tmp|var|srv|opt|scratch|nfs|gpfs|lustre"
 _REST = r"[^\s)\]>\"'`*|,;&]*"
-_BEFORE = r"(?:^|(?<=[\s(\[<>|:=,;\"'`*_]))"
+_BEFORE = r"(?:^|(?<=[\s(\[<>|:=,;\"'`_]))"
+_EMPHASIS = r"(?:^|(?<=[\s(\[<>|:=,;_]))\*{1,3}"
+"""Markdown's, which begins a word: in `a/*/b` and in quotes an asterisk is a wildcard."""
 
 
 def refuse_unlicensed(root: Path, manifest: Manifest) -> None:
@@ -36,7 +38,7 @@ def refuse_absolute_paths(root: Path) -> None:
         try:
             text = (root / name).read_text(encoding="utf-8")
             parts = _strings(json.loads(text)) if name.endswith(".json") else [text]
-            found = next((path for part in parts for path in absolute_paths(part)), None)
+            found = next((path for part in parts for path in _published(name, part)), None)
         except (ValueError, RecursionError) as problem:
             raise LongRecipeError(
                 f"{root / name} cannot be read ({one_line(problem)}); build or pull the dataset "
@@ -49,13 +51,26 @@ def refuse_absolute_paths(root: Path) -> None:
             )
 
 
-def absolute_paths(text: str) -> Iterator[str]:
+def _published(name: str, text: str) -> Iterator[str]:
+    """The paths in a text of a file. A value that is one word, and a page, are no Markdown."""
+    return absolute_paths(text, markdown=name != PAGE and len(text.split()) != 1)
+
+
+def absolute_paths(text: str, *, markdown: bool = True) -> Iterator[str]:
     """The paths of a machine in a text; the whole text, where that is one."""
     one = text.strip()
     if "\n" not in one and _is_path(one):
         yield one
     else:
-        yield from (match[0] for match in _words().finditer(text))
+        found = _words(markdown).finditer(text)
+        yield from (match["path"] for match in found if not _ends_element(match))
+
+
+def _ends_element(found: re.Match[str]) -> bool:
+    """Whether it is HTML: `</main>`, where there is a `<main`."""
+    text, (start, stop) = found.string, found.span()
+    tag = text[start - 1 : start] == "<" and text[stop : stop + 1] == ">"
+    return tag and re.search(rf"<{re.escape(found['path'][1:])}\b", text) is not None
 
 
 def _is_path(text: str) -> bool:
@@ -63,12 +78,13 @@ def _is_path(text: str) -> bool:
     return (absolute or text.startswith(("~/", "file:"))) and text.strip("/~") != ""
 
 
-def _words() -> re.Pattern[str]:
+def _words(markdown: bool) -> re.Pattern[str]:
     here = "|".join(
         re.escape(str(folder)) for folder in (Path.home(), Path.cwd()) if len(folder.parts) > 1
     )
     begins = rf"/(?:{_HOMES})/|~/\w|file:/|[A-Za-z]:\\\w" + (f"|(?:{here})\\b" if here else "")
-    return re.compile(rf"{_BEFORE}(?:{begins}){_REST}", re.MULTILINE)
+    before = f"(?:{_BEFORE}|{_EMPHASIS})" if markdown else _BEFORE
+    return re.compile(rf"{before}(?P<path>(?:{begins}){_REST})", re.MULTILINE)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -5,6 +5,8 @@ comes last, in a commit of its own, and an older one goes before the first shard
 with a manifest is whole. The same command after an interruption sends what is not there.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +17,18 @@ from lrdata.hub.places import Held, Place, Sent, refuse_without_manifest
 from lrdata.hub.plain import PlainFolder
 from lrdata.hub.publishable import refuse_absolute_paths, refuse_unlicensed
 from lrdata.layout import CARD, FOLDERS, PAGE, PICTURE, is_ours, is_rejected, is_shard
-from lrdata.manifest import MANIFEST, Manifest, read_manifest, refuse_leaving
+from lrdata.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, read_manifest, refuse_leaving
 from lrdata.progress import progress
+from lrdata.report.about import TAGS
 from lrdata.shards import file_sha256
 from lrdata.verifying import verify
 
 _BATCH_FILES, _BATCH_BYTES = 256, 20 * 10**9
 """Of a commit: the Hub takes some hundred commits an hour, and some hundred files in one."""
+
+_CATALOGUE = CARD[1]
+_NEW_CARD = re.compile(r"---\n(license\w*: .*\n)*---\s*")
+"""What the Hub itself writes into README.md where a repository is made on its pages."""
 
 
 def push(
@@ -39,7 +46,8 @@ def push(
 
     Args:
         repo: `owner/name`, `hf://datasets/owner/name[@branch]`, `./folder`. Made where it is not
-            there; files in it that are no dataset's stay. A folder must hold a dataset or nothing.
+            there; files in it that are no dataset's stay. A folder must hold a dataset or nothing;
+            a repository without one, no file of a name that a dataset's files have.
         private: make a private repository; refused where a public one is there.
         revision: a branch, made where it is not there.
         quarantine: send the rejected records as well.
@@ -145,14 +153,11 @@ def _send(place: Place, dataset: Manifest, files: Sequence[Sent], message: str) 
 def _published(place: Place, held: Mapping[str, Held], wanted: set[str]) -> list[str]:
     """What lies there of an earlier push, which may go. Raises LongRecipeError where somebody
     else's files lie where ours would."""
+    ours = [path for path in held if path.split("/")[0] in FOLDERS and is_ours(path)]
     if MANIFEST not in held:  # new, or of a push that was interrupted
-        for path in held:
-            if path.split("/")[0] in FOLDERS and not is_ours(path):
-                raise LongRecipeError(
-                    f"{place.address} holds {path}, which is no dataset's of ours; choose another "
-                    "place, or remove it there"
-                )
-        return [path for path in held if path.split("/")[0] in FOLDERS]
+        if not _is_begun(place, held):
+            _refuse_foreign(place, held)
+        return ours
     refuse_without_manifest(place.address, held)  # one that is too large
     with TemporaryDirectory() as folder:
         place.fetch(MANIFEST, Path(folder))
@@ -168,7 +173,38 @@ def _published(place: Place, held: Mapping[str, Held], wanted: set[str]) -> list
             raise LongRecipeError(
                 f"{place.address} holds {path}, which its manifest does not name; remove it there"
             )
-    return [path for path in held if path in (PAGE, PICTURE) or is_rejected(path) or is_shard(path)]
+    return ours
+
+
+def _is_begun(place: Place, held: Mapping[str, Held]) -> bool:
+    """Whether files of our names are of a push that was interrupted. A plain folder has told it
+    when it was opened; on the Hub our catalogue entry is in the first commit, and never removed."""
+    if isinstance(place, PlainFolder):
+        return True
+    try:
+        return TAGS[0] in json.loads(_text(place, _CATALOGUE, held))["keywords"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _refuse_foreign(place: Place, held: Mapping[str, Held]) -> None:
+    """What would be replaced or removed, and nobody pushed, is a person's."""
+    for path in held:
+        theirs = path in CARD and not _NEW_CARD.fullmatch(_text(place, path, held))
+        if theirs or path.split("/")[0] in FOLDERS:
+            raise LongRecipeError(
+                f"{place.address} holds {path}, which is no dataset's of ours; choose another "
+                "place, or remove it there"
+            )
+
+
+def _text(place: Place, path: str, held: Mapping[str, Held]) -> str:
+    """A file of a place, if it is there and not too large to be one of ours; else nothing."""
+    if path not in held or held[path].size > LARGEST_MANIFEST:
+        return ""
+    with TemporaryDirectory() as folder:
+        place.fetch(path, Path(folder))
+        return (Path(folder) / path).read_text(encoding="utf-8", errors="replace")
 
 
 def _refuse_part(place: Place, dataset: Manifest, held: Mapping[str, Held]) -> None:

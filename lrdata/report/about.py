@@ -21,7 +21,7 @@ COLUMNS = {
     "loss_mask": "tokens that count in the loss (as targets)",
     "segment_starts": "where in the window each contiguous piece of the row came from",
     "segment_lengths": "the pieces' lengths; positions jump only between pieces "
-    "(but with `randpos` and `pose`)",
+    "(but with `randpos`, `pose`, `cream` and `endprompt`)",
     "doc_ids": "the documents of the window, in order",
     "doc_offsets": "first token used of each document",
     "doc_lengths": "tokens used of each document",

@@ -92,7 +92,7 @@ def _identity(
         "short_context": plan.short_context,
         "stride": plan.stride,
         "dtype": str(plan.dtype).removeprefix("torch."),
-        "tokenizer probe": plan.tokenizer.probe_fingerprint,
+        **TokenizerEntry.of(plan.tokenizer).identity(),
         **{f"{role} model": fingerprint for role, fingerprint in fingerprints.items()},
         **{f"corpus file {entry.name}": entry.sha256 for entry in sources},
     }
@@ -101,7 +101,9 @@ def _identity(
 def _finished(out: Path, identity: dict[str, Any]) -> Scores:
     """Equal scores that are already there; an error for any others."""
     scores = open_scores(out)
-    _refuse_other(out, scores.manifest.recipe, identity)
+    # An earlier version wrote less of the tokenizer into the recipe.
+    there = {**scores.manifest.tokenizer.identity(), **scores.manifest.recipe}
+    _refuse_other(out, there, identity)
     if (out / _STAGING).exists():  # killed when all was done but this
         shutil.rmtree(out / _STAGING)
     return scores

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lrdata.atomic import replacing
 from lrdata.corpus import SourceFile, plan_units
 from lrdata.draws import Draws
-from lrdata.encoding import DocumentEncoder
+from lrdata.encoding import DocumentEncoder, sifted
 from lrdata.errors import LongRecipeError
 from lrdata.progress import progress
 from lrdata.reader import read_unit
@@ -145,7 +145,8 @@ def _documents(
                     else:
                         yield documents.ids[0], np.concatenate([part.ids for part in parts])
                     continue
-                tokens, starts = encoder.encode(documents)
+                (tokens, starts), documents, rejected = sifted(encoder.encode, documents)
+                left_out.add(rejected)
                 for name, (start, stop) in zip(documents.ids, pairwise(starts), strict=True):
                     yield name, tokens.ids[start:stop]
             task.advance()

@@ -23,6 +23,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
+from lrdata.report.about import COLUMNS
 from lrdata.shards import Row
 from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
@@ -311,8 +312,11 @@ def test_every_scheme_builds(scheme: str, join: str, recipe: BuildRecipe, tmp_pa
     made = replace(recipe, positions=scheme, join=join, train_len=0, replay=(), max_rows=20)
     build(made, out, workers=1)
     shards = open_dataset(out)
+    jumps_inside = 0
     for index in range(20):
         row = shards.read_row("extend", index)
+        jumps = np.flatnonzero(np.diff(row.position_ids) != 1) + 1
+        jumps_inside += len(np.setdiff1d(jumps, np.cumsum(row.segment_lengths)))
         assert len(row.input_ids) == made.train_len
         assert row.seq_lengths.sum() == made.train_len
         assert join == "mask" or len(row.seq_lengths) == 1
@@ -329,6 +333,7 @@ def test_every_scheme_builds(scheme: str, join: str, recipe: BuildRecipe, tmp_pa
             ends = np.cumsum(row.seq_lengths)[:-1]
             kept_ends = np.flatnonzero(row.input_ids == shards.eot_id) + 1
             assert set(kept_ends.tolist()) - {made.train_len} <= set(ends.tolist())
+    assert (jumps_inside > 0) == (f"`{scheme}`" in COLUMNS["segment_lengths"])
 
 
 def test_weights_repeat_and_thin_sources(

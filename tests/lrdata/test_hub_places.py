@@ -14,6 +14,7 @@ import pytest
 
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push, repository
+from lrdata.hub.plain import PlainFolder
 from lrdata.verifying import verify
 from tests.lrdata.hub_datasets import REPO, content, made, of_dataset
 from tests.lrdata.hub_server import HubServer
@@ -79,6 +80,75 @@ def test_foreign_files_where_ours_would_lie_on_the_hub(hub: HubServer, dataset: 
     with pytest.raises(LongRecipeError, match=r"holds a manifest.json that is no dataset's"):
         push(dataset, REPO)
     assert len(hub.files(REPO)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("report/index.html", b"x"),
+        ("report/coverage.png", b"x"),
+        ("quarantine/mine.jsonl", b"{}"),
+        ("extend/train-00000-of-00001.parquet", b"x"),
+        ("README.md", b"# My card\n"),
+        ("README.md", b"---\nlicense: mit\n---\nMy card\n"),
+        ("croissant.json", b'{"keywords": ["mine"]}'),
+        ("croissant.json", b"[1]"),
+    ],
+)
+def test_files_of_our_names_and_no_dataset_stay_on_the_hub(
+    name: str, data: bytes, hub: HubServer, dataset: Path
+) -> None:
+    held = {name: data, "data.csv": b"1"}
+    hub.put(REPO, held)
+    for _ in range(2):
+        with pytest.raises(LongRecipeError, match=rf"holds {name}, which is no dataset's of ours"):
+            push(dataset, REPO)
+        assert hub.files(REPO) == held
+
+
+@pytest.mark.parametrize(
+    "card",
+    [b"---\nlicense: mit\n---\n", b"---\nlicense: other\nlicense_name: x y\n---", b"---\n---\n"],
+)
+def test_a_repository_made_on_the_hub_s_pages_takes_a_dataset(
+    card: bytes, hub: HubServer, dataset: Path
+) -> None:
+    hub.put(REPO, {"README.md": card, ".gitattributes": b"x", "data.csv": b"1"})
+    push(dataset, REPO)
+    others = {".gitattributes": b"x", "data.csv": b"1"}
+    assert hub.files(REPO) == {**of_dataset(dataset), **others}
+
+
+@pytest.mark.parametrize("where", ["hub", "folder"])
+def test_a_second_push_that_was_killed_goes_on_beside_a_person_s_files(
+    where: str, hub: HubServer, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place: Any = REPO if where == "hub" else tmp_path / "shared"
+    kind: Any = repository.Repository if where == "hub" else PlainFolder
+
+    def there() -> dict[str, bytes]:
+        return hub.files(REPO) if where == "hub" else content(place)
+
+    push(dataset, place)
+    mine = {"report/thesis.tex": b"x"}
+    if where == "hub":
+        hub.put(REPO, {**hub.files(REPO), **mine})
+    else:
+        (place / "report/thesis.tex").write_bytes(b"x")
+
+    def dying(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = made(tmp_path / "other", first=100, parts=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "add", dying)
+        with pytest.raises(KeyboardInterrupt):
+            push(other, place)
+    assert "manifest.json" not in there()
+    push(other, place)
+    found = there()
+    found.pop(".gitattributes", None)
+    assert found == {**of_dataset(other), **mine}
 
 
 def test_a_push_into_a_folder_that_was_killed_goes_on(

@@ -17,6 +17,7 @@ from lrdata.hub import pull, push
 from lrdata.hub.places import HubAddress, parse_place
 from lrdata.hub.publishable import absolute_paths
 from lrdata.manifest import read_manifest
+from lrdata.staging import complete
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.hub_datasets import (
     ADDRESS,
@@ -156,6 +157,7 @@ def test_absolute_paths_can_be_pushed_knowingly(
         *("see [parent](/datasets/me/base)", "from /r/science/ and s3://data/home/x", "a/home/b"),
         *("https://host/home/me", "me/tiny", "either/or", "hf://datasets/me/x", "sc:Dataset", "/"),
         *("1/2", "~5", "tests/tmp/x", "a:b", "</p>", "** / home"),
+        *("wiki/*/media/*.txt", "x/**/tmp/a", "lrdata build '*/media/*.txt' x", "in `*/home/x`"),
     ],
 )
 def test_what_is_no_path_of_a_machine(text: str) -> None:
@@ -172,6 +174,9 @@ def test_what_is_no_path_of_a_machine(text: str) -> None:
         ("file:///data/x", "file:///data/x"),
         ("**/home/me/books**", "/home/me/books"),
         ("at path:/home/me/x.", "/home/me/x."),
+        ("at **path:**/home/me/x", "/home/me/x"),
+        ("***/home/me/*.jsonl***", "/home/me/"),
+        ("_**/home/me**_", "/home/me"),
         ("`/tmp/a b`", "/tmp/a"),
         ("(see ~/work)", "~/work"),
         ("see file:/data/x", "file:/data/x"),
@@ -180,6 +185,34 @@ def test_what_is_no_path_of_a_machine(text: str) -> None:
 )
 def test_what_is_a_path_of_a_machine(text: str, path: str) -> None:
     assert list(absolute_paths(text)) == [path]
+
+
+@pytest.mark.parametrize("name", ["code", "main", "section"])
+def test_the_end_of_an_element_is_no_path_of_a_machine(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the working directory is called so."""
+    monkeypatch.setattr(Path, "cwd", lambda: Path(f"/{name}"))
+    assert list(absolute_paths(f'<{name} class="x">a</{name}>\n<{name}>b</{name}>')) == []
+    for text, path in {
+        f"<{name}>/{name}/a</{name}>": f"/{name}/a</{name}",
+        f"<{name}></{name}/a>": f"/{name}/a",
+        f"see </{name}>": f"/{name}",
+        f"<{name}> in /{name}": f"/{name}",
+    }.items():
+        assert list(absolute_paths(text)) == [path]
+
+
+@pytest.mark.parametrize("glob", ["*/media/*.txt", "**/media/*", "wiki/*/media/*.txt"])
+def test_a_dataset_of_a_glob_can_be_pushed(
+    glob: str, hub: HubServer, dataset: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "shards")
+    edit(copy, lambda manifest: manifest["recipe"].update(corpora=[glob]))
+    complete(copy, read_manifest(copy))
+    assert f"lrdata build '{glob}'" in (copy / "README.md").read_text()
+    (copy / "report/index.html").write_text(f"<code>{glob}</code> &#x27;{glob}&#x27;")
+    push(copy, REPO)
 
 
 def test_a_card_that_the_hub_refuses_stops_the_push_before_the_shards(

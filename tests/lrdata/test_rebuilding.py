@@ -17,6 +17,7 @@ from lrdata.rebuilding import compare, rebuild
 from lrdata.recipe import BuildRecipe
 from lrdata.retargeting import retarget
 from lrdata.verifying import verify
+from tests.conftest import CHAT_TEMPLATE
 from tests.lrdata.test_building import content, some_texts, write_jsonl
 
 
@@ -148,6 +149,70 @@ def test_another_source_is_refused_by_name_before_it_is_built(moved: Path, spoil
     assert not list(moved.glob("again/*"))
 
 
+def configured(root: Path, **changes: object) -> str:
+    """The tokenizer with another configuration, in a folder of the same name: a process loads
+    what is in one folder once."""
+    folder = shutil.copytree(root / "tiny", root / "other" / "tiny")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"eos_token": "<|im_end|>"}, "end of text: 2, not 0"),
+        ({"bos_token": "<|im_start|>", "add_bos_token": True}, "start of text: 1, not None"),
+    ],
+)
+def test_another_end_or_start_of_text_is_another_build(
+    changes: dict[str, object], name: str, data: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer's table and what it encodes are the same: its configuration alone differs."""
+    recipe = BuildRecipe((str(moved / "books"),), str(moved / "tiny"), 512)
+    build(recipe, moved / "finished", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(recipe, moved / "stopped", workers=1)
+    other = configured(moved, **changes)
+    with pytest.raises(LongRecipeError, match=rf"built from \(tokenizer's {name}"):
+        rebuild(moved / "published", moved / "again", root=moved, tokenizer=other, workers=1)
+    there, here = name.split(": ")[1].split(", not ")
+    for out in ("finished", "stopped"):
+        what = rf"another build \(tokenizer's {name.split(':')[0]}: {here}, not {there}"
+        with pytest.raises(LongRecipeError, match=what):
+            build(replace(recipe, tokenizer=other), moved / out, workers=1)
+
+
+def test_another_chat_template_is_another_build(moved: Path) -> None:
+    """Of a dataset of before its template was noted it is not known."""
+    asked = [{"q": f"What is {n} and {n}?", "a": f"It is {2 * n}."} for n in range(400)]
+    (moved / "asked.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in asked))
+    recipe = BuildRecipe(
+        (str(moved / "books"),),
+        str(moved / "tiny"),
+        512,
+        replay=(str(moved / "asked.jsonl"),),
+        prompt_field="q",
+        response_field="a",
+        chat_template=True,
+    )
+    manifest = build(recipe, moved / "shards", workers=1)
+    assert rebuild(moved / "shards", moved / "again", root=moved, workers=1).equal
+    other = configured(moved, chat_template=CHAT_TEMPLATE.replace("role'] }}", "role'] }}:"))
+    with pytest.raises(LongRecipeError, match=r"built from \(tokenizer's chat template: "):
+        rebuild(moved / "shards", moved / "third", root=moved, tokenizer=other, workers=1)
+    with pytest.raises(LongRecipeError, match=r"another build \(tokenizer's chat template: "):
+        build(replace(recipe, tokenizer=other), moved / "shards", workers=1)
+    path = moved / "shards" / "manifest.json"
+    raw = json.loads(path.read_text())
+    del raw["chat_sha256"]
+    path.write_text(json.dumps(raw))
+    assert build(recipe, moved / "shards", workers=1) == replace(manifest, chat_sha256=None)
+    assert rebuild(moved / "shards", moved / "older", root=moved, workers=1).equal
+
+
 def test_a_missing_source_is_one_line(moved: Path) -> None:
     shutil.rmtree(moved / "books")
     with pytest.raises(LongRecipeError, match="books does not exist"):
@@ -176,6 +241,14 @@ def test_what_differs_is_named(data: Path) -> None:
     assert found.same_content == [first.path]
     assert found.other == [second.path, third.path]
     assert [line.split(":")[0] for line in found.versions] == ["pyarrow"]
+    assert not found.equal
+
+
+def test_a_file_without_a_hash_is_not_the_same(data: Path) -> None:
+    made = read_manifest(data / "shards")
+    there = replace(made, files=[replace(e, sha256="", content_sha256="") for e in made.files])
+    found = compare(made, there)
+    assert (found.same, found.other) == ([], [entry.path for entry in made.files])
     assert not found.equal
 
 

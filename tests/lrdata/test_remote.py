@@ -371,6 +371,8 @@ def test_what_a_server_refuses_is_a_line_with_its_address(
         ("https://", "names no file"),
         ("https://host/folder/", "names no file"),
         ("https://[::/x.txt?secret", "not an address"),
+        ("https://me:secret@[::1/x.jsonl", r"^https://\[::1/x\.jsonl is not an address"),
+        ("https://me:secret@x@[::1/x.jsonl#secret", "not an address"),
         ("https://two words/x.txt?secret", "not an address"),
         ("s3://", "names no bucket"),
         ("hf://owner/name", "names no dataset of the hub"),

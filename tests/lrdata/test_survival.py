@@ -411,6 +411,25 @@ def test_ways_have_names_of_their_own() -> None:
     assert str(RANDOM) == "random, draw"
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/books.parquet", "b/books.parquet"], ["a/books", "b/books"]),
+        (["books.parquet", "x/a/books.parquet", "y/a/books.parquet"], [None, "x/a/books", None]),
+        (["a/books.parquet", "a/books.lexicon"], ["a/books.parquet", "a/books.lexicon"]),
+        (["/books.parquet", "/a/../a/books.parquet"], ["books", "a/books"]),
+        (["a/books.parquet", "a/code.parquet"], ["books", "code"]),
+    ],
+)
+def test_lexicons_of_one_name_are_told_apart(paths: list[str], names: list[str | None]) -> None:
+    ways = contestants(paths)
+    assert len({str(way) for way in ways}) == len(ways)
+    found = [way.name for way in ways if ":" in way.impact and not way.evidence]
+    assert len(found) == len(names)
+    for name, expected in zip(found, names, strict=True):
+        assert expected in (None, name.removeprefix("lexicon "))
+
+
 def test_shares_and_times_random_are_ratios_of_sums(outcomes: list[Outcome]) -> None:
     """Over documents; here each has a window."""
     for outcome in outcomes:

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrdata.corpus import find_files
-from lrdata.encoding import DocumentEncoder
+from lrdata.encoding import UNENCODABLE, DocumentEncoder
 from lrdata.errors import LongRecipeError
-from lrdata.records import Fields, Rejected
-from lrdata.tokenizer import Tokenizer
+from lrdata.records import Documents, Fields, Rejected
+from lrdata.tokenizer import Tokenizer, UnencodableError
+from lrdata.windows import Tokens
 from lrtrain.scoring.sample import (
     LeftOut,
     TextWindow,
@@ -273,6 +274,28 @@ def test_documents_whose_id_comes_twice_are_left_out_altogether(
     assert left_out == LeftOut(twice=3)
     (line,) = left_out.lines()
     assert line.startswith("3 ids come twice")
+
+
+def test_a_record_that_nothing_can_encode_is_left_out_and_named(
+    encoder: DocumentEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DocumentEncoder.encode
+
+    def stumbles(self: DocumentEncoder, documents: Documents) -> tuple[Tokens, list[int]]:
+        if "y" in documents.ids:
+            raise UnencodableError("too many steps")
+        return plain(self, documents)
+
+    records = [record("x", 5), record("y", 5, 8), record("z", 5, 30)]
+    alone = sample(write(tmp_path / "alone.jsonl", [records[0], records[2]]), encoder)
+    monkeypatch.setattr(DocumentEncoder, "encode", stumbles)
+    corpus = write(tmp_path / "all.jsonl", records)
+    place = len(corpus.read_bytes().splitlines(keepends=True)[0])
+    found, left_out = sample_and_rest(corpus, encoder)
+    assert same(found, alone)
+    assert left_out == LeftOut(1, Rejected("all.jsonl", place, UNENCODABLE))
+    (line,) = left_out.lines()
+    assert line.endswith(f"all.jsonl record {place}: {UNENCODABLE}")
 
 
 @settings(max_examples=15)

@@ -372,6 +372,44 @@ def test_another_corpus_or_model_is_refused_with_what_differs(
     assert "model" in refused(contrast(corpus, models), out)
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"eos_token": "<|im_end|>"}, "tokenizer's end of text: 0, not 2"),
+        (
+            {"bos_token": "<|im_start|>", "add_bos_token": True},
+            "tokenizer's start of text: None, not 1",
+        ),
+    ],
+)
+def test_another_end_or_start_of_text_is_refused(
+    changes: dict[str, Any],
+    name: str,
+    models: Path,
+    corpus: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores of an earlier version, whose recipe does not name them, have them all the same."""
+    shutil.copytree(models / "long", tmp_path / "long")
+    recipe = lsd(corpus, tmp_path)
+    scores = quietly(recipe, tmp_path / "finished")
+    path = scores.folder / MANIFEST
+    raw = json.loads(path.read_text())
+    for key in ("tokenizer's end of text", "tokenizer's start of text", "tokenizer fingerprint"):
+        del raw["recipe"][key]
+    path.write_text(json.dumps(raw))
+    quietly(recipe, scores.folder)
+    with monkeypatch.context() as patches:
+        stop_after(patches, 3)
+        with pytest.raises(Stopped):
+            quietly(recipe, tmp_path / "stopped")
+    config = tmp_path / "long" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    for out in (scores.folder, tmp_path / "stopped"):
+        assert name in refused(recipe, out)
+
+
 def test_a_corpus_file_that_is_gone_is_named(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
