@@ -166,14 +166,13 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
 
     \b
     RULER asks in eleven ways, and answers are written token by token: --samples 5 of all tasks at
-    three lengths are 165 of them for each model.
-      lrtrain eval base=./llama3-8b runs/128k/merged --suite ruler --lengths 8k,32k,128k \
-        --out eval-ruler
+    two lengths are 110 of them for each model.
+      lrtrain eval base=./llama3-8b runs/128k/merged --suite ruler --lengths 8k,128k --out ruler
 
     \b
     LongPPL asks all of them for the tokens that one model needed long context for:
       lrtrain score books/ --model ./judge-128k --out keys
-      lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys keys --out eval-longppl
+      lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys keys --out longppl
     """
     from lrtrain.evaluation import NeedleTemplate, print_report
     from lrtrain.evaluation import evaluate as run_evaluation
