@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from plans import PLANS, Cell, cells
+from plans import MISSING, PLANS, Cell, cells
 from tables import print_predictions, print_tables
 
 HERE = Path(__file__).parent
@@ -82,12 +82,15 @@ def _measured(out: Path, cell: Cell) -> dict[str, Any]:
         env={"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ},
     )
     lines = done.stdout.splitlines()
-    if done.returncode or not lines:  # not kept: a package may be missing that comes
+    if done.returncode or not lines:
         last = (done.stderr.splitlines() or ["nothing said"])[-1]
         if cell.kind == "machine":
             raise SystemExit(f"error: the machine cannot be measured: {last}")
-        return {"skipped": f"ended with {done.returncode}: {last[:160]}"}
-    found = json.loads(lines[-1])
+        found = {"skipped": f"ended with {done.returncode}: {last[:160]}"}
+        if done.returncode == MISSING:
+            return found
+    else:
+        found = json.loads(lines[-1])
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"asked": asked, "found": found}))
     partial.rename(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from plans import MISSING
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # it need not be installed itself
 
@@ -235,18 +236,19 @@ CELLS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """`cells.py NAME JSON-OF-ARGUMENTS`; what does not fit says why. So does what is not here, with
-    an exit code: it is tried again when it has come."""
+    """`cells.py NAME JSON-OF-ARGUMENTS`; what does not fit says why. So does a package that is not
+    here, with an exit code: it is tried again when that has come."""
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
     started = time.perf_counter()
     try:
         found = CELLS[name](**arguments)
     except torch.cuda.OutOfMemoryError as problem:
         found = {"skipped": f"out of memory: {one_line(problem)[:120]}"}
-    except MemoryError as problem:
+    except ImportError as problem:
+        print(f"{type(problem).__name__}: {one_line(problem)[:160]}", file=sys.stderr)
+        sys.exit(MISSING)
+    except (Exception, MemoryError) as problem:
         found = {"skipped": f"{type(problem).__name__}: {one_line(problem)[:160]}"}
-    except Exception as problem:
-        sys.exit(f"{type(problem).__name__}: {one_line(problem)[:160]}")
     found["cell_seconds"] = time.perf_counter() - started
     print(json.dumps(found))
 

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+MISSING = 3
+"""Exit code of a cell for which a package is missing."""
+
 ROWS_PER_STEP = 96
 """Of the paper."""
 

@@ -32,6 +32,8 @@ from lrtrain.model import TORCH_DTYPES, load_model, save_model
 from tests.fetch import fetch
 
 _PART_BYTES = 48 * 1024**2
+_TEXTS = "texts.sha256"
+"""The digest of the corpus and of what is held out: the corpus stays where it was prepared."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ PLANS = {
         dtype="bf16",
         megabytes=20,
         checkpointing=False,
+        checkpoint_every=1,
     ),
     "32k": Plan(
         target=32_768,
@@ -191,6 +194,7 @@ def prepare(out: Path, plan: Plan) -> None:
     if not said.exists():
         _write_corpus(out, plan.megabytes)
         write_text(said, asked)
+    write_text(out / _TEXTS, setting_of(out, plan, seed=0).digest())
     for seed in plan.seeds:
         setting = setting_of(out, plan, seed)
         for method in plan.methods:
@@ -239,7 +243,8 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
     The base with the texts and prompts of every seed, as the methods are.
     """
     skills = skills_of(study.out, plan)
-    settings = {seed: setting_of(study.out, plan, seed).with_base() for seed in plan.seeds}
+    texts = (study.out / _TEXTS).read_text(encoding="utf-8")
+    settings = {seed: setting_of(study.out, plan, seed).with_base(texts) for seed in plan.seeds}
     base = study.results(
         "base model",
         {
@@ -286,7 +291,7 @@ def pack(out: Path) -> list[Path]:
     folders = (*out.glob("smollm2-*"), *out.glob("*/seed-*/shards"))
     wanted = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     listed = list[dict[str, Any]]()
-    for path in (*wanted, out / "unseen.jsonl"):
+    for path in (*wanted, out / "unseen.jsonl", out / _TEXTS):
         with open(path, "rb") as stream:
             pieces = list[str]()
             while (piece := stream.read(_PART_BYTES)) or not pieces:

@@ -104,10 +104,11 @@ def setting_of(out: Path, seed: int, target: int = TARGET) -> Setting:
     )
 
 
-def make_base(setting: Setting, sizes: Sizes) -> dict[str, Any]:
-    """Corpus, tokenizer, base model and lexicon of a seed, anew where the sizes were others."""
+def make_base(setting: Setting, sizes: Sizes, sources: str) -> dict[str, Any]:
+    """Corpus, tokenizer, base model and lexicon of a seed, anew where the sizes were others, or
+    the code that makes them: `sources` is its digest."""
     at, base, lexicon = setting.folder, Path(setting.base), setting.lexicon
-    said, asked = at / "sizes.txt", repr((setting.seed, sizes, _sources()))
+    said, asked = at / "sizes.txt", repr((setting.seed, sizes, sources))
     if not said.exists() or said.read_text() != asked:
         shutil.rmtree(at, ignore_errors=True)
         corpus, tokenizer = at / "corpus", at / "tokenizer"
@@ -131,7 +132,7 @@ def make_base(setting: Setting, sizes: Sizes) -> dict[str, Any]:
     return {"tokens": tokens, "scoring_flops": flops}
 
 
-def _sources() -> str:
+def sources_digest() -> str:
     """A digest of the code that makes texts and bases."""
     modules = (texts_of_small, lrtrain.demo.corpus, lrtrain.demo.tokenizer, lrtrain.demo.base)
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
@@ -226,7 +227,9 @@ class SmallProof:
             "base models",
             {
                 seed: Cell(
-                    f"base/{seed}", make_base, (setting_of(self.study.out, seed), self.sizes)
+                    f"base/{seed}",
+                    make_base,
+                    (setting_of(self.study.out, seed), self.sizes, sources_digest()),
                 )
                 for seed in every
             },

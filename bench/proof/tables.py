@@ -161,9 +161,11 @@ def _print_search(found: Found) -> None:
 
 
 def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) -> None:
-    print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for name, line in lines.items():
-        print(f"| {name} | {' | '.join(column(line) for column in columns.values())} |")
+    said = {title: [column(line) for line in lines.values()] for title, column in columns.items()}
+    said = {title: cells for title, cells in said.items() if any(cells)}
+    print(f"| | {' | '.join(said)} |\n|---|{'---|' * len(said)}")
+    for name, *cells in zip(lines, *said.values(), strict=True):
+        print(f"| {name} | {' | '.join(cells)} |")
     print()
 
 

@@ -54,13 +54,18 @@ class Setting:
     replay: tuple[str, ...] = field(default=(), repr=False)
     lexicon: Path | None = field(default=None, repr=False)
 
-    def with_base(self) -> "Setting":
-        """The same, once the base and the texts are there."""
+    def with_base(self, texts: str | None = None) -> "Setting":
+        """The same, once the base and the texts are there. texts: their digest, where they are
+        elsewhere."""
+        texts = self.digest() if texts is None else texts
+        return replace(self, fingerprint=model_fingerprint(self.base), texts=texts)
+
+    def digest(self) -> str:
+        """Of all texts."""
         unseen = sorted(self.unseen.iterdir()) if self.unseen.is_dir() else [self.unseen]
         files = (*map(Path, (*self.corpora, *self.replay)), *unseen)
-        digest = hashlib.sha256("".join(map(file_sha256, dict.fromkeys(files))).encode())
-        texts, fingerprint = digest.hexdigest()[:16], model_fingerprint(self.base)
-        return replace(self, fingerprint=fingerprint, texts=texts)
+        whole = hashlib.sha256("".join(map(file_sha256, dict.fromkeys(files))).encode())
+        return whole.hexdigest()[:16]
 
     def shards(self, method: Method, rows: int | None = None) -> Path:
         """The rows of a method, at most so many, built where they are not there.

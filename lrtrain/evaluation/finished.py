@@ -29,8 +29,9 @@ class Finished:
     def __init__(
         self, path: Path, asked: dict[str, Any], base: OpenModel, lines: list[dict[str, Any]]
     ) -> None:
-        """lines: what the file holds of what is `asked`; none: it is begun with the first line."""
-        self._path, self._asked, self._begun = path, asked, bool(lines)
+        """lines: what the file holds of what is `asked`; none: it is begun with the first cell."""
+        self._path, self._begun = path, bool(lines)
+        self._first: list[dict[str, Any]] = [{"asked": asked}]
         self._base, self._base_name = base.key, base.name
         self._entries = {line["key"]: line["model"] for line in lines if "model" in line}
         self._lines = dict[tuple[str, str | None, str, int], dict[str, Any]]()
@@ -63,7 +64,11 @@ class Finished:
     def add_entry(self, opened: OpenModel, entry: ModelEntry) -> None:
         """What is to be said of a model that was loaded."""
         self._entries[opened.key] = asdict(entry)
-        self._write({"key": opened.key, "model": asdict(entry)})
+        line = {"key": opened.key, "model": asdict(entry)}
+        if self._begun:
+            self._write(line)
+        else:
+            self._first.append(line)
 
     def entry(self, opened: OpenModel) -> ModelEntry:
         """The same, with the name and path that it has now, and the seconds of all its cells."""
@@ -80,7 +85,7 @@ class Finished:
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self._begun:  # another evaluation is there until now
-            write_text(self._path, json.dumps({"asked": self._asked}) + "\n")
+            write_text(self._path, "".join(json.dumps(one) + "\n" for one in self._first))
             self._begun = True
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

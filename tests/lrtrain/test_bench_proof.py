@@ -111,7 +111,9 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
         "smollm2-bf16/model.safetensors": large,
         "32768/seed-0/shards/a/manifest.json": b"{}",
         "32768/seed-0/shards/a/empty": b"",
+        "smollm2-bf16/config.json": b"{}",
         "unseen.jsonl": b'{"text": "a"}\n',
+        "texts.sha256": b"0123456789abcdef",
     }
     for name, content in files.items():
         (there / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +128,9 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
     unpacked = bench("real", "unpack", "--out", here)
     assert unpacked.returncode == 0, unpacked.stderr
     assert all((here / name).read_bytes() == content for name, content in files.items())
+    begun = bench("real", "run", "--out", here, "--plan", "32k", "--seconds", "0")
+    assert begun.returncode == 0, begun.stderr
+    assert "run the same command to go on" in begun.stderr
     (here / "parts" / "0000-0").write_bytes(b"damaged")
     again = bench("real", "unpack", "--out", here)
     assert again.returncode == 1

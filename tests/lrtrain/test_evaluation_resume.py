@@ -19,6 +19,7 @@ from lrdata.recipe import BuildRecipe
 from lrtrain.evaluation import evaluate
 from lrtrain.evaluation.finished import CELLS_NAME
 from lrtrain.evaluation.models import OpenModel, open_model
+from lrtrain.evaluation.needle import NeedleSuite
 from lrtrain.model_spec import ModelSpec
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
@@ -186,11 +187,15 @@ def test_what_is_to_be_overwritten_stays_until_there_is_something_new(
     def fail(opened: OpenModel) -> None:
         raise LongRecipeError(f"{opened.name} cannot be loaded")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(OpenModel, "load", fail)
-        with pytest.raises(LongRecipeError, match="cannot be loaded"):
-            evaluate(models[:1], overwrite=True, **asked)
-    assert (tmp_path / CELLS_NAME).read_bytes() == kept
+    def stop(*_: Any) -> Any:
+        raise LongRecipeError("its first cell cannot be measured")
+
+    for of, name, failing in ((OpenModel, "load", fail), (NeedleSuite, "cells", stop)):
+        with monkeypatch.context() as patched:
+            patched.setattr(of, name, failing)
+            with pytest.raises(LongRecipeError, match="cannot be"):
+                evaluate(models[:1], overwrite=True, **asked)
+        assert (tmp_path / CELLS_NAME).read_bytes() == kept
     loads = Loads(monkeypatch)
     evaluate(models[:1], **asked)
     assert not loads.names

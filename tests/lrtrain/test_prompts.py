@@ -78,7 +78,13 @@ MARKED = (
 )
 
 
-@pytest.mark.parametrize("template", ["own", WITH_BREAK, UNADDED_START, MARKED])
+WITH_TOOLS = (
+    "{% if tools is not none %}tools{% endif %}{{ {'<é>': [1]} | tojson }}"
+    "{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["own", WITH_BREAK, UNADDED_START, MARKED, WITH_TOOLS])
 def test_a_chat_equals_transformers(tiny_tokenizer: Path, tmp_path: Path, template: str) -> None:
     folder = tiny_tokenizer
     if template != "own":

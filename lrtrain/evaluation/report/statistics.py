@@ -72,9 +72,9 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
 
     Both are of the same samples and are drawn together: how hard a sample is for both of them does
     not widen the interval. Drawn from n samples, a mean has but (n - 1) / n of the variance that it
-    should have: what resamples are off the value is multiplied by sqrt(n / (n - 1)), see
-    `lrdata.bootstrap.ratio`. Resamples that have no such value are left out; None where the samples
-    themselves have none.
+    should have: what resamples are off the value is multiplied by sqrt(n / (n - 1)), inside the
+    range of what single samples have, see `lrdata.bootstrap.ratio`. Resamples that have no such
+    value are left out; None where the samples themselves have none.
     """
     count = len(one.values)
     picked = picks(count)
@@ -84,8 +84,13 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
         found = compare(tops / bottoms, others / under)
     if not np.isfinite(found[0]):
         return None
-    off = found[np.isfinite(found)] - found[0]
-    return Mean(*interval(found[0] + off * math.sqrt(count / max(1, count - 1))), count)
+    alone = [each.sums(np.arange(count)[:, None]) for each in (one, other)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        singly = compare(*(top / bottom for top, bottom in alone))
+    found = found[np.isfinite(found)]
+    inside = np.append(found, singly[np.isfinite(singly)])
+    stretched = found[0] + (found - found[0]) * math.sqrt(count / max(1, count - 1))
+    return Mean(*interval(np.clip(stretched, inside.min(), inside.max())), count)
 
 
 def as_perplexity(nats: Mean) -> list[float]:
