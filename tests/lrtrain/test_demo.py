@@ -41,7 +41,7 @@ from tests.lrtrain.tiny_runs import save_tiny_model
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    return read_library(300_000)
+    return read_library(600_000)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,11 @@ def pieces(library: Library, tokenizer: Path) -> Pieces:
 
 def test_the_library_is_pythons_and_keeps_some_back(library: Library) -> None:
     assert library.sources
-    assert library.heldout
-    assert not set(library.sources) & set(library.heldout)
+    known = {line.strip() for text in library.sources for line in text.split("\n")}
+    for text in library.heldout:  # tables of encodings are copies of each other
+        lines = {line.strip() for line in text.split("\n") if len(line.strip()) >= 40}
+        assert sum(line in known for line in lines) <= len(lines) / 20
+    assert len(library.heldout) > 1
     assert len(library.prose) > 100
     assert not any(re.search(r"\d", line) for line in library.prose)
 
