@@ -13,7 +13,7 @@ from cells import Cell, Study
 from intervals import Interval, difference, over_seeds, share
 from measures import values_of
 from methods import FULL, Budget, Method, evidence
-from small import SMOKE, TARGET, Codes, Sizes, lengths, make_base, prepare, setting_of
+from small import SMOKE, TARGET, Codes, Sizes, lengths, make_bases, prepare, setting_of
 from training import Setting, Training, train
 
 from lrtrain.attention_scale import scale_in_training
@@ -44,13 +44,7 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
         ]
         for target in shares
     }
-    study.results(
-        "base models",
-        {
-            seed: Cell(f"base/{seed}", make_base, (setting_of(study.out, seed), sizes))
-            for seed in seeds
-        },
-    )
+    make_bases(study, seeds, sizes)
     settings = {
         (target, seed): replace(setting_of(study.out, seed, target).with_base(), lexicon=None)
         for target in shares

@@ -132,10 +132,15 @@ def make_base(setting: Setting, sizes: Sizes, sources: str) -> dict[str, Any]:
     return {"tokens": tokens, "scoring_flops": flops}
 
 
-def sources_digest() -> str:
-    """A digest of the code that makes texts and bases."""
+def make_bases(study: Study, seeds: Sequence[int], sizes: Sizes) -> dict[int, dict[str, Any]]:
+    """The base models of seeds, and what else `make_base` makes; anew if the code for it is."""
     modules = (texts_of_small, lrtrain.demo.corpus, lrtrain.demo.tokenizer, lrtrain.demo.base)
-    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
+    sources = hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
+    cells = {
+        seed: Cell(f"base/{seed}", make_base, (setting_of(study.out, seed), sizes, sources))
+        for seed in seeds
+    }
+    return study.results("base models", cells)
 
 
 def prepare(setting: Setting, methods: Sequence[Method], sizes: Sizes) -> dict[str, Any]:
@@ -223,17 +228,7 @@ class SmallProof:
     def run(self) -> dict[str, Any]:
         """Everything that the tables are made of."""
         every = (*self.seeds, self.tuning_seed)
-        bases = self.study.results(
-            "base models",
-            {
-                seed: Cell(
-                    f"base/{seed}",
-                    make_base,
-                    (setting_of(self.study.out, seed), self.sizes, sources_digest()),
-                )
-                for seed in every
-            },
-        )
+        bases = make_bases(self.study, every, self.sizes)
         prepared = self.study.results(
             "rows",
             {

@@ -16,7 +16,7 @@ from cells import Cell, Study
 from gaps import spread_by
 from intervals import difference, over_seeds, share
 from methods import Budget, Method
-from small import RATES, TARGET, Codes, SmallProof, make_base, setting_of
+from small import RATES, TARGET, Codes, SmallProof, make_bases, setting_of
 from training import Setting, Training, train
 
 from lrtrain.attention_scale import scale_in_training
@@ -90,13 +90,7 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
     sizes, budget = proof.sizes, proof.budgets[0]
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     rate = RATES[0] if smoke else published["rates"][PLAIN]
-    study.results(
-        "base models",
-        {
-            seed: Cell(f"base/{seed}", make_base, (setting_of(study.out, seed), sizes))
-            for seed in seeds
-        },
-    )
+    make_bases(study, seeds, sizes)
     plain = method_of(Variant(""), TARGET)
     cells = {("as it is", seed): proof.cell(seed, plain, budget, rate) for seed in seeds}
     for variant in VARIANTS[4:6] if smoke else VARIANTS:
