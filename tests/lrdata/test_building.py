@@ -206,19 +206,25 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(
     assert content(out) == content(built)
 
 
+def stop_at(place: str, recipe: BuildRecipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that is interrupted where it would call what is named."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe, out, workers=1)
+
+
 def test_units_of_another_version_are_not_joined(
     recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is finished is what it is: another version has nothing to add to it."""
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     out = tmp_path / "shards"
-    with monkeypatch.context() as patch:
-        patch.setattr("lrdata.building._manifest", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build(recipe, out, workers=1)
+    stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda name: "99.0")
         with pytest.raises(LongRecipeError, match=r"\(version of longrecipe: '.*', not '99\.0'\)"):
@@ -490,14 +496,8 @@ def test_a_shard_that_no_unit_left_here_is_an_error_that_names_it(
 def test_a_shard_that_vanished_before_the_manifest_is_an_error_that_names_it(
     built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     out = tmp_path / "shards"
-    with monkeypatch.context() as patch:
-        patch.setattr("lrdata.staging.complete", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build(recipe, out, workers=1)
+    stop_at("lrdata.staging.complete", recipe, out, monkeypatch)
     shard = out / read_manifest(built).files[0].path
     data = shard.read_bytes()
     for spoil in (shard.unlink, lambda: shard.write_bytes(data[:-1])):
