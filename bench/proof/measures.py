@@ -2,7 +2,13 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+
+def at_depth(length: int, depth: float) -> str:
+    """The name of the retrieval of codes at one depth; `retrieval LENGTH` is that of all depths."""
+    return f"retrieval {length} at {depth:g}"
 
 
 def read_measures(*folders: Path) -> dict[str, float]:
@@ -12,6 +18,8 @@ def read_measures(*folders: Path) -> dict[str, float]:
         report = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
         for found in report["needle"]["by_length"]:
             measures[f"retrieval {found['length']}"] = found["share"][0]
+        for found in report["needle"]["cells"]:
+            measures[at_depth(found["length"], found["depth"])] = fmean(found["share_samples"])
         for found in report.get("ruler", {}).get("by_length", []):
             measures[f"RULER {found['length']}"] = found["score"][0]
         for found in report["perplexity"]["cells"]:
