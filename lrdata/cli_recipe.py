@@ -21,7 +21,8 @@ _RECIPE = (
         "--positions",
         default="longrecipe",
         show_default=True,
-        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full or source.",
+        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full, source, or "
+        "contiguous (0, 1, 2, ...: a control).",
     ),
     click.option(
         "--segment-tokens",
@@ -37,7 +38,7 @@ _RECIPE = (
         help="What makes a token impactful: digits; returns (its type came before, but not lately; "
         "returns:4k: 4k tokens ago or more); lexicon:FILE (see `lrdata lexicon`); "
         "scores:DIR (see `lrtrain score`); random; or none (keep the start, or what cream and "
-        "endprompt place).",
+        "endprompt place, or the two chunks that pose takes).",
     ),
     click.option(
         "--select",

@@ -50,14 +50,34 @@ def pose_chunks(length: int, target_len: int, stream: Stream, chunks: int) -> np
 
     Every composition of L into N positive lengths is equally likely.
     """
-    chunks = min(chunks, length)
-    cuts = stream.subset(length - 1, chunks - 1) + 1
-    lengths = np.diff(np.concatenate([[0], cuts, [length]]))
-    skipped = np.zeros(chunks, np.int64)
-    for index in range(1, chunks):
+    lengths = _composition(length, chunks, stream)
+    skipped = np.zeros(len(lengths), np.int64)
+    for index in range(1, len(lengths)):
         least = skipped[index - 1]
         skipped[index] = least + stream.below(int(target_len - length - least) + 1, 1)[0]
     return _shifted(length, lengths, skipped)
+
+
+def pose_content(length: int, window: int, cut: Stream, place: Stream) -> np.ndarray:
+    """The tokens that PoSE takes where no sentences are selected, as its authors' code does: the
+    first chunk from the beginning of the window, the second from anywhere behind it.
+
+    Args:
+        length: L tokens, of a window of so many. cut: the stream that `pose` then draws positions
+            from, so that its chunks are these. place: the draws of where the second one stands.
+    Returns:
+        int32 [L], increasing, within [0, window).
+    """
+    lengths = _composition(length, 2, cut)
+    skipped = np.array([0, place.below(window - length + 1, 1)[0]])
+    return _shifted(length, lengths, skipped[: len(lengths)])
+
+
+def _composition(length: int, parts: int, stream: Stream) -> np.ndarray:
+    """int64 [min(parts, length)]: positive lengths with this sum, every such choice equally
+    likely."""
+    cuts = stream.subset(length - 1, min(parts, length) - 1) + 1
+    return np.diff(np.concatenate([[0], cuts, [length]]))
 
 
 def randpos(
@@ -68,10 +88,11 @@ def randpos(
     return np.concatenate([[0], rest]).astype(np.int32)
 
 
-def full(
+def contiguous(
     kept: np.ndarray, segment_lengths: np.ndarray, target_len: int, stream: Stream
 ) -> np.ndarray:
-    """0 .. L - 1."""
+    """0 .. L - 1. As `full` of a whole window; as `contiguous` a control of rows that are shorter:
+    what is left without positions that span the window."""
     return np.arange(len(kept), dtype=np.int32)
 
 
@@ -94,7 +115,7 @@ def cream(
     """
     length = len(kept)
     if length < 3:
-        return full(kept, segment_lengths, target_len, stream)
+        return contiguous(kept, segment_lengths, target_len, stream)
     factor = target_len / length
     ends = (length // 3, min(int(4 * factor), length // 3))[stream.below(2, 1)[0]]
     block = length - 2 * ends
@@ -132,7 +153,8 @@ SCHEMES: dict[str, Scheme] = {
     "longrecipe": longrecipe,
     "pose": pose,
     "randpos": randpos,
-    "full": full,
+    "full": contiguous,
+    "contiguous": contiguous,
     "source": source,
     "cream": cream,
     "endprompt": endprompt,

@@ -43,6 +43,10 @@ class Compressor:
             first = np.arange(recipe.train_len, dtype=np.int32)
             position_ids = self._positions(first, np.array([len(first)]), draws)
             chosen = _at(position_ids)
+        elif recipe.impact == "none" and recipe.positions == "pose":
+            cut, place = draws.stream("positions"), draws.stream("content")
+            chosen = _at(positions.pose_content(recipe.train_len, len(window.ids), cut, place))
+            position_ids = self._positions(chosen.tokens, chosen.segments, draws)
         else:
             whole = recipe.positions == "full"
             chosen = _all_of(window) if whole else self._select(window, scores, mask, draws)

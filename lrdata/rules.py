@@ -208,7 +208,7 @@ def _scheme_findings(group: RowGroup, steps: np.ndarray) -> Iterator[Finding]:
         offsets = np.repeat(group["segment_starts"].values - before, lengths)
         wrong = positions.any(positions.values != offsets + np.arange(len(offsets)))
         yield "positions are not the tokens' offsets in the window", wrong
-    elif group.scheme == "full":
+    elif group.scheme in ("full", "contiguous"):
         wrong = positions.any(positions.values != positions.counter())
         yield "positions are not 0, 1, 2, ...", wrong
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.draws import Draws
-from lrdata.positions import SCHEMES, full, longrecipe, pose, pose_chunks, randpos, source
+from lrdata.positions import (
+    SCHEMES,
+    contiguous,
+    longrecipe,
+    pose,
+    pose_chunks,
+    pose_content,
+    randpos,
+    source,
+)
 from tests.chi_square import assert_follows, evenly
 
 SPREADING = ["longrecipe", "pose", "randpos"]  # they place L tokens anywhere in [0, T)
@@ -87,9 +96,9 @@ def test_a_full_window_of_many_segments_has_no_gap() -> None:
     assert positions.tolist() == list(range(50))
 
 
-def test_full_and_source_are_what_they_say() -> None:
+def test_contiguous_and_source_are_what_they_say() -> None:
     kept, stream = np.array([2, 3, 7, 9], np.int32), Draws(0).stream("positions")
-    assert full(kept, lengths(2, 2), 10, stream).tolist() == [0, 1, 2, 3]
+    assert contiguous(kept, lengths(2, 2), 10, stream).tolist() == [0, 1, 2, 3]
     assert source(kept, lengths(2, 2), 10, stream).tolist() == [2, 3, 7, 9]
 
 
@@ -151,6 +160,26 @@ def test_pose_draws_every_composition_and_then_every_skip(
         for seed in range(6000)
     ]
     assert_follows(drawn, {outcome: float(chance) for outcome, chance in expected.items()})
+
+
+def test_pose_takes_the_chunks_that_it_then_places() -> None:
+    """All first chunks and all places of the second one, evenly; and the cut is the positions'."""
+    length, window = 4, 7
+    expected: list[Hashable] = [
+        (*range(first), *range(first + skip, length + skip))
+        for first in range(1, length)
+        for skip in range(window - length + 1)
+    ]
+    drawn: list[Hashable] = []
+    for seed in range(4000):
+        draws = Draws(seed)
+        kept = pose_content(length, window, draws.stream("p"), draws.stream("c"))
+        assert kept.dtype == np.int32
+        positions = pose(kept, lengths(1, 3), 100, draws.stream("p"))
+        cuts = (set(np.flatnonzero(np.diff(places) > 1).tolist()) for places in (kept, positions))
+        assert len(set.union(*cuts)) <= 1
+        drawn.append(tuple(kept.tolist()))
+    assert_follows(drawn, evenly(expected))
 
 
 def test_pose_as_a_scheme_has_two_chunks() -> None:

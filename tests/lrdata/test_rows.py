@@ -57,6 +57,32 @@ def test_schemes_of_the_window_take_the_tokens_at_their_positions(scheme: str, l
     assert len(drawn) == 1 if scheme == "endprompt" else len(drawn) > 10
 
 
+@pytest.mark.parametrize("lead", [0, 1])
+def test_pose_takes_two_chunks_of_the_window(lead: int) -> None:
+    """The first from its beginning, the second from anywhere behind, as PoSE's authors do."""
+    window = window_of(np.arange(100, 1100 - lead), lead=lead)
+    recipe = BuildRecipe(("c",), "t", 1000, positions="pose", impact="none")
+    rows = [
+        Compressor(recipe, NoImpact()).row(
+            replace(window, spans=(Span(Document("d", "s", "f", n), 0, 1000 - lead),))
+        )
+        for n in range(40)
+    ]
+    seconds = []
+    for row in rows:
+        pieces = zip(row.segment_starts, row.segment_lengths, strict=True)
+        places = np.concatenate([np.arange(start, start + length) for start, length in pieces])
+        np.testing.assert_array_equal(row.input_ids, window.ids[places])
+        assert len(places) == recipe.train_len
+        assert places[0] == 0
+        (cut,) = np.flatnonzero(np.diff(places) > 1).tolist() or [None]
+        jumps = np.flatnonzero(np.diff(row.position_ids) > 1).tolist()
+        assert jumps in ([], [cut]), "positions jump where the text does"
+        seconds.append(int(row.segment_starts[-1]))
+    assert min(seconds) < 300
+    assert max(seconds) > 700, "mentions further apart than a row"
+
+
 @pytest.mark.parametrize("scheme", OF_THE_WINDOW)
 def test_with_selected_sentences_they_are_positions_alone(scheme: str) -> None:
     window = window_of(np.arange(100, 1100))
