@@ -32,6 +32,13 @@ def read_measures(*folders: Path) -> dict[str, float]:
     return measures
 
 
+def read_spans(folder: Path, length: int) -> dict[str, list[float]]:
+    """The text that `nats/byte LENGTH` is the mean of: nats and bytes, span by span."""
+    report = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    (cell,) = (one for one in report["perplexity"]["cells"] if one["length"] == length)
+    return {"nats": cell["span_nats"], "bytes": cell["span_bytes"]}
+
+
 def read_samples(*folders: Path) -> dict[str, dict[str, list[float]]]:
     """The samples of these measures: values, and weights that their sum is divided by."""
     samples: dict[str, dict[str, list[float]]] = {}

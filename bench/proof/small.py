@@ -12,7 +12,7 @@ from typing import Any
 import corpus as texts_of_small
 from cells import Cell, Study
 from corpus import CODES, write_corpus
-from measures import read_measures
+from measures import read_measures, read_spans
 from methods import FULL, Budget, Method, as_published, evidence
 from price import price, scoring_flops
 from rates import best_rate, beyond
@@ -204,7 +204,7 @@ class Codes:
             out=out / "short",
             **shared,
         )
-        return read_measures(out, out / "short")
+        return {**read_measures(out, out / "short"), "spans": read_spans(out, setting.target)}
 
 
 @dataclass(frozen=True)
