@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ METHODS = (
     # The same sentences as the last one, other positions: what is left are the positions.
     Method("RandPos, lexicon", {"positions": "randpos", **_LEXICON}),
     Method("PoSE, lexicon", {"positions": "pose", **_LEXICON}),
+    # And none: positions that do not span the window.
+    Method("no gaps, lexicon", {"positions": "contiguous", **_LEXICON}),
     # And a smaller softmax scale while training.
     Method("LongRecipe, evidence, scale", evidence(WINDOW), scale="auto"),
     Method("PoSE, scale", {"positions": "pose", "impact": "none"}, scale="auto"),
@@ -52,6 +55,12 @@ METHODS = (
 
 CHOSEN = METHODS[-1]
 """The one that is annealed and merged; fixed before the runs."""
+
+TEXT_RATES = tuple(
+    one for one in METHODS if one.name.startswith(("LongRecipe, evidence", "LongRecipe, lexicon"))
+)
+"""Methods at whose rates full length is trained too: what text costs is compared at one rate, as
+twice the rate learns more of the texts' kind, whatever the method."""
 
 BUDGETS = (
     Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=120),
@@ -249,6 +258,7 @@ class SmallProof:
             },
         )
         finished = self.study.results("anneal and merge", dict(self._finishing(rates[CHOSEN])))
+        full_at = self.study.results("full length at other rates", dict(self._full_at(rates)))
         priced = (self._setting(self.seeds[0]), (FULL, CHOSEN), self.budgets[0])
         prices = self.study.results("price", {None: Cell("price", price, priced)})[None]
         return {
@@ -264,6 +274,14 @@ class SmallProof:
                         seed: trained[budget.name, method.name, seed] for seed in self.seeds
                     }
                     for method in self.methods
+                }
+                for budget in self.budgets
+            },
+            "full_at": {
+                budget.name: {
+                    f"{rate:g}": {seed: full_at[budget, rate, seed] for seed in self.seeds}
+                    for other, rate in dict.fromkeys(key[:2] for key in full_at)
+                    if other == budget
                 }
                 for budget in self.budgets
             },
@@ -315,6 +333,12 @@ class SmallProof:
         for seed in self.seeds:
             training = Training(self._setting(seed), CHOSEN, self.budgets[0], rate)
             yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
+
+    def _full_at(self, rates: Mapping[Method, float]) -> Any:
+        """Full length at the rates of others; with its own it is in the tables."""
+        others = {rates[one] for one in TEXT_RATES if one in rates} - {rates[FULL]}
+        for budget, rate, seed in product(self.budgets, sorted(others), self.seeds):
+            yield (budget, rate, seed), self.cell(seed, FULL, budget, rate)
 
     def _setting(self, seed: int) -> Setting:
         return setting_of(self.study.out, seed).with_base()
