@@ -40,6 +40,25 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
     return over_seeds([a - b for a, b in zip(one, other, strict=True)])
 
 
+def share_of_means(one: Sequence[float], other: Sequence[float]) -> Interval:
+    """Mean of one / mean of other, by the delta method: for counts so small that the shares of
+    single seeds say little."""
+    whole = float(np.mean(other))
+    ratio = float(np.mean(one)) / whole
+    rest = over_seeds([(a - ratio * b) / whole for a, b in zip(one, other, strict=True)])
+    return Interval(ratio, rest.half)
+
+
+def over_spans(one: np.ndarray, other: np.ndarray) -> float:
+    """How far the 95 % interval of sum(one) / sum(other) goes to either side over spans of text.
+
+    one, other: float [spans], nats of the same spans, summed over seeds.
+    """
+    ratio = one.sum() / other.sum()
+    rest = (one - ratio * other) / other.mean()
+    return float(1.96 * rest.std(ddof=1) / len(one) ** 0.5)
+
+
 def share(one: Sequence[float], other: Sequence[float]) -> Interval:
     """one / other, seed by seed; not a number where the other is 0."""
     return over_seeds([a / b if b else nan for a, b in zip(one, other, strict=True)])

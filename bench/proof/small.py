@@ -62,6 +62,9 @@ TEXT_RATES = tuple(
 """Methods at whose rates full length is trained too: what text costs is compared at one rate, as
 twice the rate learns more of the texts' kind, whatever the method."""
 
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where codes are hidden: those of `lrtrain eval`."""
+
 BUDGETS = (
     Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=120),
     Budget("rows", "equal rows and steps", full_rows=3, short_rows=3, steps=120, first_seed=1000),
@@ -197,6 +200,7 @@ class Codes:
             [f"model={model}"],
             suites=("needle", "ppl"),
             lengths=lengths(setting.target),
+            depths=DEPTHS,
             samples=self.sizes.samples,
             haystack=setting.unseen / "needles.jsonl",
             text=text,
@@ -278,12 +282,8 @@ class SmallProof:
                 for budget in self.budgets
             },
             "full_at": {
-                budget.name: {
-                    f"{rate:g}": {seed: full_at[budget, rate, seed] for seed in self.seeds}
-                    for other, rate in dict.fromkeys(key[:2] for key in full_at)
-                    if other == budget
-                }
-                for budget in self.budgets
+                f"{rate:g}": {seed: full_at[rate, seed] for seed in self.seeds}
+                for rate in dict.fromkeys(rate for rate, _ in full_at)
             },
             "finished": finished,
             "price": prices,
@@ -335,10 +335,10 @@ class SmallProof:
             yield seed, Cell(f"finish/{seed}", finish, (training, Codes(self.sizes)))
 
     def _full_at(self, rates: Mapping[Method, float]) -> Any:
-        """Full length at the rates of others; with its own it is in the tables."""
+        """Full length at the rates of others, with equal tokens; its own is in the tables."""
         others = {rates[one] for one in TEXT_RATES if one in rates} - {rates[FULL]}
-        for budget, rate, seed in product(self.budgets, sorted(others), self.seeds):
-            yield (budget, rate, seed), self.cell(seed, FULL, budget, rate)
+        for rate, seed in product(sorted(others), self.seeds):
+            yield (rate, seed), self.cell(seed, FULL, self.budgets[0], rate)
 
     def _setting(self, seed: int) -> Setting:
         return setting_of(self.study.out, seed).with_base()

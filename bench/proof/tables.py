@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from intervals import difference, over_seeds, share
+import numpy as np
+from intervals import difference, over_seeds, over_spans, share, share_of_means
+from measures import at_depth
 from methods import FULL, Budget
-from small import BUDGETS, CHOSEN, TARGET, lengths
+from small import BUDGETS, CHOSEN, DEPTHS, TARGET, lengths
 from training import MERGE_WEIGHTS
 
 Found = dict[str, Any]
@@ -32,6 +34,10 @@ class Line:
     full: Values | None = None
     runs: Found | None = None
     full_runs: Found | None = None
+    same_rate: Found | None = None
+    """Runs of full length with the rate of these."""
+    theta: Values | None = None
+    """Of the untrained model with the new theta."""
     lexicon_flops: float = 0.0
     """What its lexicon took, once for all rows that are selected with it."""
 
@@ -47,6 +53,23 @@ class Line:
         if self.full is None:
             return ""
         return share(self.values(measure), self.full(measure)).text()
+
+    def more_than_untrained(self, measure: str) -> str:
+        if self.theta is None:
+            return ""
+        return difference(self.values(measure), self.theta(measure)).text(sign=True)
+
+    def of_full_at_its_rate(self, measure: str) -> str:
+        if self.same_rate is None:
+            return ""
+        full = [one["measured"][measure] for one in self.same_rate.values()]
+        return share(self.values(measure), full).text()
+
+    def over_spans(self) -> str:
+        """The same, but its interval over spans of text, which are nearly the same for all seeds."""
+        if self.same_rate is None or self.runs is None:
+            return ""
+        return f"± {over_spans(_span_nats(self.runs), _span_nats(self.same_rate)):.3f}"
 
     def price(self, what: str) -> str:
         if self.runs is None or self.full_runs is None:
@@ -83,13 +106,19 @@ RETRIEVAL: dict[str, Callable[[Line], str]] = {
         f"{length:,}": lambda line, length=length: line.mean(f"retrieval {length}")
         for length in LENGTHS
     },
+    "more than untrained": lambda line: line.more_than_untrained(_FAR),
     "less full length": lambda line: line.less_full(_FAR),
     "of full length": lambda line: line.of_full(_FAR),
+}
+BY_DEPTH: dict[str, Callable[[Line], str]] = {
+    f"{depth:g}": lambda line, depth=depth: line.mean(at_depth(TARGET, depth)) for depth in DEPTHS
 }
 TEXT_AND_PRICE: dict[str, Callable[[Line], str]] = {
     "text 256": lambda line: line.mean(_TEXT_NEAR),
     "text 2,048": lambda line: line.mean(_TEXT_FAR),
     "of full length": lambda line: line.of_full(_TEXT_FAR),
+    "of full length at its rate": lambda line: line.of_full_at_its_rate(_TEXT_FAR),
+    "over spans": lambda line: line.over_spans(),
     "short text": lambda line: line.mean("short nats/byte"),
     "cloze": lambda line: line.mean("short cloze"),
     "KL": lambda line: line.mean("short kl"),
@@ -106,6 +135,8 @@ def show(found: Found) -> None:
         lines = dict(_lines(found, budget))
         print(f"### {budget.title.capitalize()}\n")
         _print(lines, RETRIEVAL)
+        print("By the depth of the code: 0 is the beginning of the text, 1 right before its end.\n")
+        _print(lines, BY_DEPTH)
         _print(lines, TEXT_AND_PRICE)
         _print_pairs(found, budget)
     print("\n".join(_merge_lines(found)), end="\n\n")
@@ -116,14 +147,15 @@ def show(found: Found) -> None:
 def _print_pairs(found: Found, budget: Budget) -> None:
     """Differences between methods, seed by seed."""
     lines = dict(_lines(found, budget))
-    print("| | less | retrieval 2,048 | 256 | text 2,048, of its | short text, of its |")
-    print("|---|---|---|---|---|---|")
+    print("| | less | rates | retrieval 2,048 | 256 | text 2,048, of its | short text, of its |")
+    print("|---|---|---|---|---|---|---|")
     for one, other in PAIRS:
         if one in lines and other in lines:  # a smoke run has some of them
             a, b = lines[one].values, lines[other].values
             parts = [
                 one,
                 other,
+                " and ".join(lines[name].run("rate", "g") for name in (one, other)),
                 *(difference(a(what), b(what)).text(sign=True) for what in (_FAR, _NEAR)),
                 *(share(a(what), b(what)).text() for what in (_TEXT_FAR, "short nats/byte")),
             ]
@@ -170,20 +202,41 @@ def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) ->
 
 
 def _lines(found: Found, budget: Budget) -> Iterator[tuple[str, Line]]:
+    theta = _values([one["new theta"] for one in found["base"].values()])
     for name in ("base", "new theta"):
         yield name, Line(_values([one[name] for one in found["base"].values()]))
     trained = found["trained"][budget.name]
     full_runs = trained[FULL.name]
     full = _values([one["measured"] for one in full_runs.values()])
+    full_at = {f"{found['rates'][FULL.name]:g}": full_runs}
+    if budget == BUDGETS[0]:
+        full_at |= found["full_at"]
     for name, runs in trained.items():
         values = _values([one["measured"] for one in runs.values()])
         scoring = list(found.get("scoring_flops", {}).values()) if "lexicon" in name else []
         lexicon = sum(scoring) / len(scoring) if scoring else 0.0
-        yield name, Line(values, None if name == FULL.name else full, runs, full_runs, lexicon)
+        of_full = name != FULL.name
+        yield (
+            name,
+            Line(
+                values,
+                full if of_full else None,
+                runs,
+                full_runs,
+                full_at.get(f"{found['rates'][name]:g}") if of_full else None,
+                theta,
+                lexicon,
+            ),
+        )
 
 
 def _values(measured: Sequence[Found]) -> Values:
     return lambda measure: [one[measure] for one in measured]
+
+
+def _span_nats(runs: Found) -> np.ndarray:
+    """float [spans], over all seeds."""
+    return np.sum([one["measured"]["spans"]["nats"] for one in runs.values()], axis=0)
 
 
 def _mean_of(runs: Found, what: str) -> float:
@@ -208,9 +261,9 @@ def _merge_lines(found: Found) -> list[str]:
     lines = [
         f"### Anneal and merge: {CHOSEN.name}, {BUDGETS[0].title}",
         "",
-        "| | 256 | 1,024 | 2,048 | 256, of the base's | cloze, of the base's "
-        "| nats/byte, of the base's | text 2,048 | KL |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | 256 | 1,024 | 2,048 | 256, of the base's | nats/byte, of the base's | cloze "
+        "| cloze, of the base's | text 2,048 | KL |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, values in steps:
         parts = [
@@ -218,8 +271,10 @@ def _merge_lines(found: Found) -> list[str]:
             *(over_seeds(values(f"retrieval {length}")).text() for length in LENGTHS),
             *(
                 share(values(measure), base(measure)).text()
-                for measure in (_NEAR, "short cloze", "short nats/byte")
+                for measure in (_NEAR, "short nats/byte")
             ),
+            over_seeds(values("short cloze")).text(),
+            share_of_means(values("short cloze"), base("short cloze")).text(),
             over_seeds(values(_TEXT_FAR)).text(),
             over_seeds(values("short kl")).text(),
         ]
