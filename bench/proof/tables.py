@@ -66,7 +66,7 @@ class Line:
         return share(self.values(measure), full).text()
 
     def over_spans(self) -> str:
-        """The same, but its interval over spans of text, which are nearly the same for all seeds."""
+        """Its interval over spans of text instead, nearly the same ones for all seeds."""
         if self.same_rate is None or self.runs is None:
             return ""
         return f"± {over_spans(_span_nats(self.runs), _span_nats(self.same_rate)):.3f}"

@@ -208,6 +208,21 @@ def test_intervals_are_those_of_students_t() -> None:
     assert math.isnan(intervals.share([1.0, 1.0], [0.0, 1.0]).mean)
 
 
+def test_shares_of_means_are_those_of_a_bootstrap() -> None:
+    """Of few counts, one of them 0; and over spans of text."""
+    intervals = module("intervals")
+    generator = np.random.default_rng(0)
+    one, other = generator.poisson(30, 200).astype(float), generator.poisson(20, 200).astype(float)
+    other[0] = 0
+    picked = generator.integers(0, 200, (20_000, 200))
+    drawn = one[picked].sum(1) / other[picked].sum(1)
+    found = intervals.share_of_means(one[:11].tolist(), other[:11].tolist())
+    assert found.mean == pytest.approx(one[:11].sum() / other[:11].sum())
+    assert math.isfinite(found.half)
+    assert intervals.share_of_means([2.0, 4.0], [1.0, 2.0]).half == pytest.approx(0)
+    assert intervals.over_spans(one, other) == pytest.approx(1.96 * drawn.std(), rel=0.05)
+
+
 @given(
     peak=st.floats(-6, 6),
     slope=st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)),
