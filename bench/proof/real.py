@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -215,7 +216,7 @@ def _write_base(out: Path, dtype: str) -> None:
 
 
 def _write_corpus(out: Path, megabytes: int) -> None:
-    """English and code in turns; every 20th document is held out, unless its lines are elsewhere.
+    """English and code in turns; every 20th of each is held out, unless its lines are elsewhere.
 
     English has the docstrings of the sources that are the code, and sources have each other's.
     """
@@ -224,13 +225,18 @@ def _write_corpus(out: Path, megabytes: int) -> None:
         for corpus in default_corpora(megabytes)
         if corpus.name in ("english", "code")
     ]
-    documents = [line for pair in zip_longest(*kinds) for line in pair if line]
-    held_out = documents[19::20]
-    del documents[19::20]
+    held_out = _in_turns([documents[19::20] for documents in kinds])
+    for documents in kinds:
+        del documents[19::20]
+    documents = _in_turns(kinds)
     known = {line for document in documents for line in long_lines(_text(document))}
     unseen = [document for document in held_out if is_new(_text(document), known)]
     write_text(out / "unseen.jsonl", "".join(f"{document}\n" for document in unseen))
     write_text(out / "corpus.jsonl", "".join(f"{document}\n" for document in documents))
+
+
+def _in_turns(kinds: Sequence[Sequence[str]]) -> list[str]:
+    return [line for turn in zip_longest(*kinds) for line in turn if line]
 
 
 def _text(document: str) -> str:

@@ -138,6 +138,33 @@ def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+def test_the_real_proof_holds_out_some_of_both_kinds(tmp_path: Path) -> None:
+    """As many of English as of code, and each document once, in turns."""
+    for kind in ("english", "code"):
+        texts = (f"a {kind} line of forty characters or more, number {n}" for n in range(200))
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{kind}.jsonl").write_text(lines)
+    script = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path[:0] = [{str(PROOF)!r}, {str(PROOF.parents[1])!r}]
+import real
+out = Path({str(tmp_path)!r})
+kinds = [SimpleNamespace(name=name, path=out / (name + ".jsonl")) for name in ("english", "code")]
+real.default_corpora = lambda megabytes: kinds
+real._write_corpus(out, 1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    unseen = (tmp_path / "unseen.jsonl").read_text().splitlines()
+    corpus = (tmp_path / "corpus.jsonl").read_text().splitlines()
+    assert [("english" in one, "code" in one) for one in unseen] == [
+        (True, False),
+        (False, True),
+    ] * 10
+    assert len({*unseen, *corpus}) == len(unseen) + len(corpus) == 400
+
+
 def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None:
     """Nats as a share of the other's, what is right as a difference; over all seeds."""
 
