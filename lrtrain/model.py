@@ -97,6 +97,10 @@ def check_architecture(config: Any, name: str) -> None:
             f"{name} is a {kind} model; the trainer knows {', '.join(FAMILIES)}: its attention "
             "would not be the model's own"
         )
+    if getattr(config, "quantization_config", None):
+        raise LongRecipeError(
+            f"{name} is quantized (quantization_config); start from its plain weights"
+        )
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if (slides and kind == "mistral") or layers != {"full_attention"}:

@@ -242,6 +242,8 @@ def test_other_architectures_are_refused_by_name(config: Any, match: str, tmp_pa
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"attention_sink": True}, "attention_sink"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its plain weights"),
         (
             {
                 "rope_parameters": {

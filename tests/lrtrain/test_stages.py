@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrdata.dataset import open_dataset
@@ -24,6 +25,7 @@ from lrtrain import attention, attention_backends, loop, stages
 from lrtrain.cli import main
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.metrics import read_metrics
+from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
 from lrtrain.stages import run
@@ -362,6 +364,24 @@ def test_an_unsupported_architecture(shards: Path, model: Path, tmp_path: Path) 
     config |= {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}
     (other / "config.json").write_text(json.dumps(config))
     assert "gemma2" in _refused(shards, other, tmp_path / "run")
+
+
+def _changed(model: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
+    """A copy with these tensors in it, or without those that are None."""
+    shutil.copytree(model, folder)
+    tensors = {**load_file(folder / SINGLE), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / SINGLE, {"format": "pt"})
+    return folder
+
+
+def test_a_quantized_model(shards: Path, model: Path, tmp_path: Path) -> None:
+    quantized = _changed(model, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (quantized / "config.json").write_text(json.dumps(config))
+    message = _refused(shards, quantized, tmp_path / "run")
+    assert f"{quantized} is quantized (quantization_config)" in message
 
 
 def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path: Path) -> None:
