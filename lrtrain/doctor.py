@@ -105,7 +105,7 @@ def _shards(folder: Path | str, opened: list[Shards]) -> str:
 
 
 def _tokenizer(shards: Shards, model: str) -> str:
-    check_tokenizer(shards, model)
+    check_tokenizer(shards, model, load_config(model))
     return f"fingerprint {shards.fingerprint[:16]}, that of the shards"
 
 

@@ -15,6 +15,7 @@ import torch
 from lrdata.atomic import fsync, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.shards import file_sha256
+from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
@@ -132,6 +133,15 @@ def check_extensible(config: Any, name: str, target_len: int) -> None:
         raise LongRecipeError(
             f"{name} has RoPE that is already scaled (rope_type={kind}); start from the model "
             "before it was extended"
+        )
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, name: str) -> None:
+    """Raise LongRecipeError unless a model with so many embeddings has one for each id."""
+    if tokenizer.vocab_size > rows:
+        raise LongRecipeError(
+            f"{name} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
+            "put the tokenizer there that it was trained with"
         )
 
 

@@ -41,6 +41,7 @@ from lrtrain.model import (
     TORCH_DTYPES,
     check_architecture,
     check_extensible,
+    check_vocabulary,
     choose_device,
     load_config,
     load_model,
@@ -164,7 +165,7 @@ def _open_run(
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)
-    check_tokenizer(shards, model)
+    check_tokenizer(shards, model, config)
     if "extend" in recipe.stages and not shards.rows("extend"):
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     if recipe.stages == ("anneal",) and not shards.rows("replay"):
@@ -201,14 +202,15 @@ def _memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch.devi
         return f"memory: {problem}"
 
 
-def check_tokenizer(shards: Shards, model: str) -> None:
-    """The model's tokenizer must be the one the shards were built with."""
+def check_tokenizer(shards: Shards, model: str, config: Any) -> None:
+    """The model's tokenizer must be the one the shards were built with, and have embeddings."""
     tokenizer = Tokenizer.load(model, eot=shards.manifest.recipe.get("eot"), encoder="tokenizers")
     if tokenizer.fingerprint != shards.fingerprint:
         raise LongRecipeError(
             f"{model} has another tokenizer than the shards in {shards.where} (built with "
             f"{shards.manifest.tokenizer.name}); build them with --tokenizer {model}"
         )
+    check_vocabulary(tokenizer, config.vocab_size, model)
 
 
 def _check_order(opened: Run) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from lrtrain import attention, plan
 from lrtrain.attention_backends import sdpa
@@ -121,6 +122,19 @@ def test_a_config_that_transformers_would_change_is_found(
     found = findings(doctor(shards, odd))
     assert not found["architecture"][0]
     assert "already scaled" in found["architecture"][1]
+
+
+def test_ids_without_an_embedding(shards: Path, model: Path, tmp_path: Path) -> None:
+    lacking = Path(shutil.copytree(model, tmp_path / "lacking"))
+    tensors = load_file(lacking / "model.safetensors")
+    few = tensors["model.embed_tokens.weight"][:900].clone()
+    tensors |= {"model.embed_tokens.weight": few, "lm_head.weight": few.clone()}
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    config = json.loads((lacking / "config.json").read_text())
+    (lacking / "config.json").write_text(json.dumps({**config, "vocab_size": 900}))
+    found = findings(doctor(shards, lacking))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["tokenizer"]
+    assert "has 900 embeddings but its tokenizer" in found["tokenizer"][1]
 
 
 def test_attention_that_is_wrong_fails_alone(

@@ -375,6 +375,16 @@ def _changed(model: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
     return folder
 
 
+def test_ids_without_an_embedding(shards: Path, model: Path, tmp_path: Path) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    rows = {name: load_file(model / SINGLE)[name][:900].clone() for name in names}
+    few = _changed(model, tmp_path / "few", **rows)
+    config = json.loads((few / "config.json").read_text())
+    (few / "config.json").write_text(json.dumps({**config, "vocab_size": 900}))
+    message = _refused(shards, few, tmp_path / "run")
+    assert f"{few} has 900 embeddings but its tokenizer" in message
+
+
 def test_a_quantized_model(shards: Path, model: Path, tmp_path: Path) -> None:
     quantized = _changed(model, tmp_path / "quantized")
     config = json.loads((quantized / "config.json").read_text())
