@@ -84,6 +84,10 @@ class Run:
     def is_done(self, stage: str) -> bool:
         return self.folder(stage).exists()
 
+    def is_left_out(self, stage: str) -> bool:
+        """Of a dataset without rows for it."""
+        return stage == "anneal" and not self.shards.rows("replay")
+
 
 def run(
     shards_folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say = print
@@ -126,7 +130,7 @@ def _trained(opened: Run) -> Iterator[Path]:
     for stage in opened.recipe.stages:
         if stage == "merge":
             continue
-        if stage == "anneal" and not opened.shards.rows("replay"):
+        if opened.is_left_out(stage):
             text = "anneal: the shards hold no replay rows; left out (build with --replay for it)"
             opened.say(text)
             continue
@@ -214,13 +218,23 @@ def check_tokenizer(shards: Shards, model: str, config: Any) -> None:
 
 
 def _check_order(opened: Run) -> None:
-    """A stage that starts from another needs that one, here or now."""
+    """A stage that starts from another needs that one, here or now, and is not older."""
     stages = opened.recipe.stages
     if "extend" not in stages and not opened.is_done("extend"):
         raise LongRecipeError(
             f"--stages {','.join(stages)} starts from {opened.folder('extend')}, which is not "
             "there; run the extend stage first"
         )
+    for stage in stages:
+        if opened.is_done(stage) or opened.is_left_out(stage):
+            continue
+        later = list(FOLDERS)[list(FOLDERS).index(stage) + 1 :]
+        stale = " and ".join(str(opened.folder(name)) for name in later if opened.is_done(name))
+        if stale:
+            raise LongRecipeError(
+                f"made before the {stage} stage, which would run now: {stale}; remove that, to "
+                f"have it made from {opened.folder(stage)}"
+            )
 
 
 def _check_files(shards: Shards, ranks: Ranks) -> None:

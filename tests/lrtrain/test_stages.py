@@ -394,6 +394,34 @@ def test_a_quantized_model(shards: Path, model: Path, tmp_path: Path) -> None:
     assert f"{quantized} is quantized (quantization_config)" in message
 
 
+def test_what_was_made_before_a_stage_that_is_to_run(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """It would stay, and be announced as made from it."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    merged, annealed = out / "merged", out / "anneal"
+    shutil.rmtree(annealed)  # as after --stages extend,merge
+    for names in (("anneal",), ("anneal", "merge"), ("extend", "anneal", "merge")):
+        with pytest.raises(LongRecipeError, match=f"anneal stage.*: {merged}; remove"):
+            run(shards, str(model), out, replace(RECIPE, stages=names), lambda _: None)
+    shutil.copytree(done / "anneal", annealed)
+    shutil.rmtree(out / "extend")
+    with pytest.raises(LongRecipeError, match=f"extend stage.*: {annealed} and {merged}; remove"):
+        run(shards, str(model), out, RECIPE, lambda _: None)
+    assert not (out / "extend").exists()
+
+
+def test_a_merge_that_needs_no_anneal_is_done(
+    tiny_tokenizer: Path, model: Path, tmp_path: Path
+) -> None:
+    """Of shards without replay rows."""
+    shards, out = build_shards(tiny_tokenizer, tmp_path / "plain", replay=False), tmp_path / "run"
+    recipe, said = replace(RECIPE, steps=1), list[str]()
+    run(shards, str(model), out, recipe, lambda _: None)
+    run(shards, str(model), out, recipe, said.append)
+    assert f"merge: {out / 'merged'} is there; done" in said
+
+
 def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
