@@ -45,7 +45,7 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for name in ("config.json", "generation_config.json"):
             if (tuned_folder / name).exists():
                 (partial / name).write_bytes((tuned_folder / name).read_bytes())
-        copy_tokenizer(str(tuned_folder), partial, None)
+        copy_tokenizer(tuned, partial, None)
         card = _card(base, tuned, weight)
         (partial / "README.md").write_text(card, encoding="utf-8")
         check_saved(partial)

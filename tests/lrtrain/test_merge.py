@@ -5,18 +5,20 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import lrtrain.merge
 from lrdata.errors import LongRecipeError
 from lrtrain.merge import merge_models
-from lrtrain.model import load_model, save_model
+from lrtrain.model import load_config, load_model, save_model
 from lrtrain.model_files import Weights, write_safetensors
 from lrtrain.rope import Rope
-from tests.lrtrain.tiny_models import FAMILIES, save_tiny
+from tests.lrtrain.tiny_models import FAMILIES, download_from, save_tiny
 
 
 def a_pair(
@@ -90,6 +92,27 @@ def test_stored_copies_of_other_tensors_are_not_merged(tmp_path: Path) -> None:
     merge_models(str(base), str(tuned), tmp_path / "merged")
     file = "model.safetensors"
     assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_the_tokenizer_of_a_hub_model_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some it is in files that are neither weights nor JSON."""
+    base, tuned = a_pair(tmp_path)
+    tokenizer = ("tokenizer.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
+    for name in tokenizer:
+        (tuned / name).write_text(name)
+    download = download_from(tuned, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    config = load_config(str(tuned))
+    monkeypatch.setattr(
+        lrtrain.merge,
+        "load_config",
+        lambda name: config if name == "me/tuned" else load_config(name),
+    )
+    merge_models(str(base), "me/tuned", tmp_path / "merged")
+    for name in tokenizer:
+        assert (tmp_path / "merged" / name).read_text() == name
 
 
 def test_models_in_several_files_are_read(tmp_path: Path) -> None:
