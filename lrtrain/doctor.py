@@ -33,6 +33,7 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
+    open_weights,
 )
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
@@ -69,8 +70,12 @@ def examine(folder: Path | str, model: str, recipe: TrainRecipe) -> Iterator[Fin
     yield architecture
     if not architecture.ok:
         return
+    weights = _finding("weights", lambda: _weights(model))
+    yield weights
     yield _finding("memory", lambda: _memory(shards[0], model, recipe))
     yield _finding("RoPE after saving", lambda: _saved_rope(shards[0], model, recipe))
+    if not weights.ok:
+        return
     loaded: list[Any] = []
     yield _finding("RoPE after loading", lambda: _load(shards[0], model, recipe, loaded))
     if not loaded:
@@ -117,6 +122,12 @@ def _architecture(shards: Shards, model: str) -> str:
         f"{config.model_type}, {config.num_hidden_layers} layers, a window of "
         f"{config.max_position_embeddings:,} tokens"
     )
+
+
+def _weights(model: str) -> str:
+    weights = open_weights(model, load_config(model))
+    weights.check_tied()
+    return f"{len(weights.names())} tensors, those of the config"
 
 
 def _memory(shards: Shards, model: str, recipe: TrainRecipe) -> str:

@@ -32,6 +32,8 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for folder, config in zip((base_folder, tuned_folder), configs, strict=True)
     )
     _compare_shapes(base, one, tuned, other)
+    for weights in (one, other):
+        weights.check_tied()
     with appearing(out) as partial:
         names = other.names()
         with progress("merging", len(names)) as task:

@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,18 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, name: str) -> None:
         )
 
 
+def open_weights(path_or_id: str, config: Any) -> Weights:
+    """A model's tensors, which are those of its config: transformers makes up what is missing and
+    leaves out what it does not know. Reads headers alone. Raises LongRecipeError."""
+    from transformers import AutoModelForCausalLM
+
+    weights = Weights(model_folder(path_or_id), config.tie_word_embeddings)
+    with torch.device("meta"):
+        shell: Any = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    weights.check({name: parameter.shape for name, parameter in shell.named_parameters()})
+    return weights
+
+
 def load_model(
     path_or_id: str,
     *,
@@ -170,11 +183,12 @@ def load_model(
         check_extensible(config, path_or_id, target_len)
         set_rope(config, rope, target_len)
     register()
+    weights = open_weights(path_or_id, config)
     if ranks.size > 1:
-        return _load_sharded(path_or_id, config, dtype, ranks)
+        return _load_sharded(weights, config, dtype, ranks)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path_or_id,
+            weights.folder,
             config=config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
@@ -188,12 +202,10 @@ def load_model(
     return model.to(device)
 
 
-def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
+def _load_sharded(weights: Weights, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
     """A model without weights whose layers get theirs, and are sharded, one after another."""
     from transformers import AutoModelForCausalLM
 
-    folder = model_folder(path_or_id)
-    weights = Weights(folder, config.tie_word_embeddings)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=IMPLEMENTATION
@@ -208,21 +220,13 @@ def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks
             for leaf, parameter in list(part.named_parameters(recurse=False)):
                 if parameter.is_meta:
                     if parameter not in made:
-                        tensor = _tensor(weights, names[parameter], parameter.shape, path_or_id)
-                        made[parameter] = torch.nn.Parameter(tensor.to(ranks.device, dtype))
+                        tensor = weights[names[parameter]].to(ranks.device, dtype)
+                        made[parameter] = torch.nn.Parameter(tensor)
                     setattr(part, leaf, made[parameter])
 
     shard(model, ranks, fill)
     check_inv_freq(model)
     return model
-
-
-def _tensor(weights: Weights, name: str, shape: torch.Size, where: str) -> torch.Tensor:
-    """One of a model's, in the shape that it must have."""
-    if name not in weights or weights.shape(name) != tuple(shape):
-        found = weights.shape(name) if name in weights else "not there"
-        raise LongRecipeError(f"{where}: {name} is {found}, and {tuple(shape)} by its config")
-    return weights[name]
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
+    open_weights,
     save_model,
 )
 from lrtrain.moments import need_bitsandbytes
@@ -182,6 +183,9 @@ def _open_run(
         _check_files(shards, ranks)
     if "extend" in recipe.stages:
         _check_weights(shards, recipe.token_weights)
+    tensors = open_weights(model, config)
+    if ranks.first:
+        tensors.check_tied()
     return opened
 
 

@@ -20,6 +20,7 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
+    open_weights,
 )
 from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
@@ -163,6 +164,7 @@ def _config(spec: ModelSpec) -> Any:
                 f"{spec.path}@{spec.rope} needs a window; write {spec.path}@{spec.rope},target=128k"
             )
         check_extensible(config, spec.path, spec.target_len)
+    open_weights(spec.path, config).check_tied()
     return config
 
 

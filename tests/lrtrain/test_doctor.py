@@ -18,6 +18,7 @@ CHECKS = [
     "shards",
     "tokenizer",
     "architecture",
+    "weights",
     "memory",
     "RoPE after saving",
     "RoPE after loading",
@@ -124,10 +125,19 @@ def test_a_config_that_transformers_would_change_is_found(
     assert "already scaled" in found["architecture"][1]
 
 
-def test_ids_without_an_embedding(shards: Path, model: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_there_and_ids_without_an_embedding(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
     lacking = Path(shutil.copytree(model, tmp_path / "lacking"))
     tensors = load_file(lacking / "model.safetensors")
     few = tensors["model.embed_tokens.weight"][:900].clone()
+    del tensors["lm_head.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    found = findings(doctor(shards, lacking))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["weights"]
+    assert "lm_head.weight is not there" in found["weights"][1]
+    assert list(found) == CHECKS[:6]
+
     tensors |= {"model.embed_tokens.weight": few, "lm_head.weight": few.clone()}
     save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
     config = json.loads((lacking / "config.json").read_text())

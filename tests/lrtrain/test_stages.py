@@ -375,6 +375,24 @@ def _changed(model: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
     return folder
 
 
+def test_weights_that_are_not_there(shards: Path, model: Path, tmp_path: Path) -> None:
+    """Which transformers would draw at random."""
+    headless = _changed(model, tmp_path / "headless", **{"lm_head.weight": None})
+    message = _refused(shards, headless, tmp_path / "run")
+    assert f"{headless}: lm_head.weight is not there" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tied_model_with_an_output_embedding_of_its_own(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    own = _changed(model, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "set tie_word_embeddings to false" in _refused(shards, own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ids_without_an_embedding(shards: Path, model: Path, tmp_path: Path) -> None:
     names = ("model.embed_tokens.weight", "lm_head.weight")
     rows = {name: load_file(model / SINGLE)[name][:900].clone() for name in names}
