@@ -34,6 +34,7 @@ from lrtrain.model import (
     load_config,
     load_model,
     open_weights,
+    save_config,
 )
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
@@ -140,7 +141,7 @@ def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:
     config = load_config(model)
     set_rope(config, parse_rope(recipe.rope), shards.target_len)
     with tempfile.TemporaryDirectory() as scratch:
-        config.save_pretrained(scratch)
+        save_config(config, Path(scratch))
         check_saved(Path(scratch))
     return f"theta {config.rope_parameters['rope_theta']:.4g} comes back as it was written"
 

@@ -20,7 +20,7 @@ from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
-from lrtrain.rope import Rope, check_inv_freq, set_rope
+from lrtrain.rope import Rope, check_inv_freq, rope_of_transformers_4, set_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The architectures whose training step is tested against a dense reference."""
@@ -298,7 +298,15 @@ def _write_model(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder
     write_safetensors(folder / SINGLE, tensors, header)
     model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
     model.config.dtype = parameters[0][1].dtype
-    model.config.save_pretrained(folder)
+    save_config(model.config, folder)
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """Its RoPE in the words of transformers 4 too, which would take theta 10,000 without."""
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**written, **rope_of_transformers_4(config.rope_parameters)})
 
 
 def _write_generation_config(model: Any, source: str, out: Path, target_len: int | None) -> None:

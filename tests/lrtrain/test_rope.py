@@ -237,6 +237,23 @@ def test_a_config_that_keeps_theta_in_the_old_place_is_understood(
     )
 
 
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")])
+def test_transformers_4_turns_a_saved_model_the_same(
+    folders: dict[str, str], rope: Rope, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """It reads `rope_theta` and `rope_scaling`, and nothing of `rope_parameters`."""
+    model = load_model(folders["llama"], dtype=torch.float32, rope=rope, target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "saved", target_len=TARGET, card="")
+    written = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    del written["rope_parameters"]
+    assert written["rope_theta"] == _promised(rope, 8)["rope_theta"]
+    old = AutoConfig.for_model(**written)
+    assert old.rope_parameters == model.config.rope_parameters
+    turns = LlamaRotaryEmbedding(old)
+    torch.testing.assert_close(turns.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0)
+    assert turns.attention_scaling == model.model.rotary_emb.attention_scaling
+
+
 def test_a_folder_that_is_there_is_never_written_over(
     folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
