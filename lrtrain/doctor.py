@@ -142,7 +142,7 @@ def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:
     set_rope(config, parse_rope(recipe.rope), shards.target_len)
     with tempfile.TemporaryDirectory() as scratch:
         save_config(config, Path(scratch))
-        check_saved(Path(scratch))
+        check_saved(Path(scratch), config)
     return f"theta {config.rope_parameters['rope_theta']:.4g} comes back as it was written"
 
 

@@ -50,7 +50,7 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         copy_tokenizer(tuned, partial, None)
         card = _card(base, tuned, weight)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        check_saved(partial)
+        check_saved(partial, configs[1])
 
 
 def _header(weights: Weights, names: list[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

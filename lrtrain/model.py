@@ -278,7 +278,7 @@ def save_model(
                 _write_generation_config(model, tokenizer_from, partial, target_len)
                 copy_tokenizer(tokenizer_from, partial, target_len)
                 write_text(partial / "README.md", card)
-                check_saved(partial)
+                check_saved(partial, model.config)
         finally:
             deque(tensors, maxlen=0)  # all ranks give theirs, whatever becomes of it
 
@@ -351,17 +351,21 @@ def copy_tokenizer(source: str, out: Path, target_len: int | None) -> None:
         write_json(settings, {**config, "model_max_length": target_len})
 
 
-def check_saved(folder: Path) -> None:
-    """The rotary frequencies that plain transformers makes of a saved config."""
+def check_saved(folder: Path, wanted: Any) -> None:
+    """The RoPE and window that plain transformers makes of a saved config: those of `wanted`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kept = config.rope_parameters
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config)
     embedding = type(shell.model.rotary_emb)(config)  # on meta it has no numbers: make it again
-    if config.rope_parameters != kept:
-        raise LongRecipeError(f"{folder}: transformers changed rope_parameters on loading")
+    for name in ("rope_parameters", "max_position_embeddings"):
+        meant, found = getattr(wanted, name), getattr(config, name)
+        if found != meant:
+            raise LongRecipeError(
+                f"{folder}: transformers reads {name} {found} where {meant} was to be saved; "
+                "report it with its version"
+            )
     check_inv_freq(_Rotary(config, embedding))
 
 

@@ -72,6 +72,8 @@ def set_rope(config: Any, rope: Rope, target_len: int) -> None:
         parameters["rope_type"] = "yarn"
         parameters["factor"] = target_len / original
         parameters["original_max_position_embeddings"] = original
+        if hasattr(config, "original_max_position_embeddings"):  # transformers believes it first
+            config.original_max_position_embeddings = original
     config.rope_parameters = parameters
     config.max_position_embeddings = target_len
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+import lrtrain.doctor
 from lrtrain import attention, plan
 from lrtrain.attention_backends import sdpa
 from lrtrain.cli import main
@@ -145,6 +146,21 @@ def test_weights_that_are_not_there_and_ids_without_an_embedding(
     found = findings(doctor(shards, lacking))
     assert [check for check, (ok, _) in found.items() if not ok] == ["tokenizer"]
     assert "has 900 embeddings but its tokenizer" in found["tokenizer"][1]
+
+
+def test_a_theta_that_does_not_come_back_is_found(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(config: Any, folder: Path) -> None:
+        config.save_pretrained(folder)
+        path = folder / "config.json"
+        written = json.loads(path.read_text())
+        del written["rope_parameters"]
+        path.write_text(json.dumps(written))
+
+    monkeypatch.setattr(lrtrain.doctor, "save_config", lost)
+    found = findings(doctor(shards, model))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after saving"]
 
 
 def test_attention_that_is_wrong_fails_alone(
