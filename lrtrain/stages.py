@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -45,9 +45,11 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
+    model_fingerprint,
     open_weights,
     save_model,
 )
+from lrtrain.model_files import model_folder
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
@@ -267,25 +269,33 @@ def _check_weights(shards: Shards, weights: str) -> None:
 
 def _claim(opened: Run) -> None:
     """Write recipe.json, or compare with the one that is there."""
-    shards = opened.shards
+    out, shards = opened.out, opened.shards
     wanted = {
         **opened.recipe.as_json(),
         "model": opened.model,
         "shards": [entry.sha256 for entry in shards.manifest.files],
     }
-    path = opened.out / "recipe.json"
+    path, there = out / "recipe.json", dict[str, Any]()
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        found = differences(*({**one, **_OF_NO_MATTER} for one in (there, wanted)))
-        if found:
-            raise LongRecipeError(
-                f"{opened.out} holds another run ({found[0]}); choose another --out"
-            )
-    elif opened.out.exists() and any(
-        not entry.name.startswith(".recipe.json.") for entry in opened.out.iterdir()
+        of_no_matter = {**_OF_NO_MATTER, "model_sha256": None, "shards": None}
+        for found in differences(*({**one, **of_no_matter} for one in (there, wanted))):
+            _refuse_another(out, found)
+        if there.get("shards") != wanted["shards"]:
+            _refuse_another(out, f"it trains on other shards than those in {shards.where}")
+    elif out.exists() and any(
+        not entry.name.startswith(".recipe.json.") for entry in out.iterdir()
     ):
-        raise LongRecipeError(f"{opened.out} is not an empty folder; choose another --out")
-    write_json(path, wanted)
+        raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
+    # Of what is there, whatever a hub calls it. Runs of before this was written have none.
+    weights = model_fingerprint(str(model_folder(opened.model)))
+    if there.get("model_sha256", weights) != weights:
+        _refuse_another(out, f"{opened.model} had other weights or another config when it began")
+    write_json(path, {**wanted, "model_sha256": weights})
+
+
+def _refuse_another(out: Path, why: str) -> NoReturn:
+    raise LongRecipeError(f"{out} holds another run ({why}); choose another --out")
 
 
 def _train(opened: Run, name: str) -> None:

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import shutil
 import weakref
 from dataclasses import replace
@@ -25,6 +26,7 @@ from lrtrain import attention, attention_backends, loop, stages
 from lrtrain.cli import main
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.metrics import read_metrics
+from lrtrain.model import model_fingerprint
 from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
@@ -450,6 +452,60 @@ def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path:
 def test_another_run_in_the_folder(shards: Path, model: Path, done: Path) -> None:
     with pytest.raises(LongRecipeError, match="another run"):
         run(shards, str(model), done, replace(RECIPE, lr=1e-4), lambda _: None)
+
+
+def test_other_shards_are_said_in_words(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Not in the hashes of hundreds of files."""
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    manifest = read_manifest(other)
+    kept = [entry for entry in manifest.files if entry.kind != "holdout"]
+    write_manifest(other, replace(manifest, files=kept))
+    with pytest.raises(LongRecipeError, match=f"on other shards than those in {other}") as problem:
+        run(other, str(model), done, RECIPE, lambda _: None)
+    assert not re.search("[0-9a-f]{64}", str(problem.value))
+
+
+def test_another_base_under_the_same_name(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """With it a merge would average a model that was never extended."""
+    base, out = Path(shutil.copytree(model, tmp_path / "base")), tmp_path / "run"
+    extend, merge = (replace(RECIPE, stages=(stage,), steps=1) for stage in ("extend", "merge"))
+    run(shards, str(base), out, extend, lambda _: None)
+    sha256 = json.loads((out / "recipe.json").read_text())["model_sha256"]
+    assert sha256 == model_fingerprint(str(base))
+    tensors = load_file(base / SINGLE)
+    before = (base / SINGLE).read_bytes()
+    save_file({**tensors, "lm_head.weight": -tensors["lm_head.weight"]}, base / SINGLE)
+    with pytest.raises(LongRecipeError, match=f"{base} had other weights or another config"):
+        run(shards, str(base), out, merge, lambda _: None)
+    assert not (out / "merged").exists()
+    (base / SINGLE).write_bytes(before)
+    run(shards, str(base), out, merge, lambda _: None)
+
+
+def test_a_run_of_before_its_weights_were_recorded_goes_on(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    recipe = json.loads((out / "recipe.json").read_text())
+    sha256 = recipe.pop("model_sha256")
+    (out / "recipe.json").write_text(json.dumps(recipe))
+    run(shards, str(model), out, RECIPE, lambda _: None)
+    assert json.loads((out / "recipe.json").read_text())["model_sha256"] == sha256
+
+
+def test_the_options_of_a_run_are_those_of_its_recipe(
+    shards: Path, done: Path, tmp_path: Path
+) -> None:
+    """Which holds hashes beside them."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    words = ("run", shards, "--config", out / "recipe.json", "--out", out)
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert (out / "recipe.json").read_text() == (done / "recipe.json").read_text()
 
 
 def test_a_folder_with_other_things(shards: Path, model: Path, tmp_path: Path) -> None:
