@@ -65,6 +65,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], bool]:
         raise LongRecipeError(f"{path} does not hold options; write lines like target-len: 128k")
     if isinstance(raw.get("shards"), list):  # a run's recipe.json: hashes, no folder
         del raw["shards"]
+        raw.pop("model_sha256", None)
         stored = True
     return raw, stored
 

@@ -388,8 +388,8 @@ def doctor(shards: Path | str, model: str, as_json: bool, **options: Any) -> Non
     """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
 
     Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
-    tokenizer; shards; the loss in chunks; memory, with the options of your run. A line each, with
-    what to do where one fails.
+    tokenizer; weights; shards; the loss in chunks; memory, with the options of your run. A line
+    each, with what to do where one fails.
     """
     from lrtrain.doctor import examine
     from lrtrain.recipe import TrainRecipe

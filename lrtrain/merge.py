@@ -32,6 +32,8 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for folder, config in zip((base_folder, tuned_folder), configs, strict=True)
     )
     _compare_shapes(base, one, tuned, other)
+    for weights in (one, other):
+        weights.check_tied()
     with appearing(out) as partial:
         names = other.names()
         with progress("merging", len(names)) as task:
@@ -45,10 +47,10 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for name in ("config.json", "generation_config.json"):
             if (tuned_folder / name).exists():
                 (partial / name).write_bytes((tuned_folder / name).read_bytes())
-        copy_tokenizer(str(tuned_folder), partial, None)
+        copy_tokenizer(tuned, partial, None)
         card = _card(base, tuned, weight)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        check_saved(partial)
+        check_saved(partial, configs[1])
 
 
 def _header(weights: Weights, names: list[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -6,6 +6,7 @@ and the frequencies that the model really uses are compared with our own computa
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,8 +72,17 @@ def set_rope(config: Any, rope: Rope, target_len: int) -> None:
         parameters["rope_type"] = "yarn"
         parameters["factor"] = target_len / original
         parameters["original_max_position_embeddings"] = original
+        if hasattr(config, "original_max_position_embeddings"):  # transformers believes it first
+            config.original_max_position_embeddings = original
     config.rope_parameters = parameters
     config.max_position_embeddings = target_len
+
+
+def rope_of_transformers_4(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` as configs had it before transformers 5, which reads the same from it."""
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    old = {"rope_theta": parameters["rope_theta"]}
+    return old if scaling["rope_type"] == "default" else {**old, "rope_scaling": scaling}
 
 
 def expected_inv_freq(config: Any) -> tuple[torch.Tensor, float]:

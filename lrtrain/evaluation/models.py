@@ -88,18 +88,15 @@ class OpenModel:
         Raises LongRecipeError where some are missing or do not fit the config or the tokenizer, or
         were written after the model was opened.
         """
+        from lrtrain.model import check_vocabulary
+
         spec, tokenizer = self.spec, self.tokenizer
         model = _load_weights(spec, self.config, self.dtype)
         if _written(spec) != self.written:
             raise LongRecipeError(
                 f"{spec.path} was written anew since the evaluation began; start it again"
             )
-        rows = model.get_input_embeddings().weight.shape[0]
-        if tokenizer.vocab_size > rows:
-            raise LongRecipeError(
-                f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
-                "put the tokenizer there that it was trained with"
-            )
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], spec.path)
         parameters = getattr(self.config, "rope_parameters", None) or {}
         return LoadedModel(
             spec=spec,

@@ -16,9 +16,11 @@ from lrtrain.model import (
     automatic_dtype,
     check_architecture,
     check_extensible,
+    check_vocabulary,
     choose_device,
     load_config,
     load_model,
+    open_weights,
 )
 from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
@@ -162,6 +164,7 @@ def _config(spec: ModelSpec) -> Any:
                 f"{spec.path}@{spec.rope} needs a window; write {spec.path}@{spec.rope},target=128k"
             )
         check_extensible(config, spec.path, spec.target_len)
+    open_weights(spec.path, config).check_tied()
     return config
 
 
@@ -169,11 +172,7 @@ def _tokenizer(specs: list[ModelSpec], configs: list[Any], eot: str | None) -> T
     """The models' tokenizer; both must have the same, and an embedding for each of its ids."""
     found = [Tokenizer.load(spec.path, eot=eot) for spec in specs]
     for spec, config, tokenizer in zip(specs, configs, found, strict=True):
-        if tokenizer.vocab_size > config.vocab_size:
-            raise LongRecipeError(
-                f"{spec.path} has {config.vocab_size} embeddings but its tokenizer "
-                f"{tokenizer.vocab_size} ids; put the tokenizer there that it was trained with"
-            )
+        check_vocabulary(tokenizer, config.vocab_size, spec.path)
     if found[0].fingerprint != found[-1].fingerprint:
         raise LongRecipeError(
             f"{specs[0].path} and {specs[-1].path} have different tokenizers; their scores of a "

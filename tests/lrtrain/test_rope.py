@@ -1,6 +1,7 @@
 """The frequencies a model turns by are those its config promises, before and after saving."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lrdata.errors import LongRecipeError
-from lrtrain.model import load_model, save_model
+from lrtrain.model import check_saved, load_model, save_config, save_model
 from lrtrain.rope import (
     Rope,
     check_inv_freq,
@@ -199,6 +200,7 @@ def test_saved_and_reloaded_in_plain_transformers_it_is_the_same_model(
     config = AutoConfig.from_pretrained(out)
     promised = _promised(rope, 12 if family == "qwen3" else 8)
     assert {key: config.rope_parameters[key] for key in promised} == promised
+    assert config.rope_parameters == model.config.rope_parameters
     assert config.max_position_embeddings == TARGET
     assert AutoTokenizer.from_pretrained(out).model_max_length == TARGET
     assert (out / "README.md").read_text(encoding="utf-8") == "# A card\n"
@@ -235,6 +237,65 @@ def test_a_config_that_keeps_theta_in_the_old_place_is_understood(
     torch.testing.assert_close(
         plain.model.rotary_emb.inv_freq.double(), expected, rtol=1e-5, atol=0
     )
+
+
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")])
+def test_transformers_4_turns_a_saved_model_the_same(
+    folders: dict[str, str], rope: Rope, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """It reads `rope_theta` and `rope_scaling`, and nothing of `rope_parameters`."""
+    model = load_model(folders["llama"], dtype=torch.float32, rope=rope, target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "saved", target_len=TARGET, card="")
+    written = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    del written["rope_parameters"]
+    assert written["rope_theta"] == _promised(rope, 8)["rope_theta"]
+    old = AutoConfig.for_model(**written)
+    assert old.rope_parameters == model.config.rope_parameters
+    turns = LlamaRotaryEmbedding(old)
+    torch.testing.assert_close(turns.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0)
+    assert turns.attention_scaling == model.model.rotary_emb.attention_scaling
+
+
+def test_yarn_starts_from_the_window_that_the_model_has(
+    folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Not from another that its config names beside, which transformers takes when it loads."""
+    base = Path(shutil.copytree(folders["llama"], tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["original_max_position_embeddings"] = WINDOW // 2
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_model(str(base), dtype=torch.float32, rope=Rope("yarn"), target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "new", target_len=TARGET, card="")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    assert plain.config.rope_parameters["original_max_position_embeddings"] == WINDOW
+    torch.testing.assert_close(
+        plain.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rope_parameters": None, "rope_theta": None}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}, "rope_parameters"),
+        ({"max_position_embeddings": WINDOW}, "max_position_embeddings 64 where 512"),
+    ],
+    ids=["theta lost", "another theta", "another window"],
+)
+def test_a_saved_config_that_says_something_else_is_refused(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Though it agrees with itself."""
+    config = tiny_config("llama")
+    set_rope(config, Rope("auto"), TARGET)
+    save_config(config, tmp_path)
+    check_saved(tmp_path, config)
+    path = tmp_path / "config.json"
+    written = {**json.loads(path.read_text(encoding="utf-8")), **change}
+    kept = {name: value for name, value in written.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(LongRecipeError, match=f"transformers reads {named}"):
+        check_saved(tmp_path, config)
 
 
 def test_a_folder_that_is_there_is_never_written_over(
