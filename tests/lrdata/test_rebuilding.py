@@ -91,10 +91,27 @@ def test_what_is_there_is_not_taken_for_rebuilt(data: Path, moved: Path) -> None
     for out in (copy, moved / "published"):
         with pytest.raises(LongRecipeError, match="holds a dataset already"):
             rebuild(moved / "published", out, root=moved)
+
+
+def test_an_interrupted_rebuild_of_a_retargeted_dataset_goes_on(
+    data: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it had built, for the window of the build."""
     retarget(data / "shards", 1024, moved / "wide")
-    shutil.copytree(copy, moved / ".again.rebuild")
-    with pytest.raises(LongRecipeError, match="holds a dataset already"):
-        rebuild(moved / "wide", moved / "again", root=moved)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("lrdata.rebuilding.retarget", "lrdata.retargeting._publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            with pytest.raises(KeyboardInterrupt):
+                rebuild(moved / "wide", moved / "again", root=moved, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._build", lambda *_: pytest.fail("it is built anew"))
+        assert rebuild(moved / "wide", moved / "again", root=moved, workers=1).equal
+    assert content(moved / "again") == content(moved / "wide")
+    assert not list(moved.glob(".again*"))
 
 
 def test_a_part_is_rebuilt_as_the_whole(data: Path, moved: Path) -> None:
