@@ -1,6 +1,7 @@
 """Every option of a build, in one frozen dataclass."""
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -160,7 +161,8 @@ class BuildRecipe:
         for name in ("corpora", "replay"):
             values[name] = [last_part(path) for path in values[name]]
         values["tokenizer"] = portable_name(self.tokenizer)
-        values["impact"] = ":".join(last_part(part) for part in self.impact.split(":"))
+        kind, colon, value = self.impact.partition(":")
+        values["impact"] = f"{kind}{colon}{PurePath(value).name}"
         values["weights"] = dict(self.weights)
         values["licences"] = dict(self.licences)
         return values
@@ -178,13 +180,16 @@ def portable_name(tokenizer: str) -> str:
     """A hub id as it is; of a path only its last part."""
     path = PurePath(tokenizer)
     looks_local = path.is_absolute() or tokenizer.startswith((".", "~")) or len(path.parts) != 2
-    return last_part(tokenizer) if looks_local else tokenizer
+    return path.name if looks_local else tokenizer
 
 
 def last_part(path: str) -> str:
-    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`."""
+    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`. As in `lrdata.corpus`, a
+    path that is there is no glob, whatever characters it has."""
     if remote.is_remote(path):
         return remote.last_part(path)
+    if os.path.lexists(os.path.expanduser(path)):
+        return PurePath(path).name
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1

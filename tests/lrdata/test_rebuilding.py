@@ -114,6 +114,26 @@ def test_an_interrupted_rebuild_of_a_retargeted_dataset_goes_on(
     assert not list(moved.glob(".again*"))
 
 
+def test_a_path_that_is_there_is_no_glob(data: Path, tmp_path: Path) -> None:
+    """Whatever characters it has: of it only the last part is published, as of any other."""
+    made = []
+    for parent in (tmp_path / "se[cr]et", tmp_path / "hid*den?"):
+        shutil.copytree(data / "books", parent / "books")
+        shutil.copy(data / "chat.jsonl", parent / "[chat].jsonl")
+        shutil.copytree(data / "tiny", parent / "tiny")
+        recipe = BuildRecipe(
+            (str(parent / "books"),),
+            str(parent / "tiny"),
+            512,
+            replay=(str(parent / "[chat].jsonl"),),
+        )
+        build(recipe, parent / "shards", workers=1)
+        made.append(content(parent / "shards"))
+        assert rebuild(parent / "shards", parent / "again", root=parent, workers=1).equal
+    assert made[0] == made[1]
+    assert not any(name in data for data in made[0].values() for name in (b"se[cr]et", b"hid"))
+
+
 def test_a_part_is_rebuilt_as_the_whole(data: Path, moved: Path) -> None:
     part = pull(data / "shards", moved / "part", only=["extend"])
     found = compare(read_manifest(data / "shards"), part)
