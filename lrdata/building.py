@@ -336,9 +336,7 @@ def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | No
         return None
     manifest = read_manifest(out)
     refuse_other(out, _identity_of(manifest, sources), sources.identity(recipe))
-    staging = Staging(out)
-    if staging.folder.exists():  # killed when all was done but this
-        staging.remove()
+    Staging(out).remove_rest()
     return manifest
 
 

@@ -234,6 +234,46 @@ def test_units_of_another_version_are_not_joined(
     assert build(recipe, out, workers=1) == manifest
 
 
+def test_units_that_another_build_still_writes_are_not_taken(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker does on another machine that does not know that its build was overwritten."""
+    out, before = tmp_path / "shards", dict[int, Job]()
+
+    def noted(job: Job) -> Receipt:
+        before[job.unit.index] = job
+        return build_unit(job)
+
+    def late(job: Job) -> Receipt:
+        build_unit(before[job.unit.index])
+        return build_unit(job)
+
+    other = replace(recipe, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building.build_unit", noted)
+        stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
+        patch.setattr("lrdata.building.build_unit", late)
+        build(other, out, workers=1, overwrite=True)
+    build(other, tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
+    build_unit(before[0])  # later still
+    build(other, out, workers=1)
+    assert content(out) == content(tmp_path / "alone")
+
+
+def test_an_unfinished_build_of_before_units_had_a_folder_is_refused(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
+    path = out / ".build" / "recipe.json"
+    there = json.loads(path.read_text())
+    path.write_text(json.dumps({name: there[name] for name in there if "layout" not in name}))
+    with pytest.raises(LongRecipeError, match=r"another build \(layout of \.build.*--overwrite"):
+        build(recipe, out, workers=1)
+    assert build(recipe, out, workers=1, overwrite=True) == read_manifest(out)
+
+
 def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> None:
     before = content(built)
     times = {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
