@@ -14,6 +14,7 @@ is complete; the staging folder goes after it.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lrdata.atomic import clear, fsync, locked, remove_partials, write_json, write_text
+from lrdata.atomic import (
+    LOCK,
+    clear,
+    fsync,
+    locked,
+    remove_partials,
+    write_json,
+    write_text,
+)
 from lrdata.errors import LongRecipeError
 from lrdata.layout import CARD, FOLDERS, is_ours, is_partial
 from lrdata.manifest import (
@@ -38,6 +47,7 @@ from lrdata.report.croissant import croissant
 
 STAGING = ".build"
 _RECIPE, _PUBLISH = "recipe.json", "publish.json"
+_UNITS = re.compile(r"units-[0-9a-f]{16}")
 _LAYOUT = {f"layout of {STAGING}": 2}
 """In every recipe.json, which no other program's has. Before it units lay beside the recipe."""
 
@@ -93,8 +103,25 @@ class Staging:
         ours = isinstance(raw, dict) and raw.keys() & {"version of longrecipe", *_LAYOUT}
         return raw if ours else None
 
+    def is_foreign(self) -> bool:
+        """Whether another program has a folder of this name: it holds what no build leaves."""
+        try:
+            found = list(self.root.iterdir())
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+        return self._recipe() is None and any(
+            path.name != LOCK and not is_partial(path) and not _UNITS.fullmatch(path.name)
+            for path in found
+        )
+
     def _refuse_foreign(self, overwrite: bool) -> None:
         """The recipe in the staging folder says that what is beside it is ours."""
+        if self.is_foreign():
+            raise LongRecipeError(
+                f"{self.root} is another program's; choose another --out, or move it away"
+            )
         others = self.out.exists() and any(path.name != STAGING for path in self.out.iterdir())
         if overwrite and (self.out / MANIFEST).exists():
             read_manifest(self.out)  # another program's stays, with all that is there
@@ -152,7 +179,7 @@ class Staging:
 
     def remove_rest(self) -> None:
         """Remove what a build that was killed when all was done but this left of the folder."""
-        if self.root.exists():
+        if self.root.exists() and not self.is_foreign():
             with suppress(LongRecipeError), locked(self.root, self.out):  # who has it removes it
                 clear(self.root)
 
