@@ -231,8 +231,12 @@ def _units_name(identity: dict[str, Any]) -> str:
 
 
 def _remove_ours(out: Path, folder: Path) -> None:
-    """Remove a folder of a dataset, but for what a person put into it."""
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    """Remove a folder of a dataset, but for what a person put into it. Where it is a link, that
+    alone: what it leads to lies elsewhere, and may be of another dataset."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     ours = [path for path in files if is_partial(path) or is_ours(path.relative_to(out).as_posix())]
     if len(ours) == len(files) and folder.is_dir():
         shutil.rmtree(folder)

@@ -323,6 +323,25 @@ def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
 
 
+def test_overwrite_where_a_folder_of_it_was_moved_to_another_disk(
+    recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """The link goes; what it leads to lies elsewhere and stays."""
+    out, disk = tmp_path / "shards", tmp_path / "disk"
+    build(recipe, out, workers=1)
+    before = content(out / "extend")
+    (out / "extend").rename(disk)
+    (out / "extend").symlink_to(disk)
+    (out / "replay" / "notes").symlink_to(disk)
+    build(replace(recipe, seed=1), out, workers=1, overwrite=True)
+    assert not (out / "extend").is_symlink()
+    assert (out / "replay" / "notes").is_symlink()
+    assert content(disk) == before
+    (out / "replay" / "notes").unlink()
+    build(replace(recipe, seed=1), tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"corpora": ("nowhere",)}, {"replay": ("nowhere",)}, {"tokenizer": "./nope"}, {"eot": "<fin>"}]
