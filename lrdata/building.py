@@ -31,6 +31,7 @@ from lrdata.manifest import (
     SourceEntry,
     TokenizerEntry,
     read_manifest,
+    safe_path,
 )
 from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
@@ -331,11 +332,24 @@ def _refuse_unlike(sources: Sources, like: Manifest) -> None:
 
 
 def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | None:
-    """The manifest of an equal build that is already there; an error for any other."""
+    """The manifest of an equal build that is already there; an error for any other, and for one
+    whose files are not all there. They are not hashed: that is for `lrdata verify`."""
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
     refuse_other(out, _identity_of(manifest, sources), sources.identity(recipe))
+    if manifest.left_out:
+        raise LongRecipeError(
+            f"{out} is a part of this dataset, without {manifest.left_out[0].path}; choose another "
+            "--out for the whole, or --overwrite"
+        )
+    for entry in manifest.files:
+        file = safe_path(out, entry.path)
+        if not file.is_file() or file.stat().st_size != entry.bytes:
+            raise LongRecipeError(
+                f"{file} is missing, or not as it was built; put it back, or build again with "
+                "--overwrite"
+            )
     Staging(out).remove_rest()
     return manifest
 

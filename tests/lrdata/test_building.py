@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lrdata.building import build
 from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.hub import pull
 from lrdata.manifest import Manifest, read_manifest
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
@@ -280,6 +282,29 @@ def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> Non
     build(recipe, built, workers=1)
     assert content(built) == before
     assert times == {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
+
+
+def test_a_finished_build_that_lost_a_file_is_not_complete(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    out = shutil.copytree(built, tmp_path / "shards")
+    shard = out / read_manifest(out).files[1].path
+    for spoil in (lambda: os.truncate(shard, shard.stat().st_size - 1), shard.unlink):
+        spoil()
+        with pytest.raises(LongRecipeError, match=rf"{shard} is missing, .* --overwrite"):
+            build(recipe, out, workers=1)
+    build(recipe, out, workers=1, overwrite=True)
+    assert content(out) == content(built)
+
+
+def test_a_part_of_a_build_is_not_complete(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    pull(built, tmp_path / "part", only=["extend"])
+    before = content(tmp_path / "part")
+    with pytest.raises(LongRecipeError, match=r"part of this dataset, without (replay|holdout)/"):
+        build(recipe, tmp_path / "part", workers=1)
+    assert content(tmp_path / "part") == before
 
 
 def test_another_recipe_in_the_same_folder_is_refused_by_name(
