@@ -9,7 +9,7 @@ goes on from there (`lrdata.staging`).
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ class Sources:
 
     @classmethod
     def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
-        """Find the files, and hash them while the tokenizer is loaded."""
+        """Find the files, and hash them while the tokenizer is loaded: until that has failed."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         impact = impact_sha256(recipe.impact)
@@ -73,9 +73,13 @@ class Sources:
             timing.start = time.perf_counter() - began
             return described
 
+        def check() -> None:
+            if loading.done():
+                loading.result()
+
         with ThreadPoolExecutor(1) as beside:
             loading = beside.submit(tokenizer)
-            entries = _hash_sources(recipe, [*files, *replay_files], workers)
+            entries = _hash_sources(recipe, [*files, *replay_files], workers, check)
             entry, chat = loading.result()
             return cls(files, replay_files, entries, entry, impact, chat)
 
@@ -265,10 +269,14 @@ def _refuse_too_many(files: Sequence[SourceFile]) -> None:
         )
 
 
-def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) -> list[SourceEntry]:
+def _hash_sources(
+    recipe: BuildRecipe, files: list[SourceFile], workers: int, check: Callable[[], object]
+) -> list[SourceEntry]:
+    """check: raises when there is no use for them any more."""
     with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
         entries = []
-        for file, digest in zip(files, pool.map(source_hash, files), strict=True):
+        digests = pool.map(lambda file: source_hash(file, check), files)
+        for file, digest in zip(files, digests, strict=True):
             licence = recipe.licences.get(file.source)
             entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
             task.advance()

@@ -30,6 +30,7 @@ from lrdata.shards import Row
 from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
 from tests.fetch import fetch
+from tests.lrdata import build_runs
 
 TARGET = 1024
 
@@ -655,6 +656,19 @@ def test_bad_input_is_one_clear_line(
     assert line in errors[0]
     if case != "replay too short":  # its units are done: the same command with more text goes on
         assert not out.exists()
+
+
+def test_a_wrong_tokenizer_is_said_before_a_long_corpus_is_hashed(tmp_path: Path) -> None:
+    corpus = tmp_path / "long.jsonl"
+    with open(corpus, "wb") as stream:
+        stream.truncate(2**42)  # hours
+    for workers in ("1", "2"):
+        options = ("--target-len", "1k", "--workers", workers)
+        arguments = build_runs.command([corpus], tmp_path / "out", tmp_path / "nope", *options)
+        done = build_runs.run(arguments)
+        (line,) = build_runs.error_lines(done.stderr)
+        assert (done.returncode, "nope" in line) == (1, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
