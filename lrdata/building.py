@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lrdata.atomic import locked
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
@@ -37,7 +38,7 @@ from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
 from lrdata.replay import build_replay
 from lrdata.shards import KINDS, LSD_FIELD
-from lrdata.staging import Staging, refuse_other
+from lrdata.staging import Staging, refuse_other, relicensed, restate
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
 
@@ -59,13 +60,22 @@ class Sources:
     """sha256 of what the chat template of replay puts around a record."""
 
     @classmethod
-    def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
+    def open(
+        cls,
+        recipe: BuildRecipe,
+        crew: Crew,
+        workers: int,
+        timing: Timing,
+        like: Manifest | None = None,
+    ) -> "Sources":
         """Find the files, and hash them while the tokenizer is loaded: until that has failed."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
         _refuse_too_many([*files, *replay_files])
+        if like is None:  # else they are what they were
+            recipe.refuse_unknown_sources(files, replay_files)
 
         def tokenizer() -> tuple[TokenizerEntry, str | None]:
             began = time.perf_counter()
@@ -128,7 +138,7 @@ def build(
     units_engine = open_engine(engine)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
-        sources = Sources.open(recipe, crew, workers, timing)
+        sources = Sources.open(recipe, crew, workers, timing, like)
         if like is not None:
             _refuse_unlike(sources, like)
         finished = None if overwrite else _finished(out, recipe, sources)
@@ -148,7 +158,10 @@ def _build(
     published = staging.published()
     if published is not None:
         refuse_other(staging.out, _identity_of(published, sources), sources.identity(recipe))
-        return published, []
+        stated = relicensed(published, recipe.licences)
+        if stated != published:
+            restate(staging.out, published, stated)
+        return stated, []
     try:
         jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
         receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
@@ -290,8 +303,9 @@ def _identity(
     impact: str | None,
     chat: str | None,
 ) -> dict[str, Any]:
+    """Without the licences, which may be stated later."""
     return {
-        **options,
+        **{name: value for name, value in options.items() if name != "licences"},
         **tokenizer.identity(),
         "tokenizer's chat template": chat,
         "impact's sha256": impact,
@@ -358,8 +372,12 @@ def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | No
                 f"{file} is missing, or not as it was built; put it back, or build again with "
                 "--overwrite"
             )
-    Staging(out).remove_rest()
-    return manifest
+    staging, stated = Staging(out), relicensed(manifest, recipe.licences)
+    staging.remove_rest()
+    if stated != manifest:
+        with locked(staging.root, out):
+            restate(out, manifest, stated)
+    return stated
 
 
 def _final_names(entries: list[FileEntry]) -> list[FileEntry]:

@@ -2,17 +2,20 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lrdata import remote
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
 from lrdata.sizes import parse_count
 from lrdata.typed_json import LONGEST_TEXT, fits
+
+if TYPE_CHECKING:
+    from lrdata.corpus import SourceFile
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -155,6 +158,16 @@ class BuildRecipe:
                     f"bits and whose texts up to {LONGEST_TEXT:,} characters; choose another"
                 )
 
+    def refuse_unknown_sources(
+        self, files: Iterable["SourceFile"], replay_files: Iterable["SourceFile"]
+    ) -> None:
+        """Raise LongRecipeError for a licence or a weight of a source that is not there: the one
+        that was meant would go without. By source_field records name sources of their own."""
+        there = {file.source for file in files}
+        if self.source_field is None:
+            _refuse_unknown("--weight", self.weights, there)
+        _refuse_unknown("--license", self.licences, there | {file.source for file in replay_files})
+
     def portable(self) -> dict[str, Any]:
         """The recipe as JSON without the folders of this machine: what the manifest stores."""
         values = asdict(self)
@@ -166,6 +179,15 @@ class BuildRecipe:
         values["weights"] = dict(self.weights)
         values["licences"] = dict(self.licences)
         return values
+
+
+def _refuse_unknown(option: str, given: Mapping[str, object], known: Collection[str]) -> None:
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    for name in sorted(given.keys() - known):
+        raise LongRecipeError(
+            f"{option} {name}={given[name]}: there is no source {name}; name one of "
+            f"{', '.join(sorted(known)[:8])}{more}"
+        )
 
 
 def _returns(impact: str) -> int:

@@ -16,9 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from lrdata.atomic import (
     write_text,
 )
 from lrdata.errors import LongRecipeError
-from lrdata.layout import CARD, FOLDERS, is_ours, is_partial
+from lrdata.layout import CARD, FOLDERS, PICTURE, is_ours, is_partial
 from lrdata.manifest import (
     MANIFEST,
     FileEntry,
@@ -208,12 +208,35 @@ def _refuse_missing(file: Path, size: int | None) -> None:
         )
 
 
-def complete(out: Path, manifest: Manifest) -> None:
-    """Write the card, the catalogue entry and, last, the manifest of a dataset folder."""
+def complete(out: Path, manifest: Manifest, figure: str | None = None) -> None:
+    """Write the card, the catalogue entry and, last, the manifest of a dataset folder. figure: that
+    the card shows."""
     remove_partials(out)  # of a run that was killed here
-    write_text(out / "README.md", card(manifest))
+    write_text(out / "README.md", card(manifest, figure))
     write_json(out / "croissant.json", croissant(manifest))
     write_manifest(out, manifest)
+
+
+def relicensed(manifest: Manifest, licences: Mapping[str, str]) -> Manifest:
+    """The manifest with other licences, by source, on which no row depends."""
+    sources = [replace(entry, licence=licences.get(entry.source)) for entry in manifest.sources]
+    recipe = {**manifest.recipe, "licences": dict(licences)}
+    return replace(manifest, sources=sources, recipe=recipe)
+
+
+def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
+    """Complete a finished dataset anew with what is said of it now. For who has it `locked`. Raises
+    LongRecipeError where somebody has written into its card."""
+    path = out / CARD[0]
+    there = path.read_text(encoding="utf-8") if path.exists() else card(manifest)
+    both = (manifest, stated)  # the new one if this was killed before it wrote the manifest
+    cards = {card(each, figure): figure for each in both for figure in (None, PICTURE)}
+    if there not in cards:
+        raise LongRecipeError(
+            f"{path} is not as it was built, and would be written anew for other licences; move "
+            "it away first"
+        )
+    complete(out, stated, cards[there])
 
 
 def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:

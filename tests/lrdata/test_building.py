@@ -21,11 +21,14 @@ from lrdata.building import build
 from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
-from lrdata.hub import pull
+from lrdata.hub import pull, push
+from lrdata.layout import PICTURE
 from lrdata.manifest import Manifest, read_manifest
+from lrdata.plan import make_plan
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
 from lrdata.report.about import COLUMNS
+from lrdata.report.card import card
 from lrdata.shards import Row
 from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
@@ -459,6 +462,66 @@ def test_a_source_of_weight_0_is_not_used_at_all(
     assert (ledger.holdout_rows, ledger.held_out) == (expected.holdout_rows, expected.held_out)
     assert (ledger.rows, ledger.encoded) == (expected.rows, expected.encoded)
     assert ledger.holdout_rows < read_manifest(built).ledger.holdout_rows
+
+
+def test_weights_and_licences_are_of_sources_that_are_there(
+    recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    made = replace(recipe, holdout=0.0, max_rows=1)
+    for wrong, what in (
+        ({"weights": {"books/": 2.0}}, r"--weight books/=2\.0: .* one of books, short$"),
+        ({"licences": {"book": "mit"}}, r"--license book=mit: .* one of books, short$"),
+    ):
+        with pytest.raises(LongRecipeError, match=what):
+            build(replace(made, **wrong), tmp_path / "out", workers=1)
+        with pytest.raises(LongRecipeError, match=what):
+            make_plan(replace(made, **wrong))
+    assert not (tmp_path / "out").exists()
+    named = replace(made, source_field="id", weights={"a-3": 2.0}, licences={"books": "mit"})
+    build(named, tmp_path / "out", workers=1)
+
+
+def test_a_licence_can_be_stated_when_all_is_built(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the command that goes on with an unfinished build. No row depends on it."""
+    stated = replace(recipe, licences={"books": "mit", "short": "cc0-1.0"})
+    build(stated, tmp_path / "fresh", workers=1)
+    expected = content(tmp_path / "fresh")
+    for place in ("lrdata.building._manifest", "lrdata.staging.complete"):
+        out = tmp_path / place
+        stop_at(place, recipe, out, monkeypatch)
+        build(stated, out, workers=1)
+        assert content(out) == expected
+    out = shutil.copytree(built, tmp_path / "finished")
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    stop_at("lrdata.staging.write_manifest", stated, out, monkeypatch)
+    for _ in range(2):
+        assert build(stated, out, workers=1) == read_manifest(out)
+        assert content(out) == expected
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    push(out, tmp_path / "pushed")
+    build(recipe, out, workers=1)
+    assert content(out) == content(built)
+
+
+def test_a_licence_does_not_cost_what_is_in_the_card(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """The picture of the report stays; what a person wrote is not written over."""
+    out = shutil.copytree(built, tmp_path / "out")
+    path, stated = out / "README.md", replace(recipe, licences={"books": "mit"})
+    path.write_text(card(read_manifest(out), figure=PICTURE))
+    manifest = build(stated, out, workers=1)
+    assert path.read_text() == card(manifest, figure=PICTURE)
+    path.write_text(path.read_text() + "My own words.\n")
+    before = content(out)
+    with pytest.raises(LongRecipeError, match=r"README\.md is not as it was built.*move it away"):
+        build(recipe, out, workers=1)
+    assert content(out) == before
+    path.unlink()
+    manifest = build(recipe, out, workers=1)
+    assert path.read_text() == card(manifest)
 
 
 def test_short_documents_are_set_aside(corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
