@@ -102,7 +102,7 @@ _RECIPE = (
         "licence",
         multiple=True,
         metavar="SOURCE=ID",
-        help="A source's licence, for the dataset card; repeatable.",
+        help="A source's licence, for the dataset card; also when all is built; repeatable.",
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),

@@ -20,7 +20,7 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +35,8 @@ from lrdata.remote_io import shown
 
 UNIT_BYTES = 128 * 1024**2
 _LEAST_UNIT_BYTES, _MOST_UNIT_BYTES, _UNITS = 16 * 1024**2, 256 * 1024**2, 16
+
+_HASHED_BYTES = 1024**2
 
 COMPRESSION_RATIO = 3
 """What compressed text is taken to expand by when units are planned."""
@@ -134,16 +136,21 @@ def changed(file: SourceFile) -> bool:
     return not file.address and os.stat(file.path).st_size != file.size
 
 
-def source_hash(file: SourceFile) -> str:
+def source_hash(file: SourceFile, check: Callable[[], object] = lambda: None) -> str:
     """sha256 of the file's bytes as they lie on the disk, streamed.
 
     A remote file is not read for it: where its server tells no sha256, this is its version, which
-    has a colon in it (`etag:...`, `modified:...`, `git:...`, `size:...`).
+    has a colon in it (`etag:...`, `modified:...`, `git:...`, `size:...`). check: called for every
+    so many bytes; what it raises ends the work.
     """
     if file.address:
         return file.sha256 or file.version
-    with open(file.path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(_HASHED_BYTES)
+    with open(file.path, "rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+            check()
+    return digest.hexdigest()
 
 
 def find_files(corpora: Sequence[str]) -> list[SourceFile]:

@@ -130,7 +130,7 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
     workers = workers or os.cpu_count() or 1
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # as a build does
     files = find_files(recipe.corpora)
-    find_files(recipe.replay)
+    recipe.refuse_unknown_sources(files, find_files(recipe.replay))
     units = units_of(recipe, files)
     if not units:
         raise LongRecipeError(f"{', '.join(recipe.corpora)} holds no text; name other files")

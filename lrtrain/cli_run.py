@@ -11,7 +11,7 @@ import click
 from lrdata.cli_config import config_option
 from lrdata.cli_json import json_option, print_json
 from lrdata.errors import LongRecipeError
-from lrdata.sizes import Count
+from lrdata.sizes import Count, Speed
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
 from lrtrain.interrupt import end_after_the_first, speaks
 
@@ -303,11 +303,11 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
 @click.option("--gpus", type=Count(), default=1, show_default=True, help="How many.")
 @click.option("--gpus-per-host", type=Count(), default=8, show_default=True)
 @click.option(
-    "--link", type=Count(), help="Bytes a second among GPUs of a host.  [default: 350GB, NVLink]"
+    "--link", type=Speed(), help="Bytes a second among GPUs of a host.  [default: 350GB, NVLink]"
 )
 @click.option(
     "--network",
-    type=Count(),
+    type=Speed(),
     help="The same to other hosts, for each.  [default: 40GB, 400 Gbit/s]",
 )
 @click.option(

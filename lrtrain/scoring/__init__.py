@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrdata.atomic import locked, replacing, write_json
+from lrdata.atomic import locked, remove_partials, replacing, write_json
 from lrdata.corpus import source_hash
 from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
@@ -72,8 +72,8 @@ def score(recipe: ScoreRecipe, out: Path, say: Say = print) -> Scores:
     ours = not out.exists() or (staging / _IDENTITY).exists()
     if not ours and (not out.is_dir() or any(path.name != _STAGING for path in out.iterdir())):
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
-    staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
+        remove_partials(staging)  # of a run that was killed
         windows = _sample(plan, staging, out, identity, say)
         say(plan.describe(windows))
         _read_all(plan, windows, staging)
@@ -211,8 +211,7 @@ def _publish(
     identity: dict[str, Any],
 ) -> None:
     """Write the files of the folder, the manifest last."""
-    for partial in out.glob(".*.partial"):  # of a run that was killed here
-        partial.unlink()
+    remove_partials(out)  # of a run that was killed here
     scored = _scored(plan, windows, staging)
     measured = write_windows(out / SCORES, plan.recipe.method, scored)
     write_vocabulary(out / VOCABULARY, plan.tokenizer.token_bytes, plan.tokenizer.special)

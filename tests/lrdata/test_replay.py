@@ -60,7 +60,7 @@ def test_what_replay_rejected_in_an_earlier_run_is_not_published(
         patch.setattr("lrdata.building._final_names", stop)
         with pytest.raises(KeyboardInterrupt):
             build(recipe, out, workers=1)
-    assert (out / ".build" / "replay.quarantine.jsonl").exists()
+    assert any(out.glob(".build/*/replay.quarantine.jsonl"))
     build(replace(recipe, replay=()), out, workers=1)
     assert not (out / "quarantine").exists()
     assert not (out / ".build").exists()
@@ -170,7 +170,7 @@ def test_after_a_replay_that_is_too_short_only_replay_is_made_again(
     with pytest.raises(LongRecipeError, match="the replay corpus has"):
         build(recipe, out, workers=1)
     assert [path.name for path in out.iterdir()] == [".build"]
-    built = {path.stat().st_ino for path in (out / ".build").glob("unit-*.parquet")}
+    built = {path.stat().st_ino for path in out.glob(".build/*/unit-*.parquet")}
     assert built
     manifest = build(replace(recipe, replay=(str(short), str(more))), out, workers=1)
     assert {path.stat().st_ino for path in (out / "extend").iterdir()} == built  # only renamed

@@ -1,8 +1,10 @@
 """What many ranks would take, on paper: memory is what real ones take, time follows from bytes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,12 +15,15 @@ from lrdata.errors import LongRecipeError
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.cli import main
+from lrtrain.cli_run import plan
 from lrtrain.distributed import ALONE, many, shard
 from lrtrain.loader import Batch
 from lrtrain.memory import LiveBytes, StepMemory, step_memory
 from lrtrain.optim import AdamW, Storage
 from lrtrain.plan import make_plan
 from lrtrain.plan_ranks import (
+    LINK,
+    NETWORK,
     Cluster,
     check_cluster,
     fastest,
@@ -169,6 +174,14 @@ def test_what_ranks_send_each_other() -> None:
     assert keys_and_values(config, 1000, 4, checkpointing=False) == 3 / 4 * 1000 * one * 2
     assert keys_and_values(config, 1000, 4, checkpointing=True) == 3 / 4 * 1000 * one * 3
     assert keys_and_values(config, 1000, 1, checkpointing=True) == 0
+
+
+@pytest.mark.parametrize(("name", "speed"), [("link", LINK), ("network", NETWORK)])
+def test_the_default_speed_of_a_link_is_what_its_help_says(name: str, speed: float) -> None:
+    (option,) = (each for each in plan.params if each.name == name)
+    assert isinstance(option, click.Option)
+    (said,) = re.findall(r"default: (\w+),", option.help or "")
+    assert option.type.convert(said, option, None) == speed
 
 
 def test_over_the_network_of_hosts_it_takes_longer() -> None:
