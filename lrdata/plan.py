@@ -25,6 +25,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger
 from lrdata.progress import duration, progress
 from lrdata.recipe import BuildRecipe
+from lrdata.runtime import usable_cpus
 from lrdata.sizes import format_bytes
 from lrdata.staging import Staging
 from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
@@ -127,7 +128,7 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
 
     Raises LongRecipeError as `build` does for a corpus, recipe or tokenizer that cannot be used.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # as a build does
     files = find_files(recipe.corpora)
     find_files(recipe.replay)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +107,18 @@ def test_errors_are_those_of_a_build(tmp_path: Path, tiny_tokenizer: Path) -> No
         result = CliRunner().invoke(main, ["plan", *options])
         assert result.exit_code == 1
         assert line in result.stderr
+
+
+def test_no_more_workers_than_cpus_that_the_process_may_use(recipe: BuildRecipe) -> None:
+    """A scheduler gives a job some of a machine's CPUs, by its affinity."""
+    code = (
+        "import os, sys\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from lrdata.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    words = ["plan", *recipe.corpora, "--tokenizer", recipe.tokenizer, "--target-len", "1k"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["workers"] == 1
