@@ -20,7 +20,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lrdata.building import units_of
-from lrdata.corpus import SourceFile, Unit, find_files, text_bytes
+from lrdata.corpus import SourceFile, Unit, find_files
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger
 from lrdata.progress import duration, progress
@@ -139,7 +139,7 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
     open_tokenizer(recipe)
     loaded = time.monotonic() - began
     finished = 0 if out is None else Staging(out).finished_units()
-    sizes = [sum(map(text_bytes, unit.pieces)) for unit in units]
+    sizes = [sum(piece.text_bytes for piece in unit.pieces) for unit in units]
     return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), loaded, workers)
 
 
