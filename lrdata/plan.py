@@ -7,6 +7,8 @@ first megabytes are really built, in a temporary folder: that measures tokens a 
 records, bytes on disk and speed. Everything counted is exact; everything estimated says "about".
 """
 
+import hashlib
+import math
 import os
 import tempfile
 import time
@@ -20,7 +22,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lrdata.building import units_of
-from lrdata.corpus import SourceFile, Unit, find_files
+from lrdata.corpus import SourceFile, Unit, find_files, open_source
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger
 from lrdata.progress import duration, progress
@@ -31,6 +33,7 @@ from lrdata.staging import Staging
 from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
 
 _SAMPLES, _SAMPLE_BYTES = 6, 4 * 1024**2
+_HASHED_BYTES = 32 * 1024**2
 _UNITS_SHOWN = 12
 
 
@@ -54,7 +57,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says."""
+    """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says.
+
+    start_seconds: until units are built, while the corpus is hashed and the tokenizer loaded."""
 
     recipe: BuildRecipe
     files: list[SourceFile]
@@ -86,6 +91,14 @@ class Plan:
         return rows if self.recipe.max_rows is None else min(rows, self.recipe.max_rows)
 
     @property
+    def needed(self) -> int:
+        """How many units are built until there are `--max-rows`."""
+        rows, most = sum(map(self.rows, self.sizes)), self.recipe.max_rows
+        if most is None or most >= rows:
+            return len(self.units)
+        return math.ceil(len(self.units) * most / rows)
+
+    @property
     def row_bytes(self) -> float:
         """A row on the disk."""
         rows = self.sample.ledger.rows
@@ -98,9 +111,9 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        left = self.text_bytes * (1 - self.finished / len(self.units))
+        left = self.text_bytes * max(self.needed - self.finished, 0) / len(self.units)
         each = self.sample.seconds / max(self.sample.bytes_read, 1)
-        return self.start_seconds + each * left / min(self.workers, len(self.units))
+        return self.start_seconds + each * left / min(self.workers, self.needed)
 
     def as_json(self) -> dict[str, Any]:
         """The figures of the table; all but files and units are estimates."""
@@ -131,16 +144,32 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
     workers = workers or usable_cpus()
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # as a build does
     files = find_files(recipe.corpora)
-    find_files(recipe.replay)
+    replay_files = find_files(recipe.replay)
     units = units_of(recipe, files)
     if not units:
         raise LongRecipeError(f"{', '.join(recipe.corpora)} holds no text; name other files")
+    hashing = _hash_seconds([*files, *replay_files], workers)
     began = time.monotonic()
     open_tokenizer(recipe)
-    loaded = time.monotonic() - began
+    starting = max(time.monotonic() - began, hashing)  # a build does both at once
     finished = 0 if out is None else Staging(out).finished_units()
     sizes = [sum(piece.text_bytes for piece in unit.pieces) for unit in units]
-    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), loaded, workers)
+    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), starting, workers)
+
+
+def _hash_seconds(files: list[SourceFile], workers: int) -> float:
+    """What hashing all bytes takes, by the first ones of the largest file. Remote files are not
+    read for it."""
+    local = [file for file in files if not file.address]
+    largest = max(local, key=lambda file: file.size, default=None)
+    if largest is None or not largest.size:
+        return 0.0
+    began = time.monotonic()
+    data = open_source(largest).read(_HASHED_BYTES)
+    hashlib.sha256(data)
+    each = (time.monotonic() - began) / len(data)
+    total = sum(file.size for file in local)
+    return each * max(largest.size, total / min(workers, len(local)))
 
 
 def _sample(recipe: BuildRecipe, units: list[Unit]) -> Sample:

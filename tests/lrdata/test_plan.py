@@ -1,7 +1,9 @@
 """What `lrdata plan` expects is what `lrdata build` makes."""
 
 import io
+import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ from rich.console import Console
 from lrdata import plan as plan_module
 from lrdata.building import build
 from lrdata.cli import main
-from lrdata.plan import make_plan, plan_table
+from lrdata.plan import Plan, make_plan, plan_table
 from lrdata.recipe import BuildRecipe
 from tests.lrdata.test_building import some_texts, write_jsonl
 
@@ -80,12 +82,16 @@ def test_a_begun_build_is_counted(
 
 def test_the_table_says_it_all(recipe: BuildRecipe) -> None:
     plan = make_plan(recipe, workers=2)
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(plan_table(plan))
-    text = console.export_text()
+    text = table(plan)
     for part in (f"{plan.tokens:,}", f"{plan.total_rows:,} of 304", "4 of", "with 2 workers"):
         assert part in text
     assert all(f"books/{number}.jsonl" in text for number in range(4))
+
+
+def table(plan: Plan) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    return console.export_text()
 
 
 @pytest.mark.parametrize("command", [["plan"], ["build", "--dry-run"]])
@@ -122,3 +128,30 @@ def test_no_more_workers_than_cpus_that_the_process_may_use(recipe: BuildRecipe)
         [sys.executable, "-c", code, *words, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["workers"] == 1
+
+
+def test_time_is_of_what_is_built(recipe: BuildRecipe) -> None:
+    """With --max-rows of the units that give so many rows; without, of all of them."""
+    plan = replace(make_plan(recipe, workers=1), workers=1, start_seconds=3.0)
+    half = replace(plan, recipe=replace(recipe, max_rows=plan.total_rows // 2))
+    assert half.needed == math.ceil(len(plan.units) / 2)
+    work = (plan.seconds - 3) * half.needed / len(plan.units)
+    assert half.seconds == pytest.approx(3 + work)
+    assert replace(half, finished=half.needed).seconds == 3.0
+    assert replace(plan, finished=len(plan.units)).seconds == 3.0
+    more = replace(plan, recipe=replace(recipe, max_rows=10 * plan.total_rows))
+    assert more.seconds == plan.seconds
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_a_build_begins_when_all_is_hashed(
+    workers: int, recipe: BuildRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a second a thousand bytes, each file by one worker."""
+    monkeypatch.setattr(plan_module, "_HASHED_BYTES", 1000)
+    clock = itertools.count()
+    monkeypatch.setattr(plan_module.time, "monotonic", lambda: float(next(clock)))
+    sizes = [path.stat().st_size for path in Path(recipe.corpora[0]).iterdir()]
+    monkeypatch.setattr("lrdata.plan._sample", lambda *_: None)
+    seconds = make_plan(recipe, workers=workers).start_seconds
+    assert seconds == pytest.approx(max(max(sizes), sum(sizes) / min(workers, 4)) / 1000)
