@@ -111,6 +111,8 @@ def build(
     refuse_bad(manifest, max_bad, out)
     if not as_json:
         click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+    if manifest.holdout_unfilled:
+        click.echo(f"warning: no holdout rows: {manifest.holdout_unfilled}", err=True)
 
 
 def _write_profile(file: Path, timing: "Timing", manifest: "Manifest") -> None:

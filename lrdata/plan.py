@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -35,6 +36,8 @@ from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
 _SAMPLES, _SAMPLE_BYTES = 6, 4 * 1024**2
 _HASHED_BYTES = 32 * 1024**2
 _UNITS_SHOWN = 12
+_CHANCES = [NormalDist().inv_cdf((index + 0.5) / 50) for index in range(50)]
+"""What is drawn around its mean, in deviations; each as likely as the others."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Sample:
     @property
     def tokens(self) -> int:
         return self.ledger.encoded + self.ledger.tokens_filtered
+
+    @property
+    def document_tokens(self) -> float:
+        """Of a document, its end of text too."""
+        documents = self.ledger.records_built + self.ledger.records_filtered
+        return self.tokens / max(documents, 1) + 1
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,23 @@ class Plan:
         windows = size * self.sample.tokens_per_byte * used / self.recipe.target_len
         return max(windows - 0.5, 0.0)
 
+    def holdout_rows(self, size: int) -> float:
+        """Of a unit of `size` bytes: the windows that all its held-out documents together fill. How
+        many documents that are is drawn."""
+        share, each = self.recipe.holdout, self.sample.document_tokens
+        documents = share * size * self.sample.tokens_per_byte / (each - 1 or 1)
+        drawn = (documents + chance * math.sqrt(documents) for chance in _CHANCES)
+        filled = (max(count, 0) * each // self.recipe.target_len for count in drawn)
+        return sum(filled) / len(_CHANCES)
+
     @property
     def total_rows(self) -> int:
         rows = round(sum(map(self.rows, self.sizes)))
         return rows if self.recipe.max_rows is None else min(rows, self.recipe.max_rows)
+
+    @property
+    def total_holdout_rows(self) -> int:
+        return round(sum(map(self.holdout_rows, self.sizes)) * self.needed / len(self.units))
 
     @property
     def needed(self) -> int:
@@ -126,6 +148,7 @@ class Plan:
             "text_bytes": self.text_bytes,
             "tokens": self.tokens,
             "rows": self.total_rows,
+            "holdout_rows": self.total_holdout_rows,
             "train_len": self.recipe.train_len,
             "target_len": self.recipe.target_len,
             "out_bytes": self.out_bytes,
@@ -214,6 +237,8 @@ def plan_table(plan: Plan) -> RenderableType:
         f"about {plan.total_rows:,} of {recipe.train_len:,} tokens, "
         f"for windows of {recipe.target_len:,}",
     )
+    if recipe.holdout:
+        facts.add_row("holdout rows", _holdout(plan))
     facts.add_row("on disk", f"about {format_bytes(plan.out_bytes)}")
     records = ledger.records_read + ledger.records_filtered
     rejected = ledger.records_quarantined / max(records, 1)
@@ -223,6 +248,16 @@ def plan_table(plan: Plan) -> RenderableType:
     facts.add_row("time", f"about {duration(plan.seconds)} with {plan.workers} workers")
     facts.add_row("sampled", f"{format_bytes(sample.bytes_read)}, {sample.tokens:,} tokens")
     return Group(facts, "", _units_table(plan))
+
+
+def _holdout(plan: Plan) -> str:
+    if rows := plan.total_holdout_rows:
+        return f"about {rows:,} of {plan.recipe.target_len:,} tokens"
+    tokens = round(plan.tokens / len(plan.units))
+    return (
+        f"0: documents are joined within a unit, and {100 * plan.recipe.holdout:g}% of its about "
+        f"{tokens:,} tokens fill no window of {plan.recipe.target_len:,}; give a larger --holdout"
+    )
 
 
 def _units_table(plan: Plan) -> Table:

@@ -16,6 +16,7 @@ from rich.console import Console
 from lrdata import plan as plan_module
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.manifest import read_manifest
 from lrdata.plan import Plan, make_plan, plan_table
 from lrdata.recipe import BuildRecipe
 from tests.lrdata.test_building import some_texts, write_jsonl
@@ -57,6 +58,30 @@ def test_a_sample_of_some_units_tells_about_all(
     assert plan.sample.ledger.encoded < ledger.encoded
     assert plan.tokens == pytest.approx(ledger.encoded, rel=0.2)
     assert plan.total_rows == pytest.approx(ledger.rows, rel=0.3)
+
+
+def test_holdout_rows_are_those_of_the_build(recipe: BuildRecipe, tmp_path: Path) -> None:
+    plan = make_plan(recipe)
+    rows = build(recipe, tmp_path / "out", workers=1).ledger.holdout_rows
+    assert plan.total_holdout_rows == pytest.approx(rows, rel=0.3)
+    assert plan.as_json()["holdout_rows"] == plan.total_holdout_rows
+    assert f"holdout rows  about {plan.total_holdout_rows} of 1,024" in table(plan)
+    assert "holdout rows" not in table(make_plan(replace(recipe, holdout=0.0)))
+
+
+def test_a_share_that_fills_no_window_is_said(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Before the build, and at its end."""
+    corpus = write_jsonl(tmp_path / "short.jsonl", some_texts(400, 3, longest=2))
+    words = [str(corpus), "--tokenizer", str(tiny_tokenizer), "--target-len", "1k"]
+    for share, fills in (("0.5%", False), ("30%", True)):
+        more, out = [*words, "--holdout", share], tmp_path / share
+        planned = CliRunner().invoke(main, ["plan", *more])
+        built = CliRunner().invoke(main, ["build", *more, "--out", str(out), "--workers", "1"])
+        assert (planned.exit_code, built.exit_code) == (0, 0)
+        assert (read_manifest(out).ledger.holdout_rows > 0) == fills
+        assert ("0: documents are joined within a unit, and 0.5% of" in planned.stdout) != fills
+        warning = "warning: no holdout rows: documents are joined within a unit, and those that"
+        assert built.stderr.splitlines()[-1].startswith(f"{warning} --holdout 0.5%") != fills
 
 
 def test_weights_count(recipe: BuildRecipe, tmp_path: Path) -> None:
