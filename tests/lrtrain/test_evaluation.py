@@ -40,6 +40,7 @@ SMALL: dict[str, Any] = {
     "depths": [0.0, 1.0],
     "samples": 2,
     "windows": 4,
+    "device": "cpu",
     "plots": False,
 }
 
@@ -237,6 +238,7 @@ def test_perplexity_of_holdout_rows(two_models: list[str], tmp_path: Path) -> No
         suites=["ppl"],
         lengths=[80, 160],
         shards=tmp_path / "shards",
+        device="cpu",
         out=tmp_path,
         plots=False,
     )
