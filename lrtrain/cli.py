@@ -7,6 +7,7 @@ import click
 
 from lrdata.errors import Commands
 from lrdata.sizes import Count, Counts
+from lrtrain.cli_next import eval_command
 from lrtrain.cli_run import doctor, plan, run
 from lrtrain.cli_score import score
 
@@ -44,7 +45,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     from lrtrain.merge import merge_models
 
     merge_models(base, tuned, out, weight)
-    click.echo(f"{out} is complete; measure it with: lrtrain eval {out}")
+    click.echo(f"{out} is complete; measure it with: {eval_command(base, out)}")
 
 
 @main.command("eval")
