@@ -115,7 +115,8 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option(
     "--keys",
     type=click.Path(path_type=Path),
-    help="What `lrtrain score` wrote, without --long-model: windows and key tokens of longppl.",
+    help="What `lrtrain score` wrote, without --long-model, of text that MODELS were not trained "
+    "on: windows and key tokens of longppl.",
 )
 @click.option("--needle", help="What is hidden.  ['The pass key is {value}. ...']")
 @click.option("--question", help="What stands before the answer; may hold {name}.")
@@ -171,8 +172,9 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
       lrtrain eval base=./llama3-8b runs/128k/merged --suite ruler --lengths 8k,128k --out ruler
 
     \b
-    LongPPL asks all of them for the tokens that one model needed long context for:
-      lrtrain score books/ --model ./judge-128k --out keys
+    LongPPL asks all of them for the tokens that one model needed long context for, in text that
+    none of them was trained on: not the corpus of the shards.
+      lrtrain score unseen/ --model ./judge-128k --out keys
       lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys keys --out longppl
     """
     from lrtrain.evaluation import NeedleTemplate, print_report

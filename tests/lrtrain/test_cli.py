@@ -130,6 +130,12 @@ def test_help_teaches_without_loading_torch(command: list[str]) -> None:
     assert "Usage:" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["score", "eval"])
+def test_help_says_of_which_text_keys_must_be(command: str) -> None:
+    said = " ".join(invoke(command, "--help").stdout.split())
+    assert "none of them was trained on" in said
+
+
 def test_an_unexpected_error_names_debug(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not json")
     message = refused(1, "merge", tmp_path, model, "--out", tmp_path / "out")
