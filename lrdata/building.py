@@ -37,6 +37,7 @@ from lrdata.manifest import (
 from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
 from lrdata.replay import build_replay
+from lrdata.runtime import usable_cpus
 from lrdata.shards import KINDS, LSD_FIELD
 from lrdata.staging import Staging, refuse_other, relicensed, restate
 from lrdata.stopwatch import Timing, total
@@ -122,8 +123,9 @@ def build(
     """Build the dataset that `recipe` describes in the folder `out` and return its manifest.
 
     Args:
-        workers: units at a time; default one for each core. Never changes a byte. More than one
-            are processes: a script that builds needs `if __name__ == "__main__":` around it.
+        workers: units at a time; default one for each CPU that it may use. Never changes a byte.
+            More than one are processes: a script that builds needs
+            `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`, once the sources are known to be
             there.
@@ -134,7 +136,7 @@ def build(
     """
     began = time.perf_counter()
     out, timing = Path(out), timing or Timing()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     units_engine = open_engine(engine)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lrdata.cli_config import config_option
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import POSITIONS, BuildRecipe
 from lrdata.sizes import Count, Share, parse_count, parse_share
 
 _RECIPE = (
@@ -21,8 +21,7 @@ _RECIPE = (
         "--positions",
         default="longrecipe",
         show_default=True,
-        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full, source, or "
-        "contiguous (0, 1, 2, ...: a control).",
+        help=f"Position scheme: {', '.join(POSITIONS)}.",
     ),
     click.option(
         "--segment-tokens",
@@ -81,7 +80,7 @@ _RECIPE = (
         type=Share(),
         default="0%",
         show_default=True,
-        help="Share of documents kept out, as whole windows.",
+        help="Share of documents kept out, as whole windows: those of a unit are joined.",
     ),
     click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
     click.option(

@@ -155,6 +155,17 @@ class Manifest:
     format: str = FORMAT
     format_version: str = FORMAT_VERSION
 
+    @property
+    def holdout_unfilled(self) -> str | None:
+        """Why there is no holdout row though documents were held out, and what to do; else None."""
+        share = self.recipe.get("holdout")
+        if not share or self.ledger.holdout_rows:
+            return None
+        return (
+            f"documents are joined within a unit, and those that --holdout {100 * share:g}% keeps "
+            "out of one fill no window (they are in tail); build with a larger share"
+        )
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, as_json(manifest))

@@ -79,12 +79,10 @@ class BuildRecipe:
 
     def __post_init__(self) -> None:
         if not self.train_len:
-            whole = self.positions == "full"
-            length = self.target_len if whole else int(self.target_len * TRAIN_SHARE) // 16 * 16
+            length = _derived_train_len(self.target_len, self.positions)
             object.__setattr__(self, "train_len", length)
         if self.select == "auto":
-            ranked = self.impact.startswith(RANKED)
-            object.__setattr__(self, "select", "top" if ranked else "draw")
+            object.__setattr__(self, "select", _derived_select(self.impact))
         self._refuse_unstorable()
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
@@ -188,6 +186,27 @@ def _refuse_unknown(option: str, given: Mapping[str, object], known: Collection[
             f"{option} {name}={given[name]}: there is no source {name}; name one of "
             f"{', '.join(sorted(known)[:8])}{more}"
         )
+
+
+def _derived_train_len(target_len: int, positions: str) -> int:
+    return target_len if positions == "full" else int(target_len * TRAIN_SHARE) // 16 * 16
+
+
+def _derived_select(impact: str) -> str:
+    return "top" if impact.startswith(RANKED) else "draw"
+
+
+def without_derived(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as manifests store it, without what a BuildRecipe derives from the rest of it: with
+    another window or scorer it is derived anew. What is no recipe is left as it is."""
+    left = dict(stored)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        if left["train_len"] == _derived_train_len(left["target_len"], left["positions"]):
+            del left["train_len"]
+    with suppress(KeyError, AttributeError):
+        if left["select"] == _derived_select(left["impact"]):
+            del left["select"]
+    return left
 
 
 def _returns(impact: str) -> int:

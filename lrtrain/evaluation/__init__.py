@@ -97,7 +97,7 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     out: Path | str,
     plots: bool = True,
     overwrite: bool = False,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lrtrain.checkpoint import Checkpoints
+from lrtrain.cli_next import eval_command
 from lrtrain.metrics import METRICS
 from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.blows import (
@@ -203,7 +204,7 @@ def test_the_command_under_torchrun(
     assert lines == [
         "attention: sdpa, on 2 ranks, cpu, a row over 2 of them",
         f"made {made}",
-        f"see what it retrieves with: lrtrain eval {inputs.model} {out / 'merged'}",
+        f"see what it retrieves with: {eval_command(str(inputs.model), out / 'merged')}",
     ]
     for stage in ("extend: 40/40 loss ", "anneal: 2/2 loss "):
         assert complained.count(stage) == 1, complained

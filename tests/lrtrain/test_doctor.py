@@ -54,6 +54,14 @@ def findings(result: Result) -> dict[str, tuple[bool, str]]:
     return found
 
 
+def test_the_run_that_was_checked_is_the_one_that_is_printed(shards: Path, model: Path) -> None:
+    result = doctor(shards, model, "--checkpointing", "--mlp-tokens", "64", "--dtype", "fp32")
+    assert result.exit_code == 0, result.output
+    options = "--dtype fp32 --checkpointing --mlp-tokens 64 --device cpu"
+    command = f"lrtrain run {shards} --model {model} --out RUN {options}"
+    assert result.stdout.splitlines()[-1] == f"train with: {command}"
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_all_is_well(shards: Path, model: Path, dtype: str) -> None:
     result = doctor(shards, model, "--dtype", dtype)

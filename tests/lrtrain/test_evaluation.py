@@ -12,7 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import FileEntry, Ledger, Manifest, TokenizerEntry, write_manifest
+from lrdata.manifest import (
+    FileEntry,
+    Ledger,
+    Manifest,
+    TokenizerEntry,
+    read_manifest,
+    write_manifest,
+)
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
@@ -21,7 +28,7 @@ from lrtrain.evaluation.models import open_model
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
-from lrtrain.evaluation.text import read_text
+from lrtrain.evaluation.text import holdout_rows, read_text
 from lrtrain.model import automatic_dtype
 from lrtrain.model_spec import ModelSpec, parse_models
 from tests.conftest import generated_text
@@ -33,6 +40,7 @@ SMALL: dict[str, Any] = {
     "depths": [0.0, 1.0],
     "samples": 2,
     "windows": 4,
+    "device": "cpu",
     "plots": False,
 }
 
@@ -230,6 +238,7 @@ def test_perplexity_of_holdout_rows(two_models: list[str], tmp_path: Path) -> No
         suites=["ppl"],
         lengths=[80, 160],
         shards=tmp_path / "shards",
+        device="cpu",
         out=tmp_path,
         plots=False,
     )
@@ -250,6 +259,30 @@ def test_shards_of_another_tokenizer_are_refused(two_models: list[str], tmp_path
     holdout_of(tmp_path / "shards", Tokenizer.load(two_models[0]), 160, "0" * 64)
     with pytest.raises(LongRecipeError, match="another tokenizer"):
         evaluate(two_models, suites=["ppl"], lengths=[80], shards=tmp_path / "shards", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "made", "said"),
+    [
+        (0.0, 0, "; build with --holdout, or name a text"),
+        (0.005, 0, "--holdout 0.5% keeps out of one fill no window"),
+        (0.005, 2, "`lrdata pull` left them out"),
+    ],
+)
+def test_why_there_are_no_holdout_rows_is_said(
+    holdout: float, made: int, said: str, two_models: list[str], tmp_path: Path
+) -> None:
+    tokenizer, folder = Tokenizer.load(two_models[0]), tmp_path / "shards"
+    holdout_of(folder, tokenizer, 160, None)
+    (entry,) = (manifest := read_manifest(folder)).files
+    manifest.recipe["holdout"], manifest.ledger.holdout_rows = holdout, made
+    manifest.files, manifest.left_out = [], [entry] if made else []
+    write_manifest(folder, manifest)
+    with pytest.raises(LongRecipeError) as problem:
+        holdout_rows(folder, tokenizer)
+    assert str(problem.value).startswith(f"{folder} has no holdout rows")
+    assert said in str(problem.value)
+    assert "\n" not in str(problem.value)
 
 
 def test_a_model_beyond_its_window_is_measured_all_the_same(

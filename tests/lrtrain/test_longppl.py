@@ -154,6 +154,7 @@ def run(scores: Path, models: list[str], **options: Any) -> Report:
         models,
         suites=["longppl"],
         keys=scores,
+        device="cpu",
         out=out,
         plots=False,
         overwrite=True,
