@@ -225,10 +225,8 @@ def _names_of_recipe() -> list[str]:
 @click.option(
     "--checkpoint-every",
     type=int,
-    default=10,
-    show_default=True,
     help="Steps between checkpoints; 0: only when a signal stops the run or a model cannot be "
-    "saved.",
+    "saved.  [default: when 20 minutes have passed]",
 )
 @click.option(
     "--keep-checkpoints",

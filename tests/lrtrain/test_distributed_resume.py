@@ -5,12 +5,16 @@ To the losses of a run that nobody disturbed, within what is measured and let pa
 load and save has the same bits.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+import lrtrain.loop
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.distributed import many
 from lrtrain.metrics import METRICS, read_metrics
@@ -18,6 +22,7 @@ from lrtrain.model import load_model
 from lrtrain.model_files import SINGLE
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.optim import AdamW, Storage
+from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.blows import (
     FP32,
     RECIPE,
@@ -137,6 +142,37 @@ def test_weights_that_are_rounded_by_chance_go_on(
     assert fourth == pytest.approx(expected, rel=1e-5)
     found = differences(ours, other, whole)
     assert found.within(losses=4e-3, weights=0.5), found
+
+
+def _train_by_clock(inputs: Inputs, out: Path, recipe: TrainRecipe) -> list[int]:
+    """The steps after which a rank saves what it has. The clock of the last rank goes fast: it
+    alone sees 20 minutes go by, after the third step."""
+    begin, update, saved = Checkpoints._begin, AdamW.step, list[int]()
+    seconds = 0.0
+
+    def beginning(checkpoints: Checkpoints, partial: Path) -> None:
+        saved.append(int(partial.stem.rpartition("-")[2]))
+        begin(checkpoints, partial)
+
+    def step(optimizer: AdamW, *given: Any) -> None:
+        nonlocal seconds
+        seconds += 401 if os.environ["RANK"] == "1" else 1
+        update(optimizer, *given)
+
+    Checkpoints._begin = beginning  # type: ignore[method-assign]
+    AdamW.step = step  # type: ignore[method-assign]
+    lrtrain.loop.time = SimpleNamespace(monotonic=lambda: seconds)  # type: ignore[assignment]
+    train(inputs, out, recipe)
+    return saved
+
+
+def test_all_ranks_save_when_it_is_time_for_one(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, checkpoint_every=None)
+    saved = on_ranks(2, _train_by_clock, inputs, tmp_path / "run", recipe)
+    assert saved == [[3], [3]]
+    assert_same_bits(inputs, tmp_path / "run", undisturbed(inputs, RECIPE, 2))
 
 
 STORAGES = {
