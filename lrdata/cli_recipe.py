@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lrdata.cli_config import config_option
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import POSITIONS, BuildRecipe
 from lrdata.sizes import Count, Share, parse_count, parse_share
 
 _RECIPE = (
@@ -21,7 +21,7 @@ _RECIPE = (
         "--positions",
         default="longrecipe",
         show_default=True,
-        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full or source.",
+        help=f"Position scheme: {', '.join(POSITIONS)}.",
     ),
     click.option(
         "--segment-tokens",
