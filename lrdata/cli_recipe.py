@@ -80,7 +80,8 @@ _RECIPE = (
         type=Share(),
         default="0%",
         show_default=True,
-        help="Share of documents kept out, as whole windows: those of a unit are joined.",
+        help="Share of documents kept out, as whole windows: those of a unit are joined. Replay of "
+        "the same file leaves them out too.",
     ),
     click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
     click.option(

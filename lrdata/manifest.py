@@ -89,7 +89,7 @@ class Ledger:
     encoded + inserted = kept + dropped + tail + held_out
     Filtered records (`--min-doc-tokens`, `--weight`) were set aside by the recipe before the
     ledger; a record used twice (`--weight`) is read once and its tokens count twice. Of replay they
-    are those that were not drawn, of what was read; nobody counts their tokens.
+    are those that were not drawn or are held out, of what was read; nobody counts their tokens.
     """
 
     records_filtered: int = 0

@@ -12,7 +12,7 @@ twice: it is counted, to know how much of it is enough, and then it is packed.
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from lrdata.chat import Conversation, plain_conversation, template_conversation
 from lrdata.corpus import SourceFile
 from lrdata.encoding import checked_texts, sifted
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import FileEntry, Ledger
+from lrdata.manifest import FileEntry, Ledger, SourceEntry
 from lrdata.progress import progress
 from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
@@ -34,6 +34,7 @@ from lrdata.replay_sample import Cluster, clusters_of
 from lrdata.shards import Row
 from lrdata.shelf import Shelf
 from lrdata.tokenizer import Encoded, Tokenizer
+from lrdata.unit import held_out
 from lrdata.windows import Document
 
 _BLOCK_ROWS = 64  # documents are packed this many rows' worth at a time: bounded memory
@@ -87,18 +88,25 @@ class _Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What replay is drawn from."""
+    """What replay is drawn from. here: see `same_files`."""
 
     recipe: BuildRecipe
     tokenizer: Tokenizer
     conversation: Conversation
     thinned: list[Cluster]
     whole: list[Cluster]
+    here: Mapping[str, Sequence[str]]
 
     @classmethod
-    def open(cls, recipe: BuildRecipe, files: Sequence[SourceFile], tokenizer: Tokenizer) -> Self:
+    def open(
+        cls,
+        recipe: BuildRecipe,
+        files: Sequence[SourceFile],
+        tokenizer: Tokenizer,
+        here: Mapping[str, Sequence[str]],
+    ) -> Self:
         chat = template_conversation if recipe.chat_template else plain_conversation
-        return cls(recipe, tokenizer, chat(tokenizer), *clusters_of(files, recipe.seed))
+        return cls(recipe, tokenizer, chat(tokenizer), *clusters_of(files, recipe.seed), here)
 
     @property
     def text_bytes(self) -> int:
@@ -143,10 +151,16 @@ class _Corpus:
                 task.advance()
 
     def _wanted(self, cluster: Cluster, documents: Documents, low: float, high: float) -> Documents:
-        """Those with levels in [low, high)."""
+        """Those with levels in [low, high), without those that are held out of extend."""
         levels = cluster.levels(documents, self.recipe.seed)
         chosen = np.flatnonzero((low <= levels) & (levels < high)).tolist()
+        if self.here:
+            files, records = documents.files, documents.records
+            chosen = [at for at in chosen if not self._held_out(files[at], records[at])]
         return documents.only(chosen)
+
+    def _held_out(self, file: str, record: int) -> bool:
+        return any(held_out(self.recipe, name, record) for name in self.here.get(file, ()))
 
     def _encode(self, documents: Documents) -> tuple[Encoded, Encoded]:
         """The texts of a batch, and its prompts: empty where records have none."""
@@ -163,19 +177,38 @@ class _Corpus:
         yield from _cut(drawn, self.recipe.train_len, ledger)
 
 
+def same_files(
+    files: Sequence[SourceFile], replay_files: Sequence[SourceFile], entries: Sequence[SourceEntry]
+) -> dict[str, list[str]]:
+    """The names in the corpus to extend with of each replay file that is there too.
+
+    What is held out there must not be trained on here. Files are the same by their sha256, and
+    remote ones whose server tells none by their address. entries: of both, in this order.
+    """
+    both = zip((*files, *replay_files), entries, strict=True)
+    keys = [file.address if ":" in entry.sha256 else entry.sha256 for file, entry in both]
+    names: dict[str | None, list[str]] = {}
+    for key, file in zip(keys, files, strict=False):
+        names.setdefault(key, []).append(file.name)
+    rest = zip(keys[len(files) :], replay_files, strict=True)
+    return {file.name: names[key] for key, file in rest if key in names}
+
+
 def build_replay(
     recipe: BuildRecipe,
     files: list[SourceFile],
     tokenizer: Tokenizer,
     staging: Path,
     extend_tokens: int,
+    here: Mapping[str, Sequence[str]],
 ) -> tuple[list[FileEntry], Ledger]:
     """Write replay shards to the staging folder until there are enough tokens.
 
-    Raises LongRecipeError when the corpus is too short: nothing is ever repeated silently.
+    here: which of the files are in the corpus to extend with, see `same_files`. Raises
+    LongRecipeError when the corpus is too short: nothing is ever repeated silently.
     """
     budget = math.ceil(recipe.replay_ratio * extend_tokens)
-    corpus = _Corpus.open(recipe, files, tokenizer)
+    corpus = _Corpus.open(recipe, files, tokenizer, here if recipe.holdout else {})
     ledger = Ledger()
     entries: list[FileEntry] = []
     with Shelf(staging, "replay") as rejects:

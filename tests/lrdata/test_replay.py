@@ -157,6 +157,39 @@ def test_of_a_large_corpus_little_more_is_read_than_is_taken(
     assert {name.split("-")[0] for name in drawn} == set(SIZES)
 
 
+@pytest.mark.parametrize("named", ["a.jsonl", "."])
+@pytest.mark.parametrize("replay", ["a.jsonl", "."])
+def test_what_is_held_out_is_not_replayed(
+    named: str, replay: str, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Of a file that is in the corpus too, whether it is named itself or by its folder."""
+    folder = tmp_path / "corpus"
+    write_jsonl(folder / "a.jsonl", some_texts(200, 3, longest=6))
+    recipe = BuildRecipe(
+        (str(folder / named),),
+        str(tiny_tokenizer),
+        1024,
+        replay=(str(folder / replay),),
+        replay_ratio=1.5,
+        holdout=0.3,
+        id_field="id",
+    )
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    shards = open_dataset(tmp_path / "out")
+    kept_out = {
+        name
+        for index in range(shards.rows("holdout"))
+        for name in shards.read_row("holdout", index).doc_ids
+    }
+    assert len(kept_out) > 30
+    drawn = replayed(shards)
+    assert len(drawn) > 60
+    assert kept_out.isdisjoint(drawn)
+    ledger = manifest.replay_ledger
+    assert ledger is not None
+    assert ledger.records_built + ledger.records_filtered == 200
+
+
 def test_rejected_records_are_listed_also_where_a_part_of_the_corpus_is_enough(
     tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
