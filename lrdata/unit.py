@@ -156,8 +156,9 @@ def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
 
 def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer) -> Compressor:
     # What it reads is read once in each process, and again when it has changed.
-    key = ("scorer", recipe.impact, impact_sha256(recipe.impact), tokenizer.fingerprint)
-    return Compressor(recipe, _once(key, lambda: open_scorer(recipe.impact, tokenizer)))
+    impact, join = recipe.impact, recipe.join
+    key = ("scorer", impact, impact_sha256(impact), tokenizer.fingerprint, join)
+    return Compressor(recipe, _once(key, lambda: open_scorer(impact, tokenizer, join)))
 
 
 class _UnitBuilder:
