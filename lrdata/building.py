@@ -36,7 +36,7 @@ from lrdata.manifest import (
 )
 from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
-from lrdata.replay import build_replay
+from lrdata.replay import build_replay, same_files
 from lrdata.runtime import usable_cpus
 from lrdata.shards import KINDS, LSD_FIELD
 from lrdata.staging import Staging, refuse_other, relicensed, restate
@@ -192,7 +192,12 @@ def _manifest(
     replay_ledger = None
     if recipe.replay:
         made, replay_ledger = build_replay(
-            recipe, sources.replay_files, open_tokenizer(recipe), staging.folder, ledger.kept
+            recipe,
+            sources.replay_files,
+            open_tokenizer(recipe),
+            staging.folder,
+            ledger.kept,
+            same_files(sources.files, sources.replay_files, sources.entries),
         )
         entries += made
     by_kind = [entry for kind in KINDS for entry in entries if entry.kind == kind]

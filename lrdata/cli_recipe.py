@@ -60,7 +60,11 @@ _RECIPE = (
         show_default=True,
         help="Whether documents joined in a window attend to each other: attend, mask.",
     ),
-    click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable."),
+    click.option(
+        "--replay",
+        multiple=True,
+        help="Corpus for the annealing stage, of all of which a sample is drawn; repeatable.",
+    ),
     click.option(
         "--replay-ratio",
         type=Share(),
@@ -80,7 +84,8 @@ _RECIPE = (
         type=Share(),
         default="0%",
         show_default=True,
-        help="Share of documents kept out, as whole windows: those of a unit are joined.",
+        help="Share of documents kept out, as whole windows: those of a unit are joined. Replay of "
+        "the same file leaves them out too.",
     ),
     click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
     click.option(
@@ -94,7 +99,8 @@ _RECIPE = (
         "--weight",
         multiple=True,
         metavar="SOURCE=W",
-        help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+        help="Use a source's documents W times (2) or a share of them (0.5), but not in replay, "
+        "which is drawn by size; repeatable.",
     ),
     click.option(
         "--license",
@@ -105,7 +111,11 @@ _RECIPE = (
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),
-    click.option("--source-field", help="Field of the source.  [default: the folder or file]"),
+    click.option(
+        "--source-field",
+        help="Field of the source: a label of documents. Windows mix them; a row has the label of "
+        "its first.  [default: the folder or file]",
+    ),
     click.option("--eot", help="End-of-text token.  [default: the tokenizer's]"),
     click.option(
         "--encoder",

@@ -78,8 +78,10 @@ class SourceFile:
     """A corpus file. `name` and `source` are what a dataset publishes: they hold no folder of ours.
 
     name: `<folder's name>/<path inside>` for a file found in a folder or by a glob, else its own.
-    source: the folder's name, or the file's name without suffixes. Windows join documents of one
-    source only. format: jsonl, parquet, arrow or text. compression: zstd, gzip or None.
+    source: the folder's name, or the file's name without suffixes. Windows join documents of files
+    of one source only. What `--source-field` says of a document is a label: windows mix those, and
+    a row has that of its first document. format: jsonl, parquet, arrow or text. compression: zstd,
+    gzip or None.
     A remote file has an address, where `path` is its name alone, and the version of when it was
     found, of which every byte must be; sha256 where its server tells it.
     """

@@ -88,7 +88,8 @@ class Ledger:
     records_read   = records_built + records_quarantined
     encoded + inserted = kept + dropped + tail + held_out
     Filtered records (`--min-doc-tokens`, `--weight`) were set aside by the recipe before the
-    ledger; a record used twice (`--weight`) is read once and its tokens count twice.
+    ledger; a record used twice (`--weight`) is read once and its tokens count twice. Of replay they
+    are those that were not drawn or are held out, of what was read; nobody counts their tokens.
     """
 
     records_filtered: int = 0

@@ -32,8 +32,8 @@ _WITH_VALUE = {"returns": "TOKENS", "lexicon": "FILE", "scores": "DIR"}
 _FROM_FILES = ("lexicon", "scores")
 
 
-def open_scorer(spec: str, tokenizer: Tokenizer) -> Scorer:
-    """The scorer that `--impact` names."""
+def open_scorer(spec: str, tokenizer: Tokenizer, join: str = "attend") -> Scorer:
+    """The scorer that `--impact` names. join: whether documents of a window see each other."""
     kind, value = _parse(spec)
     if kind == "lexicon":
         return LexiconImpact.open(Path(value), tokenizer)
@@ -41,13 +41,15 @@ def open_scorer(spec: str, tokenizer: Tokenizer) -> Scorer:
         from lrdata.impact.scores import DirectScores  # polars takes a while to import
 
         return DirectScores.open(Path(value), tokenizer)
-    return scorer_of_tokens(spec, tokenizer)
+    return scorer_of_tokens(spec, tokenizer, join)
 
 
-def scorer_of_tokens(spec: str, vocabulary: Vocabulary) -> Scorer:
+def scorer_of_tokens(spec: str, vocabulary: Vocabulary, join: str = "attend") -> Scorer:
     """The same for scorers that read no file."""
     kind, value = _parse(spec)
-    return Returns.open(value, vocabulary) if value else _OF_TOKENS[kind](vocabulary)
+    if kind == "returns":
+        return Returns.open(value, vocabulary, join)
+    return _OF_TOKENS[kind](vocabulary)
 
 
 def impact_sha256(spec: str) -> str | None:
