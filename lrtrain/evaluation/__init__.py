@@ -200,9 +200,11 @@ def _run(
     report: Report,
 ) -> None:
     """Measure what is not finished of one model, and add all of it to the report."""
+    from lrtrain.finite import finite_logits
+
     loaded: LoadedModel | None = None
     cells, before = list[Cell](), 0
-    with _memory_explained(model.name):
+    with _memory_explained(model.name), finite_logits(model.name, model.dtype):
         for suite in suites:
             there = [] if suite in again else finished.cells(model, suite)
             cells += there

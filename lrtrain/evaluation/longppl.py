@@ -166,6 +166,7 @@ def token_nats(
     """-log P of each token after all before it: ids int32 [n] -> float64 [n].
 
     NaN for a first token that nothing is before. Logits exist for a chunk of tokens at a time.
+    Raises FloatingPointError where they are not finite.
     """
     import torch
 

@@ -79,7 +79,7 @@ def write_report(report: Report, out: Path, *, plots: bool = True) -> list[Path]
     Raises LongRecipeError when there are to be figures and they cannot be drawn here.
     """
     written = [out / JSON_NAME]
-    write_json(out / JSON_NAME, content(report))
+    write_json(out / JSON_NAME, content(report), allow_nan=False)
     if not plots:
         return written
     check_plots()
