@@ -56,6 +56,7 @@ def asked(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "tasks": ["niah_single_1"],
         "short_tokens": 64,
         "keys": keys,
+        "device": "cpu",
         "plots": False,
     }
 
