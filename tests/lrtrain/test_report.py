@@ -30,6 +30,7 @@ from lrtrain.evaluation.report.needle import needle_at
 from lrtrain.evaluation.report.perplexity import perplexity_at
 from lrtrain.evaluation.report.short import short_of
 from lrtrain.evaluation.report.statistics import Samples, difference, share
+from lrtrain.evaluation.report.tables import half
 from lrtrain.evaluation.short import ShortCell
 from lrtrain.evaluation.suite import Cell
 
@@ -275,7 +276,32 @@ def test_what_is_beyond_a_window_does_not_set_the_scale(report: Report) -> None:
     assert 0.66 < high < 0.8
 
 
-# Seeds
+# Depths and seeds
+
+
+def test_what_differs_between_depths_does_not_widen_the_interval(report: Report) -> None:
+    """A model that reads half of the text is sure to find what is there, and nothing else."""
+    report.cells = [
+        NeedleCell("base", 512, depth, (found,) * 4, (float(found),) * 4)
+        for depth, found in ((0.0, False), (1.0, True))
+    ]
+    found = needle_at(report, "base", 512)
+    assert found
+    assert [one.as_list() for one in found] == [[0.5, 0.5, 0.5]] * 2
+    assert [one.count for one in found] == [8, 8]
+
+
+def test_a_mean_over_depths_has_the_analytic_standard_error(report: Report) -> None:
+    """That of a stratified mean."""
+    draw = np.random.default_rng(8)
+    report.cells, variance = [], 0.0
+    for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
+        share = depth / 2 + draw.uniform(0, 0.5, 5)
+        variance += share.var(ddof=1) / 5 / 5**2
+        report.cells.append(NeedleCell("base", 512, depth, (False,) * 5, tuple(share.tolist())))
+    found = needle_at(report, "base", 512)
+    assert found
+    assert half(found[1]) == pytest.approx(1.96 * math.sqrt(variance), rel=0.06)
 
 
 def test_seeds_are_further_draws_of_samples(report: Report) -> None:

@@ -24,14 +24,16 @@ def needle_at(
 ) -> tuple[Mean, Mean] | None:
     """Exact and share at one depth, or over all depths; None where nothing was measured.
 
-    Seeds are but further draws of prompts: their samples are one sample.
+    The depths are given, and resamples are drawn within them. Seeds are but further draws of
+    prompts: their samples are one sample.
     """
     cells = _cells_at(report, model, length, depth)
     if not cells:
         return None
     exact = [float(value) for cell in cells for value in cell.exact]
     share = [value for cell in cells for value in cell.share]
-    return mean(exact), mean(share)
+    depths = [index for index, cell in enumerate(cells) for _ in cell.share]
+    return mean(exact, groups=depths), mean(share, groups=depths)
 
 
 def _cells_at(
