@@ -66,6 +66,8 @@ class LongPplCell(OfWindows):
     bytes: tuple[int, ...]
     left_out: int
     """Windows whose text the model's tokenizer does not spell."""
+    documents: tuple[int, ...] = ()
+    """The number of each window's document; an earlier version did not say it."""
 
 
 class KeyWindows:
@@ -73,8 +75,14 @@ class KeyWindows:
 
     def __init__(self, scores: Scores) -> None:
         self.scores, self.vocabulary = scores, scores.vocabulary
-        counts = [int(self.keys_of(window).sum()) for window in scores]
+        counts, names = list[int](), list[str]()
+        for window in scores:
+            counts.append(int(self.keys_of(window).sum()))
+            names.append(window.document)
         self.indices = [index for index, count in enumerate(counts) if count]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.documents = [numbers[name] for name in names]
+        """The number of each window's document."""
         self.key_tokens = sum(counts)
 
     def keys_of(self, window: ScoredWindow) -> np.ndarray:
@@ -240,6 +248,7 @@ def measure(
         tokens=tuple(tokens),
         bytes=tuple(sizes),
         left_out=len(source.indices) - len(windows),
+        documents=tuple(source.documents[index] for index in windows),
     )
 
 
