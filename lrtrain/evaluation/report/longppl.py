@@ -155,7 +155,8 @@ def _table(report: Report, found: dict[str, LongPplFound | None]) -> "Table":
 
 def _lines(nats: Mean, tokens: int, star: str) -> str:
     value, low, high = (shortly(math.exp(value)) for value in (nats.value, nats.low, nats.high))
-    return f"{value}{star}\n[dim]{low}-{high} [/]\n[dim]{tokens:,} [/]"
+    interval = "±?" if math.isnan(nats.low) else f"{low}-{high}"
+    return f"{value}{star}\n[dim]{interval} [/]\n[dim]{tokens:,} [/]"
 
 
 def _draw(report: Report) -> "Figure":

@@ -10,7 +10,7 @@ from lrtrain.evaluation.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluation.report.results import ModelEntry, Report
 from lrtrain.evaluation.report.section import Section
 from lrtrain.evaluation.report.statistics import Mean, mean
-from lrtrain.evaluation.report.tables import by_length, graded, half, mark
+from lrtrain.evaluation.report.tables import by_length, graded, mark, plus_minus
 from lrtrain.evaluation.suite import seed_of_each
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _cell(report: Report, model: ModelEntry, length: int) -> str:
     exact, share = found
     return (
         f"{graded(share.value)}{mark(length, model)}\n"
-        f"[dim]±{half(share):.3f} [/]\n[dim]{exact.value:.0%} [/]"
+        f"[dim]{plus_minus(share)} [/]\n[dim]{exact.value:.0%} [/]"
     )
 
 
