@@ -112,6 +112,10 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     help="Use a dataset's holdout rows for them instead.",
 )
 @click.option(
+    "--eot",
+    help="End-of-text token of MODELS.  [default: what --shards were built with, else each one's]",
+)
+@click.option(
     "--keys",
     type=click.Path(path_type=Path),
     help="What `lrtrain score` wrote, without --long-model: windows and key tokens of longppl.",

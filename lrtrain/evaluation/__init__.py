@@ -32,7 +32,7 @@ from lrtrain.evaluation.request import Request
 from lrtrain.evaluation.ruler import RulerSuite, parse_tasks
 from lrtrain.evaluation.short import ShortSuite, default_tokens
 from lrtrain.evaluation.suite import Cell, Suite
-from lrtrain.evaluation.text import Texts
+from lrtrain.evaluation.text import Texts, end_of_text
 from lrtrain.model_spec import ModelSpec, parse_models
 
 __all__ = ["DEFAULT_SUITES", "SUITES", "NeedleTemplate", "Report", "evaluate", "print_report"]
@@ -94,6 +94,7 @@ def evaluate(
     prompt: str = "base",
     short_tokens: int | None = None,
     base: str | None = None,
+    eot: str | None = None,
     seed: int = 0,
     seeds: int = 1,
     dtype: str = "auto",
@@ -114,6 +115,8 @@ def evaluate(
         windows: spans of the perplexity suite, and windows of the short suite. They are
             short_tokens long, else as the shortest of `lengths`, at most 512. text: as haystack;
             shards: a dataset whose holdout rows are the text.
+        eot: the end-of-text token of all models; else what the shards were built with, or what
+            each one's tokenizer names.
         keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
             its windows, whatever `lengths` and `windows` are.
 
@@ -144,6 +147,7 @@ def evaluate(
         prompt=prompt,
         short_tokens=default_tokens(lengths) if short_tokens is None else short_tokens,
         base=first.name,
+        eot=eot,
         seed=seed,
         seeds=seeds,
         dtype=parse_dtype(dtype),
@@ -157,7 +161,10 @@ def evaluate(
     for suite in ready:
         report.settings |= suite.settings()
     ordered = [first, *(spec for spec in specs if spec != first)]
-    opened = [open_model(spec, dtype=asked.dtype, device=asked.device) for spec in ordered]
+    ends = end_of_text(asked.shards) if asked.eot is None else asked.eot
+    opened = [
+        open_model(spec, dtype=asked.dtype, device=asked.device, eot=ends) for spec in ordered
+    ]
     for model in opened:
         for suite in ready:
             suite.check(model)

@@ -113,13 +113,14 @@ class OpenModel:
         )
 
 
-def open_model(spec: ModelSpec, *, dtype: str, device: str) -> OpenModel:
-    """Read config and tokenizer. Raises LongRecipeError where one is missing or cannot be used."""
+def open_model(spec: ModelSpec, *, dtype: str, device: str, eot: str | None = None) -> OpenModel:
+    """Read config and tokenizer, see `Tokenizer.load` for `eot`. Raises LongRecipeError where one
+    is missing or cannot be used."""
     import torch
 
     from lrtrain.model import automatic_dtype, choose_device
 
-    tokenizer = Tokenizer.load(spec.path)
+    tokenizer = Tokenizer.load(spec.path, eot=eot)
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)

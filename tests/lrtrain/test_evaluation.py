@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -17,11 +18,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from lrdata.building import build
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import FileEntry, Ledger, Manifest, TokenizerEntry, write_manifest
+from lrdata.recipe import BuildRecipe
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
+from lrtrain.cli import main
 from lrtrain.evaluation import NeedleTemplate, Report, evaluate
 from lrtrain.evaluation.models import open_model
 from lrtrain.evaluation.needle import NeedleCell
@@ -32,8 +36,9 @@ from lrtrain.model import automatic_dtype, load_model
 from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
 from lrtrain.scoring import ScoreRecipe, score
-from tests.conftest import generated_text
+from tests.conftest import CHAT_TOKENS, EOT, generated_text
 from tests.fetch import fetch
+from tests.lrtrain.tiny_runs import save_tiny_model
 
 SMALL: dict[str, Any] = {
     "suites": ["needle", "ppl"],
@@ -258,6 +263,61 @@ def test_shards_of_another_tokenizer_are_refused(two_models: list[str], tmp_path
     holdout_of(tmp_path / "shards", Tokenizer.load(two_models[0]), 160, "0" * 64)
     with pytest.raises(LongRecipeError, match="another tokenizer"):
         evaluate(two_models, suites=["ppl"], lengths=[80], shards=tmp_path / "shards", out=tmp_path)
+
+
+FIN = "<|fin|>"
+
+
+@pytest.fixture
+def no_end_of_text(tiny_tokenizer: Path, tmp_path: Path) -> str:
+    """A model whose tokenizer names no end of text, nor has a token of a well-known name."""
+    folder = save_tiny_model(tiny_tokenizer, tmp_path / "mine", window=512)
+    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    for known, other in ((EOT, FIN), (CHAT_TOKENS[1], "<|close|>")):
+        written = written.replace(known, other)
+    (folder / "tokenizer.json").write_text(written, encoding="utf-8")
+    named = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return str(folder)
+
+
+def test_the_end_of_text_may_be_chosen(no_end_of_text: str, tmp_path: Path) -> None:
+    """As for `lrdata build` and `lrtrain score`, where the tokenizer names none."""
+    command = ["eval", no_end_of_text, "--suite", "ppl", "--lengths", "128", "--windows", "2"]
+    command += ["--device", "cpu", "--no-plots", "--out", str(tmp_path / "out")]
+    for eot, message in (([], "with --eot TOKEN"), (["--eot", "<|no|>"], "'<|no|>' is not in")):
+        refused = CliRunner().invoke(main, [*command, *eot])
+        assert refused.exit_code == 1
+        assert message in refused.output
+    done = CliRunner().invoke(main, [*command, "--eot", FIN])
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert written["settings"]["eot"] == FIN
+
+
+def test_the_end_of_text_is_that_of_the_shards(no_end_of_text: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "".join(generated_text(30, seed))}) for seed in range(12)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe = BuildRecipe(
+        corpora=(str(tmp_path / "texts.jsonl"),),
+        tokenizer=no_end_of_text,
+        eot=FIN,
+        target_len=512,
+        holdout=0.3,
+    )
+    build(recipe, tmp_path / "shards", workers=1)
+    asked: dict[str, Any] = {
+        "suites": ["ppl", "short"],
+        "lengths": [128, 512],
+        "windows": 2,
+        "shards": tmp_path / "shards",
+        "device": "cpu",
+        "plots": False,
+    }
+    report = evaluate([no_end_of_text], out=tmp_path / "out", **asked)
+    named = evaluate([no_end_of_text], out=tmp_path / "named", eot=FIN, **asked)
+    assert len(report.cells) == 3
+    assert report.cells == named.cells
 
 
 def test_a_model_beyond_its_window_is_measured_all_the_same(
