@@ -40,7 +40,7 @@ __all__ = ["DEFAULT_SUITES", "SUITES", "NeedleTemplate", "Report", "evaluate", "
 
 def _longppl(asked: Request, texts: Texts) -> Suite:
     assert asked.keys is not None, "a request for longppl has keys"
-    return LongPplSuite(open_keys(asked.keys))
+    return LongPplSuite(open_keys(asked.keys), asked.shards)
 
 
 _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
@@ -118,7 +118,8 @@ def evaluate(
         eot: the end-of-text token of all models; else what the shards were built with, or what
             each one's tokenizer names.
         keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
-            its windows, whatever `lengths` and `windows` are.
+            its windows, whatever `lengths` and `windows` are. With shards the report says if they
+            are of the same files, which a model that was trained on the shards may know.
 
     The report is written anew after each model. What was measured of the same before is taken from
     `out`, unless it is to `overwrite` that. Raises LongRecipeError for anything that can be known

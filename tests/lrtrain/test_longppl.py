@@ -1,10 +1,12 @@
 """LongPPL: the perplexity of the same spans of text, whatever model and tokenizer read them."""
 
+import hashlib
 import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 from transformers import LlamaForCausalLM as Llama
 
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import TokenizerEntry
+from lrdata.manifest import SourceEntry, TokenizerEntry
 from lrdata.scores import (
     SCORES,
     VOCABULARY,
@@ -43,6 +45,7 @@ from lrtrain.evaluation.report.longppl import longppl_of
 from lrtrain.evaluation.report.tables import half
 from lrtrain.evaluation.spelling import overlapping
 from tests.conftest import EOT, generated_text
+from tests.lrtrain.tiny_runs import build_shards
 
 WINDOW = 128
 
@@ -402,6 +405,36 @@ def test_positions_show_where_a_model_ends(
     assert found
     pooled = sum(nats.value * count for nats, count in found.by_position.values())
     assert pooled / found.key_tokens == pytest.approx(found.keys.value)
+
+
+# Text that was trained on
+
+
+def test_scores_of_files_that_the_shards_are_of_are_named(
+    scores: Path, tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their bytes, under whatever name."""
+    from lrtrain.evaluation import print_report
+
+    shards = build_shards(tiny_tokenizer, tmp_path / "shards", replay=False)
+    trained = (tmp_path / "shards-corpus" / "long.jsonl").read_bytes()
+    model = save_model(tmp_path / "one", tiny_tokenizer)
+    manifest = open_scores(scores).manifest
+    for contents, found in (
+        ({"mine.jsonl": trained, "other.jsonl": b"other"}, ["mine.jsonl"]),
+        ({"other.jsonl": b"other"}, None),
+    ):
+        sources = [
+            SourceEntry(name, "books", None, len(data), hashlib.sha256(data).hexdigest())
+            for name, data in contents.items()
+        ]
+        write_scores_manifest(scores, replace(manifest, sources=sources))
+        report = run(scores, [model], shards=shards)
+        print_report(report)
+        said = capsys.readouterr().out
+        assert ("scores and shards are of the same files" in said) == (found is not None)
+        written = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
+        assert written["settings"]["keys"].get("files_in_shards") == found
 
 
 # Documents

@@ -124,6 +124,13 @@ def _show(report: Report, console: "Console") -> None:
         style="dim",
     )
     console.print(_table(report, found))
+    keys = report.settings.get("keys") or {}
+    if common := keys.get("files_in_shards"):
+        console.print(
+            f"{plain(keys['folder'])} and {plain(report.settings['shards'])} are of the same files "
+            f"({len(common)}, {plain(common[0])} for one): models that were trained on these may "
+            "know the text; score another"
+        )
     for name, cell in found.items():
         if cell and cell.left_out:
             console.print(
