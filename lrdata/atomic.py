@@ -44,9 +44,13 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically, keys in the order given, one newline at the end."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, allow_nan: bool = True) -> None:
+    """Write indented JSON atomically, keys in the order given, one newline at the end.
+
+    allow_nan: whether NaN and infinity, which are Python's own JSON, may be in it; else ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    write_text(path, text + "\n")
 
 
 def fsync(path: Path) -> None:

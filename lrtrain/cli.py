@@ -110,7 +110,12 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
-    help="Use a dataset's holdout rows for them instead.",
+    help="Use a dataset's holdout rows for them instead; with --keys, say if both are of the same "
+    "files.",
+)
+@click.option(
+    "--eot",
+    help="End-of-text token of MODELS.  [default: what --shards were built with, else each one's]",
 )
 @click.option(
     "--keys",

@@ -127,8 +127,14 @@ def check_extensible(config: Any, name: str, target_len: int) -> None:
     if config.max_position_embeddings >= target_len:
         raise LongRecipeError(
             f"{name} already has a window of {config.max_position_embeddings:,} tokens "
-            f"(max_position_embeddings); the shards are made for {target_len:,}"
+            f"(max_position_embeddings), which a target of {target_len:,} does not extend; choose "
+            "a longer target or another model"
         )
+    check_unscaled(config, name)
+
+
+def check_unscaled(config: Any, name: str) -> None:
+    """Raise LongRecipeError when the model's RoPE is already scaled."""
     kind = config.rope_parameters.get("rope_type", "default")
     if kind != "default":
         raise LongRecipeError(

@@ -67,6 +67,11 @@ class Holdout:
         return {"text": None, "shards": self.folder.name, "holdout": digest}
 
 
+def end_of_text(shards: Path | None) -> str | None:
+    """The end-of-text token that a dataset's rows have by its recipe; None: the tokenizer's own."""
+    return open_dataset(shards).manifest.recipe.get("eot") if shards else None
+
+
 class Texts:
     """The texts of one evaluation, each read once. `longest`: tokens of the longest context."""
 

@@ -41,6 +41,7 @@ from lrdata.scores import (
     write_windows,
 )
 from lrdata.shards import file_sha256
+from lrtrain.finite import finite_logits
 from lrtrain.model import model_fingerprint
 from lrtrain.model_spec import ModelSpec
 from lrtrain.scoring.plan import Plan, Reading, Say, open_plan
@@ -162,7 +163,7 @@ def _read_all(plan: Plan, windows: list[TextWindow], staging: Path) -> None:
             if reading.model != spec:
                 loaded = None  # before the next is there
                 spec, loaded = reading.model, plan.load(reading.model)
-            with _memory_explained(plan):
+            with _memory_explained(plan), finite_logits(reading.model.path, plan.dtype):
                 found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found, allow_pickle=False)

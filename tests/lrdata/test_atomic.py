@@ -119,6 +119,9 @@ def test_json_keeps_order_and_script(tmp_path: Path) -> None:
     assert list(json.loads(text)) == ["z", "a"]
     assert "日本語" in text
     assert text.endswith("}\n")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"z": [float("nan")]}, allow_nan=False)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
 
 
 # A folder for one process alone
