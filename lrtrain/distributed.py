@@ -12,6 +12,7 @@ a rank that died or hangs ends the others, which say so.
 
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 
 from lrdata.errors import LongRecipeError, one_line
 from lrtrain.attention import splitting
@@ -290,7 +292,16 @@ def many(context: int, data: int | None, device: str, seconds: float) -> Iterato
     where, limit = _device(device), timedelta(seconds=seconds)
     gpu = where if where.type == "cuda" else None
     try:
-        dist.init_process_group("gloo" if gpu is None else "nccl", timeout=2 * limit, device_id=gpu)
+        store, rank, _ = next(rendezvous("env://", timeout=2 * limit))
+        _check_devices(store, rank, size, where)
+        dist.init_process_group(
+            "gloo" if gpu is None else "nccl",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=2 * limit,
+            device_id=gpu,
+        )
         control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as problem:
         raise LongRecipeError(
@@ -300,6 +311,22 @@ def many(context: int, data: int | None, device: str, seconds: float) -> Iterato
     yield _ranks(size, context, where, control, limit)
     # Not after an error: others may be in the middle of something, for which it would wait.
     dist.destroy_process_group()
+
+
+def _check_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
+    """Refuse GPUs on some ranks only: those of NCCL would wait for those of gloo, till the end."""
+    store.set(f"device/{rank}", f"{device.type} {socket.gethostname()}")
+    said = [one.decode().split() for one in store.multi_get([f"device/{x}" for x in range(size)])]
+    without = sorted({host for kind, host in said if kind == "cpu"})
+    if not without or all(kind == "cpu" for kind, _ in said):
+        return
+    store.set(f"heard/{rank}", "")
+    if rank == 0:  # the store may be this one's, and go with it
+        store.wait([f"heard/{other}" for other in range(size)])
+    _refuse(
+        f"torch sees no GPU on {', '.join(without)}, for other ranks it does; mend that (what does "
+        "nvidia-smi say there?), leave the host out, or train on CPUs with --device cpu"
+    )
 
 
 def _refuse(message: str) -> NoReturn:
