@@ -13,8 +13,10 @@ a rank that died or hangs ends the others, which say so.
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +33,7 @@ from torch.distributed.rendezvous import rendezvous
 from lrdata.errors import LongRecipeError, one_line
 from lrtrain.attention import splitting
 from lrtrain.context_parallel import SplitRows, piece
-from lrtrain.interrupt import end_after_the_first, speaks
+from lrtrain.interrupt import end_after_the_first, speaks, stop_asked
 from lrtrain.loader import Batch, Piece, whole
 
 _CPU = torch.device("cpu")
@@ -40,6 +42,8 @@ _GONE = re.compile(
 )
 _SEEN_WITHIN = 60.0
 """Seconds in which a host sees what another wrote: file systems remember what was not there."""
+_WORD_EVERY = 1.0
+"""Seconds, from a rank that works while others wait."""
 
 
 class Elsewhere(SystemExit):
@@ -121,6 +125,44 @@ class Ranks:
     def from_first(self, work: Callable[[], Any]) -> Any:
         """What `work` gives on the first rank, on every rank."""
         return self.exchange(self.agree(lambda: work() if self.first else None))[0]
+
+    def first_works(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        """`work(stop)` on the first rank, however long it takes; the others stay till its end, as
+        torchrun gives up a host 300 s after the ranks of another have ended.
+
+        stop: whether a signal has asked any rank to; `work` raises KeyboardInterrupt then, and all
+        end as by `stop` below. Where it fails it fails on all, as in `agree`.
+        """
+        if self.size == 1:
+            work(lambda: False)
+            return
+        over, told = threading.Event(), threading.Event()
+
+        def meet() -> None:
+            """Until the first is done."""
+            while True:
+                if self.first:
+                    over.wait(min(_WORD_EVERY, self.seconds / 2))
+                said = self.exchange((over.is_set(), asked()))
+                if any(stop for _, stop in said):
+                    told.set()
+                if said[0][0]:
+                    return
+
+        def come_to_an_end() -> bool:
+            with ThreadPoolExecutor(1) as beside:
+                beside.submit(meet)  # where another is gone the next exchange says so, too
+                try:
+                    work(lambda: asked() or told.is_set())
+                except KeyboardInterrupt:
+                    return False
+                finally:
+                    over.set()
+            return True
+
+        with stop_asked() as asked:
+            if not self.exchange(self.agree(come_to_an_end if self.first else meet))[0]:
+                self.stop()
 
     def where(self, device: torch.device) -> str:
         """On what all of them are."""
