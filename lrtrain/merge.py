@@ -5,7 +5,7 @@ Config, tokenizer and RoPE come from the tuned model: its theta is what its weig
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ from lrtrain.model import appearing, check_saved, copy_tokenizer, load_config
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
 
 
-def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
+def merge_models(
+    base: str,
+    tuned: str,
+    out: Path,
+    weight: float = 0.5,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Write (1 - weight) * base + weight * tuned as a plain Hugging Face folder.
 
     The paper's merge is weight 0.5. Math in float32, stored in the tuned model's dtype. Raises
     LongRecipeError for models of different shapes; says so in one line when their thetas differ.
+    stop: asked before each tensor; where it says so that is a KeyboardInterrupt.
     """
     if not 0 <= weight <= 1:
         raise LongRecipeError(f"--weight {weight} must be between 0 (base) and 1 (tuned)")
@@ -40,6 +47,8 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
 
             def merged() -> Iterator[tuple[str, torch.Tensor]]:
                 for name in names:
+                    if stop():
+                        raise KeyboardInterrupt
                     task.advance()
                     yield name, torch.lerp(one[name].float(), other[name].float(), weight)
 

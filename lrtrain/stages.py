@@ -25,6 +25,7 @@ from lrdata.atomic import locked, write_json
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
+from lrdata.runtime import usable_cpus
 from lrdata.shards import Shards, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.activations import prepare
@@ -100,8 +101,8 @@ def run(
     shards_folder: or an address, `hf://datasets/owner/name[@revision]`.
 
     Everything that can be refused is refused before the first step. Raises LongRecipeError. Under
-    torchrun all ranks call it alike; the first one speaks, and merges, when the others are done,
-    who return nothing.
+    torchrun all ranks call it alike; the first one speaks, and merges, while the others wait, who
+    return nothing.
     """
     numbers = (recipe.context_parallel, recipe.data_parallel)
     with ExitStack() as stack:
@@ -118,10 +119,8 @@ def run(
                     stack.enter_context(locked(opened.out, opened.out))
 
             ranks.agree(claim)
-            made = list(_trained(opened))
-        if not ranks.first:
-            return []
-        return [*made, *_merged(opened)]
+            made = [*_trained(opened), *_merged(opened)]
+        return made if ranks.first else []
 
 
 def _silent(text: str) -> None:
@@ -152,10 +151,10 @@ def _merged(opened: Run) -> Iterator[Path]:
     if "merge" not in opened.recipe.stages:
         return
     folder = opened.folder("merge")
-    if opened.is_done("merge"):
+    if opened.ranks.exchange(opened.is_done("merge"))[0]:
         opened.say(f"merge: {folder} is there; done")
     else:
-        _merge(opened)
+        opened.ranks.first_works(partial(_merge, opened))
     yield folder
 
 
@@ -393,14 +392,21 @@ def _clean(opened: Run, name: str) -> None:
         opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
 
 
-def _merge(opened: Run) -> None:
+def _merge(opened: Run, stop: Callable[[], bool]) -> None:
     trained = "anneal" if opened.is_done("anneal") else "extend"
-    merge_models(
-        opened.model,
-        str(opened.folder(trained)),
-        opened.folder("merge"),
-        opened.recipe.merge_weight,
-    )
+    threads = torch.get_num_threads()
+    if opened.ranks.size > 1:  # torchrun gives each one thread; the others only wait
+        torch.set_num_threads(usable_cpus())
+    try:
+        merge_models(
+            opened.model,
+            str(opened.folder(trained)),
+            opened.folder("merge"),
+            opened.recipe.merge_weight,
+            stop,
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _card(opened: Run, stage: str, steps: int) -> str:

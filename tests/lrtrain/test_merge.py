@@ -176,6 +176,15 @@ def test_our_file_is_a_safetensors_file(tmp_path: Path) -> None:
             assert file.get_tensor(name).dtype == tensor.dtype
 
 
+def test_it_stops_between_two_tensors(tmp_path: Path) -> None:
+    """And leaves nothing."""
+    base, tuned = a_pair(tmp_path)
+    asked = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt):
+        merge_models(str(base), str(tuned), tmp_path / "merged", 0.5, lambda: next(asked))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned"}
+
+
 def refused(base: Path, tuned: Path, out: Path, weight: float = 0.5) -> str:
     with pytest.raises(LongRecipeError) as problem:
         merge_models(str(base), str(tuned), out, weight)
