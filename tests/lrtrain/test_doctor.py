@@ -123,6 +123,16 @@ def test_a_config_that_transformers_would_change_is_found(
     assert "already scaled" in found["architecture"][1]
 
 
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_found(shards: Path, model: Path) -> None:
+    result = doctor(shards, model)
+    found = findings(result)
+    assert result.exit_code == 1
+    assert list(found) == CHECKS[: CHECKS.index("RoPE after loading") + 1]
+    assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after loading"]
+    assert "position 2,049 are off by" in found["RoPE after loading"][1]
+
+
 def test_attention_that_is_wrong_fails_alone(
     shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,6 +322,13 @@ def _refused(shards: Path, model: Path | str, out: Path, recipe: TrainRecipe = R
     return message
 
 
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    assert "position 2,049 are off by" in _refused(shards, model, tmp_path / "run")
+
+
 def test_another_tokenizer(shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other")
     assert "another tokenizer" in _refused(shards, model, tmp_path / "run")
