@@ -38,3 +38,12 @@ def positions_in_tf32(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", forward)
     return monkeypatch
+
+
+@pytest.fixture
+def no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes as it is imported where its own library cannot be loaded: all calls raise."""
+    from bitsandbytes.backends.cpu import ops
+    from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary
+
+    monkeypatch.setattr(ops, "lib", ErrorHandlerMockBNBNativeLibrary("CUDA binary not found"))

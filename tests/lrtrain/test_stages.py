@@ -329,6 +329,14 @@ def test_a_device_that_rounds_positions_is_refused(
     assert "position 2,049 are off by" in _refused(shards, model, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_native_library")
+def test_a_bitsandbytes_that_does_not_work_here_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    message = _refused(shards, model, tmp_path / "run", replace(RECIPE, moments="8bit"))
+    assert "bitsandbytes does not work on cpu" in message
+
+
 def test_another_tokenizer(shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other")
     assert "another tokenizer" in _refused(shards, model, tmp_path / "run")
