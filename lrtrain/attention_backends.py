@@ -374,10 +374,11 @@ def _wait(device: torch.device) -> None:
 @lru_cache(maxsize=64)
 def cumulative(seq_lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Ends of the documents after a 0: int32 [documents + 1]. Made once for all layers of a row."""
-    ends = torch.tensor([0, *accumulate(seq_lengths)], dtype=torch.int32)
-    if device.type == "cuda":  # else the copy would wait for all that the device has to do
-        ends = ends.pin_memory()
-    return ends.to(device, non_blocking=True)
+    with torch.inference_mode(False):  # scoring may ask first, and backward keep them later
+        ends = torch.tensor([0, *accumulate(seq_lengths)], dtype=torch.int32)
+        if device.type == "cuda":  # else the copy would wait for all that the device has to do
+            ends = ends.pin_memory()
+        return ends.to(device, non_blocking=True)
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -345,6 +345,14 @@ def test_ends_are_made_once_for_all_layers() -> None:
     assert cumulative((2, 3), CPU).tolist() == [0, 2, 5]
 
 
+def test_ends_that_were_made_in_scoring_can_be_kept_for_backward() -> None:
+    with torch.inference_mode():
+        cumulative((7, 11), CPU)
+    scale = torch.ones((), requires_grad=True)
+    (scale * cumulative((7, 11), CPU)).sum().backward()
+    assert scale.grad == 25
+
+
 def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
     """The choice that a GPU is given, of these backends alone, made on a CPU."""
     for name, backend in loaders.items():
