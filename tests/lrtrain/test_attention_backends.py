@@ -32,7 +32,7 @@ from lrtrain.attention_backends import (
 
 CPU = torch.device("cpu")
 HEADS = Heads(query=4, key_value=2, width=32)
-LENGTHS = ([700], [1, 1, 5, 5, 5], [130, 1, 300, 81], [256, 256])
+LENGTHS = ([700], [1, 1, 5, 5, 5], [130, 1, 320, 81], [256, 256])
 
 
 @pytest.mark.parametrize("seq_lengths", LENGTHS, ids=str)
@@ -99,7 +99,42 @@ def _wrong_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
     return sdpa(q, _WrongGradient.apply(k), v, lengths, scale)
 
 
-@pytest.mark.parametrize("wrong", [_blind, _unscaled, _wrong_backward])
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> torch.Tensor:
+        return outer[0] * float("nan")
+
+
+def _nan_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+    return sdpa(q, k, _NanGradient.apply(v), lengths, scale)
+
+
+def _in_one_piece(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+    """As if values lay in memory as [1, H, S, D], which those of a model do not."""
+    strides = torch.empty(v.shape, device="meta").stride()
+    return sdpa(q, k, v.as_strided(v.shape, strides), lengths, scale)
+
+
+class _Remembering:
+    """Plans a kernel for each shape, with the scale in it."""
+
+    def __init__(self) -> None:
+        self.scales = dict[Any, float]()
+
+    def __call__(
+        self, q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
+    ) -> torch.Tensor:
+        return sdpa(q, k, v, lengths, self.scales.setdefault((q.shape, *lengths), scale))
+
+
+WRONG = [_blind, _unscaled, _wrong_backward, _nan_backward, _in_one_piece, _Remembering()]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_backend_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     monkeypatch.setitem(attention_backends._LOADERS, "wrong", lambda: wrong)
     monkeypatch.setattr(attention_backends, "BACKENDS", ("sdpa", "wrong"))
