@@ -27,6 +27,7 @@ Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], flo
 _TOLERANCE = 0.02
 """Largest error of bf16 that is taken, as a share of the largest value."""
 _TIMED_TOKENS = 16_384
+_REPETITIONS = 4
 
 
 def sdpa(
@@ -267,9 +268,10 @@ def try_backends(
             if not error < _TOLERANCE:
                 yield Trial(name, problem=f"its values are off by {error:.3g}")
                 continue
-            one = _seconds(backend, heads, device, dtype, [tokens], tokens // 2 if split else 0)
-            packed = _seconds(backend, heads, device, dtype, _many_documents(tokens))
-            yield Trial(name, one, packed)
+            same = [[tokens]] * _REPETITIONS  # rows to extend with are all as long
+            one = _seconds(backend, heads, device, dtype, same, tokens // 2 if split else 0)
+            others = [_many_documents(tokens, number) for number in range(_REPETITIONS)]
+            yield Trial(name, one, _seconds(backend, heads, device, dtype, others))
         except Exception as problem:  # a kernel may refuse a card or a shape in any way it likes
             yield Trial(name, problem=one_line(problem))
 
@@ -355,13 +357,14 @@ def _seconds(
     heads: Heads,
     device: torch.device,
     dtype: torch.dtype,
-    seq_lengths: Sequence[int],
+    rows: Sequence[Sequence[int]],
     lacking: int = 0,
 ) -> float:
-    """Of a forward and backward pass; the best of three after one that loads kernels."""
-    inputs = _inputs(heads, sum(seq_lengths), device, dtype, lacking)
+    """Of a forward and backward pass over a row of these documents; the best of all after the
+    first, which loads kernels."""
+    inputs = _inputs(heads, sum(rows[0]), device, dtype, lacking)
     times = []
-    for _ in range(4):
+    for seq_lengths in rows:
         _wait(device)
         started = time.perf_counter()
         out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, heads.width**-0.5)
@@ -371,11 +374,12 @@ def _seconds(
     return min(times[1:])
 
 
-def _many_documents(tokens: int) -> list[int]:
-    """Lengths of documents as replay rows have them, each another, summing to `tokens`."""
+def _many_documents(tokens: int, row: int) -> list[int]:
+    """Lengths of documents as replay rows have them, each another, summing to `tokens`. Of another
+    row they are others: a kernel that is planned anew for each length takes longer there."""
     lengths, left = list[int](), tokens
     while left > 2 * (len(lengths) + 1):
-        lengths.append(min(left // 2, 100 + 7 * len(lengths)))
+        lengths.append(min(left // 2, 100 + row + 7 * len(lengths)))
         left -= lengths[-1]
     return [*lengths, left] if left else lengths
 

@@ -1,7 +1,7 @@
 """Every kernel equals the definition in float64; the choice is of those that do."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from inspect import signature
 from itertools import pairwise
@@ -449,7 +449,34 @@ def test_no_backend_that_is_right_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 256, 16_384])
 def test_many_documents_sum_to_the_tokens(tokens: int) -> None:
-    lengths = attention_backends._many_documents(tokens)
-    assert sum(lengths) == tokens
-    assert min(lengths) >= 1
-    assert tokens < 1000 or len(set(lengths)) > 10
+    rows = [attention_backends._many_documents(tokens, row) for row in range(4)]
+    for lengths in rows:
+        assert sum(lengths) == tokens
+        assert min(lengths) >= 1
+        assert tokens < 1000 or len(set(lengths)) > 10
+    assert tokens < 1000 or not set(rows[0]) & set(rows[1]) & set(rows[2])
+
+
+def _after(seconds: Callable[[Sequence[int]], float]) -> Backend:
+    def backend(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+        time.sleep(seconds(lengths))
+        return sdpa(q, k, v, lengths, scale)
+
+    return backend
+
+
+def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = set[tuple[int, ...]]()
+
+    def plan(lengths: Sequence[int]) -> float:
+        new = tuple(lengths) not in known
+        known.add(tuple(lengths))
+        return 0.1 if new else 0.0
+
+    load_backend.cache_clear()
+    _as_if_on_a_gpu(monkeypatch, planned=_after(plan), steady=_after(lambda _: 0.005))
+    name, _ = fastest(HEADS, torch.device("cuda"), torch.float32)
+    load_backend.cache_clear()
+    assert name == "steady"
