@@ -11,6 +11,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrdata.errors import LongRecipeError, one_line
 
@@ -28,6 +30,10 @@ _TOLERANCE = 0.02
 """Largest error of bf16 that is taken, as a share of the largest value."""
 _TIMED_TOKENS = 16_384
 _REPETITIONS = 4
+_WRONG_CUDNN = 91_500
+"""Up to this version cuDNN is wrong for lengths that 128 does not divide, and not torch's choice
+(pytorch issue 169849)."""
+_TORCHS_OWN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def sdpa(
@@ -37,7 +43,19 @@ def sdpa(
     seq_lengths: Sequence[int],
     scale: float,
 ) -> torch.Tensor:
-    """torch's scaled_dot_product_attention, once for each run of equally long documents.
+    """torch's scaled_dot_product_attention, on GPUs with all kernels but cuDNN's."""
+    with sdpa_kernel(_TORCHS_OWN) if query.is_cuda else nullcontext():
+        return _by_documents(query, key, value, seq_lengths, scale)
+
+
+def _by_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """scaled_dot_product_attention, once for each run of equally long documents.
 
     No S x S mask is ever made: each document is causal on its own, and neighbours of one length
     go as a batch.
@@ -103,10 +121,8 @@ def cudnn(
     scale: float,
 ) -> torch.Tensor:
     """The same with cuDNN's kernels, and no others."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(query, key, value, seq_lengths, scale)
+        return _by_documents(query, key, value, seq_lengths, scale)
 
 
 def dense(
@@ -153,6 +169,13 @@ def _packed(kernel: Callable[..., Any]) -> Backend:
     return backend
 
 
+def _load_cudnn() -> Backend:
+    version = torch.backends.cudnn.version() or 0
+    if version <= _WRONG_CUDNN:
+        raise ImportError(f"it needs a cuDNN above {_WRONG_CUDNN}, here is {version or 'none'}")
+    return cudnn
+
+
 def _load_varlen() -> Backend:
     """torch's own variable-length flash attention; older ones know no grouped heads."""
     varlen_attn: Any = import_module("torch.nn.attention.varlen").varlen_attn
@@ -190,7 +213,7 @@ def _load_flash(module: str) -> Callable[[], Backend]:
 _LOADERS: dict[str, Callable[[], Backend]] = {
     "sdpa": lambda: sdpa,
     "dense": lambda: dense,
-    "cudnn": lambda: cudnn,
+    "cudnn": _load_cudnn,
     "varlen": _load_varlen,
     "flash2": _load_flash("flash_attn"),
     "flash3": _load_flash("flash_attn_interface"),

@@ -21,6 +21,7 @@ from lrtrain.attention_backends import (
     ON_CPU,
     Backend,
     Heads,
+    cudnn,
     cumulative,
     dense,
     fastest,
@@ -480,3 +481,52 @@ def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
     name, _ = fastest(HEADS, torch.device("cuda"), torch.float32)
     load_backend.cache_clear()
     assert name == "steady"
+
+
+# cuDNN
+
+
+@pytest.mark.parametrize("version", [None, 91_002, 91_500])
+def test_a_cudnn_that_torch_keeps_away_from_is_not_there(
+    version: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    load_backend.cache_clear()
+    with pytest.raises(LongRecipeError, match=f"cuDNN above 91500, here is {version or 'none'}"):
+        load_backend("cudnn")
+
+
+def test_a_newer_cudnn_is_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_501)
+    load_backend.cache_clear()
+    assert load_backend("cudnn") is cudnn
+    load_backend.cache_clear()
+
+
+class _OnAGpu(torch.Tensor):
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernels"), [(sdpa, {"flash", "mem_efficient", "math"}), (cudnn, {"cudnn"})]
+)
+def test_two_backends_have_no_kernel_in_common(
+    backend: Backend, kernels: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own switches; or cuDNN, that torch prefers where it may, would be both."""
+    seen = list[set[str]]()
+
+    def enabled() -> set[str]:
+        names = ("cudnn", "flash", "mem_efficient", "math")
+        return {name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()}
+
+    def attend(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(enabled())
+        return torch.zeros_like(query)
+
+    before = enabled()
+    monkeypatch.setattr(attention_backends.F, "scaled_dot_product_attention", attend)
+    query, key, value = (torch.zeros(1, 2, 8, 4).as_subclass(_OnAGpu) for _ in range(3))
+    backend(query, key, value, [5, 3], 1.0)
+    assert seen == [kernels] * 2
+    assert enabled() == before

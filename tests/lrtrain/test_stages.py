@@ -563,8 +563,12 @@ def test_every_rank_takes_the_backend_of_gpus_that_the_first_has_chosen(
     attention_backends.load_backend.cache_clear()
 
 
-def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask() -> None:
+def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_501)
     gpu = torch.device("cuda")
     assert attention.choose_backend("cudnn", None, gpu) == "cudnn"
     with pytest.raises(LongRecipeError, match="cannot take a row in pieces"):
         attention.choose_backend("cudnn", None, gpu, split=True)
+    attention_backends.load_backend.cache_clear()
