@@ -415,4 +415,5 @@ def _device(name: str) -> torch.device:
             f"there are {torch.cuda.device_count()} GPUs here and more ranks; start one rank a GPU"
         )
     torch.cuda.set_device(number)
+    torch.set_float32_matmul_precision("highest")  # see `lrtrain.model.choose_device`
     return torch.device("cuda", number)

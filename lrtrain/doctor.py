@@ -132,9 +132,10 @@ def _weights(model: str) -> str:
 
 
 def _memory(shards: Shards, model: str, recipe: TrainRecipe) -> str:
+    device = choose_device(recipe.device)
     if recipe.moments == "8bit":
-        need_bitsandbytes()
-    return check_memory(shards, load_config(model), recipe, choose_device(recipe.device))
+        need_bitsandbytes(device)
+    return check_memory(shards, load_config(model), recipe, device)
 
 
 def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:

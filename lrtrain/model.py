@@ -20,7 +20,7 @@ from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
-from lrtrain.rope import Rope, check_inv_freq, rope_of_transformers_4, set_rope
+from lrtrain.rope import Rope, check_angles, check_inv_freq, rope_of_transformers_4, set_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The architectures whose training step is tested against a dense reference."""
@@ -68,6 +68,8 @@ def choose_device(name: str) -> torch.device:
                 f"there is no {name} here; choose from cuda:0 to cuda:{count - 1}"
             )
         torch.cuda.set_device(device)  # of random state, locked memory, what is waited for
+    if device.type == "cuda":  # TF32, which some containers ask for, has 11 bits for a position
+        torch.set_float32_matmul_precision("highest")
     return device
 
 
@@ -205,7 +207,9 @@ def load_model(
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
     check_inv_freq(model)
-    return model.to(device)
+    model = model.to(device)
+    check_angles(model)
+    return model
 
 
 def _load_sharded(weights: Weights, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
@@ -232,6 +236,7 @@ def _load_sharded(weights: Weights, config: Any, dtype: torch.dtype, ranks: Rank
 
     shard(model, ranks, fill)
     check_inv_freq(model)
+    check_angles(model)
     return model
 
 

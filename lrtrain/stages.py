@@ -165,9 +165,9 @@ def _open_run(
     parse_rope(recipe.rope)
     if recipe.tensorboard:
         summary_writer()
-    if recipe.moments == "8bit":
-        need_bitsandbytes()
     device = choose_device(recipe.device) if ranks.size == 1 else ranks.device
+    if recipe.moments == "8bit":
+        need_bitsandbytes(device)
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)

@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from lrdata.scores import (
     write_windows,
 )
 from lrdata.shards import file_sha256
+from lrtrain.attention import using
 from lrtrain.finite import finite_logits
 from lrtrain.model import model_fingerprint
 from lrtrain.model_spec import ModelSpec
@@ -157,12 +158,14 @@ def _read_all(plan: Plan, windows: list[TextWindow], staging: Path) -> None:
     total = sum(plan.cost(reading, windows[index]) for reading, index, _ in missing)
     spec: ModelSpec | None = None
     loaded: Any = None
-    with progress("scoring tokens", total) as task:
+    with progress("scoring tokens", total) as task, ExitStack() as stack:
         meter = Meter()
         for reading, index, path in missing:
             if reading.model != spec:
                 loaded = None  # before the next is there
-                spec, loaded = reading.model, plan.load(reading.model)
+                spec = reading.model
+                stack.enter_context(using(plan.backend(spec)))
+                loaded = plan.load(spec)
             with _memory_explained(plan), finite_logits(reading.model.path, plan.dtype):
                 found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:

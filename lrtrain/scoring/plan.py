@@ -11,6 +11,8 @@ import torch
 from lrdata.corpus import SourceFile, find_files
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
+from lrtrain.attention import heads_of
+from lrtrain.attention_backends import Backend, fastest, load_backend
 from lrtrain.model import (
     TORCH_DTYPES,
     automatic_dtype,
@@ -100,6 +102,14 @@ class Plan:
             f"scoring {tokens:,} tokens in {len(windows):,} windows of {documents:,} documents"
             f"{few}: {how}, on {self.device}"
         )
+
+    def backend(self, spec: ModelSpec) -> Backend:
+        """The attention of a model: its own, whatever a run in this process has chosen for another.
+
+        Tried with nothing else on the device.
+        """
+        heads = heads_of(load_config(spec.path))
+        return load_backend(fastest(heads, self.device, self.dtype)[0])
 
     def load(self, spec: ModelSpec) -> Any:
         """A model, ready to read."""

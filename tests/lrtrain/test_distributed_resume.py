@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import lrtrain.loop
+from lrtrain import moments
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.distributed import many
 from lrtrain.metrics import METRICS, read_metrics
 from lrtrain.model import load_model
 from lrtrain.model_files import SINGLE
-from lrtrain.moments import need_bitsandbytes
 from lrtrain.optim import AdamW, Storage
 from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.blows import (
@@ -97,7 +97,7 @@ def assert_same_bits(inputs: Inputs, out: Path, whole: Path) -> None:
 
 def wide(inputs: Inputs, folder: Path) -> Inputs:
     """With a model of one layer whose averages can be kept in 8 bits: rows of 256."""
-    need_bitsandbytes()  # takes a second to load: before ranks are forked
+    moments._functional()  # takes a second to load: before ranks are forked
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8}
     shape = {"hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 1}
     return with_model(inputs, "llama", folder, **shape, **heads)
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_others_load_and_save_has_the_same_bits(
 ) -> None:
     """Also of matrices with fewer rows than there are ranks, and of averages in 8 bits of them."""
     dtype, storage = STORAGES[name]
-    need_bitsandbytes()
+    moments._functional()
     shape = {"hidden_size": 2048, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 33}
     folder = Path(save_tiny("llama", tmp_path / "model", **shape, **heads))

@@ -171,6 +171,25 @@ def test_a_theta_that_does_not_come_back_is_found(
     assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after saving"]
 
 
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_found(shards: Path, model: Path) -> None:
+    result = doctor(shards, model)
+    found = findings(result)
+    assert result.exit_code == 1
+    assert list(found) == CHECKS[: CHECKS.index("RoPE after loading") + 1]
+    assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after loading"]
+    assert "position 2,049 are off by" in found["RoPE after loading"][1]
+
+
+def test_a_bitsandbytes_that_does_not_work_here_is_found(
+    shards: Path, model: Path, no_native_library: None
+) -> None:
+    found = findings(doctor(shards, model, "--moments", "8bit"))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["memory"]
+    assert "bitsandbytes does not work on cpu" in found["memory"][1]
+    assert all(ok for ok, _ in findings(doctor(shards, model)).values()), "without it all is well"
+
+
 def test_attention_that_is_wrong_fails_alone(
     shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

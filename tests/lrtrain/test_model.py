@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lrdata.errors import LongRecipeError
-from lrtrain import attention
+from lrtrain import attention, distributed
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
@@ -551,6 +551,27 @@ def test_devices_that_are_not_there_are_one_line() -> None:
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(LongRecipeError, match="no cuda:1 here"):
             choose_device("cuda:1")
+
+
+def test_a_gpu_multiplies_fp32_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a container has set; each of many ranks has its own. A CPU has no TF32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for choose, name, after in (
+            (choose_device, "cpu", "high"),
+            (choose_device, "cuda", "highest"),
+            (choose_device, "cuda:0", "highest"),
+            (distributed._device, "auto", "highest"),
+        ):
+            torch.set_float32_matmul_precision("high")
+            choose(name)
+            assert torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_device_with_a_number_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from lrdata.errors import LongRecipeError
 from lrtrain.model import check_saved, load_model, save_config, save_model
 from lrtrain.rope import (
     Rope,
+    check_angles,
     check_inv_freq,
     expected_inv_freq,
     extended_theta,
@@ -326,6 +327,31 @@ def test_a_loaded_model_that_turns_differently_is_refused(
         load_model(folders["llama"], **extend)
     lost_theta.undo()
     load_model(folders["llama"], **extend)
+
+
+def test_a_device_that_rounds_positions_is_refused(
+    folders: dict[str, str], positions_in_tf32: pytest.MonkeyPatch
+) -> None:
+    """Where the first is that it takes for another: frequencies alone are right."""
+    extend: dict[str, Any] = {"dtype": torch.bfloat16, "rope": Rope("auto"), "target_len": TARGET}
+    with pytest.raises(LongRecipeError, match=r"position 2,049 are off by 0\.\d+ on cpu: TF32"):
+        load_model(folders["llama"], **extend)
+    positions_in_tf32.undo()
+    load_model(folders["llama"], **extend)
+
+
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("yarn"), Rope("none")])
+@pytest.mark.parametrize("target", [300, 4_096, 131_072, 2**20, 2**22])
+def test_angles_in_fp32_are_right_for_any_window(rope: Rope, target: int) -> None:
+    """Those of transformers; and none of them is once a sixteenth of a turn is missing."""
+    config = tiny_config("llama", head_dim=128, max_position_embeddings=256)
+    set_rope(config, rope, target)
+    model = LlamaRotaryEmbedding(config)
+    check_angles(model)
+    real = model.forward
+    model.forward = lambda x, position_ids: real(x, position_ids + 0.4)
+    with pytest.raises(LongRecipeError, match="are off by"):
+        check_angles(model)
 
 
 def test_a_saved_model_that_turns_differently_leaves_no_folder(

@@ -326,6 +326,21 @@ def _refused(shards: Path, model: Path | str, out: Path, recipe: TrainRecipe = R
     return message
 
 
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    assert "position 2,049 are off by" in _refused(shards, model, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_native_library")
+def test_a_bitsandbytes_that_does_not_work_here_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    message = _refused(shards, model, tmp_path / "run", replace(RECIPE, moments="8bit"))
+    assert "bitsandbytes does not work on cpu" in message
+
+
 def test_another_tokenizer(shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other")
     assert "another tokenizer" in _refused(shards, model, tmp_path / "run")
@@ -680,8 +695,12 @@ def test_every_rank_takes_the_backend_of_gpus_that_the_first_has_chosen(
     attention_backends.load_backend.cache_clear()
 
 
-def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask() -> None:
+def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_501)
     gpu = torch.device("cuda")
     assert attention.choose_backend("cudnn", None, gpu) == "cudnn"
     with pytest.raises(LongRecipeError, match="cannot take a row in pieces"):
         attention.choose_backend("cudnn", None, gpu, split=True)
+    attention_backends.load_backend.cache_clear()
