@@ -2,9 +2,10 @@
 
     import lrdata
 
-    recipe = lrdata.BuildRecipe(corpora=("books/",), tokenizer="./llama3-8b", target_len=131072)
-    lrdata.build(recipe, "shards")
-    row = lrdata.open_dataset("shards").read_row("extend", 0)
+    if __name__ == "__main__":  # a build starts processes, which import this script
+        recipe = lrdata.BuildRecipe(("books/",), tokenizer="./llama3-8b", target_len=131072)
+        lrdata.build(recipe, "shards")
+        row = lrdata.open_dataset("shards").read_row("extend", 0)
 
 What is here is what the commands are made of, and stays; other modules may change.
 """

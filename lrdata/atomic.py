@@ -3,12 +3,17 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lrdata.errors import LongRecipeError
+
+LOCK = ".lock"
+"""The file by which a folder is `locked`."""
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     On any exception the temporary file is removed and `path` is as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Machines that share the folder may have processes of one number.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         yield partial
         fsync(partial)
@@ -38,9 +44,13 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically, keys in the order given, one newline at the end."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, allow_nan: bool = True) -> None:
+    """Write indented JSON atomically, keys in the order given, one newline at the end.
+
+    allow_nan: whether NaN and infinity, which are Python's own JSON, may be in it; else ValueError.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    write_text(path, text + "\n")
 
 
 def fsync(path: Path) -> None:
@@ -52,25 +62,54 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove what was being written in a folder when its process died. For who has it `locked`."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path, out: Path) -> Iterator[None]:
-    """`folder` for this process alone: two runs that make `out` would take each other's files.
+    """`folder`, made where it is not there, for this process alone: two runs that make `out` would
+    take each other's files. At the end it goes if it is empty, and so does `out` if it was made
+    for this.
 
-    Raises LongRecipeError while another process has it, or has just removed it.
+    What is locked is a file in it, open for writing: a lock on the folder itself is not told to
+    the other machines of a file system that several share. Raises LongRecipeError while another
+    process has it, or has just removed it.
     """
     busy = f"another run is at work in {out}; wait for it, or choose another --out"
+    made = folder.exists() or not out.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path, held = folder / LOCK, False
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:
         raise LongRecipeError(busy) from None
     try:
-        try:
+        with suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            still = os.path.samestat(os.fstat(handle), os.stat(folder))
-        except (BlockingIOError, FileNotFoundError):
-            still = False
-        if not still:
+            held = os.path.samestat(os.fstat(handle), os.stat(path))
+        if not held:
             raise LongRecipeError(busy)
         yield
     finally:
-        os.close(handle)
+        if held:
+            with suppress(OSError):  # it would be in nobody's way
+                path.unlink()
+        os.close(handle)  # until then NFS keeps a removed file under another name
+        for empty in (folder, out)[: 1 + made] if held else ():
+            with suppress(OSError):  # it is not, or another run has it by now
+                empty.rmdir()
+
+
+def clear(folder: Path, keep: Collection[str] = ()) -> None:
+    """Empty a folder that is `locked`, but for what is named and the lock. What another machine is
+    still writing there, which it should not, may stay."""
+    for path in folder.iterdir():
+        if path.name in (LOCK, *keep):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ goes on from there (`lrdata.staging`).
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lrdata.atomic import locked
 from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
@@ -31,12 +32,14 @@ from lrdata.manifest import (
     SourceEntry,
     TokenizerEntry,
     read_manifest,
+    safe_path,
 )
 from lrdata.progress import Meter, progress
 from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
-from lrdata.replay import build_replay
+from lrdata.replay import build_replay, same_files
+from lrdata.runtime import usable_cpus
 from lrdata.shards import KINDS, LSD_FIELD
-from lrdata.staging import Staging, refuse_other
+from lrdata.staging import Staging, refuse_other, relicensed, restate
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
 
@@ -58,13 +61,22 @@ class Sources:
     """sha256 of what the chat template of replay puts around a record."""
 
     @classmethod
-    def open(cls, recipe: BuildRecipe, crew: Crew, workers: int, timing: Timing) -> "Sources":
-        """Find the files, and hash them while the tokenizer is loaded."""
+    def open(
+        cls,
+        recipe: BuildRecipe,
+        crew: Crew,
+        workers: int,
+        timing: Timing,
+        like: Manifest | None = None,
+    ) -> "Sources":
+        """Find the files, and hash them while the tokenizer is loaded: until that has failed."""
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
         _refuse_too_many([*files, *replay_files])
+        if like is None:  # else they are what they were
+            recipe.refuse_unknown_sources(files, replay_files)
 
         def tokenizer() -> tuple[TokenizerEntry, str | None]:
             began = time.perf_counter()
@@ -72,9 +84,13 @@ class Sources:
             timing.start = time.perf_counter() - began
             return described
 
+        def check() -> None:
+            if loading.done():
+                loading.result()
+
         with ThreadPoolExecutor(1) as beside:
             loading = beside.submit(tokenizer)
-            entries = _hash_sources(recipe, [*files, *replay_files], workers)
+            entries = _hash_sources(recipe, [*files, *replay_files], workers, check)
             entry, chat = loading.result()
             return cls(files, replay_files, entries, entry, impact, chat)
 
@@ -107,8 +123,9 @@ def build(
     """Build the dataset that `recipe` describes in the folder `out` and return its manifest.
 
     Args:
-        workers: units at a time; default one for each core. Never changes a byte. More than one
-            are processes: a script that builds needs `if __name__ == "__main__":` around it.
+        workers: units at a time; default one for each CPU that it may use. Never changes a byte.
+            More than one are processes: a script that builds needs
+            `if __name__ == "__main__":` around it.
         engine: `local` (this machine) or `ray`. Never changes a byte.
         overwrite: remove what an earlier build left in `out`, once the sources are known to be
             there.
@@ -119,11 +136,11 @@ def build(
     """
     began = time.perf_counter()
     out, timing = Path(out), timing or Timing()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     units_engine = open_engine(engine)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
-        sources = Sources.open(recipe, crew, workers, timing)
+        sources = Sources.open(recipe, crew, workers, timing, like)
         if like is not None:
             _refuse_unlike(sources, like)
         finished = None if overwrite else _finished(out, recipe, sources)
@@ -143,7 +160,10 @@ def _build(
     published = staging.published()
     if published is not None:
         refuse_other(staging.out, _identity_of(published, sources), sources.identity(recipe))
-        return published, []
+        stated = relicensed(published, recipe.licences)
+        if stated != published:
+            restate(staging.out, published, stated)
+        return stated, []
     try:
         jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
         receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
@@ -172,7 +192,12 @@ def _manifest(
     replay_ledger = None
     if recipe.replay:
         made, replay_ledger = build_replay(
-            recipe, sources.replay_files, open_tokenizer(recipe), staging.folder, ledger.kept
+            recipe,
+            sources.replay_files,
+            open_tokenizer(recipe),
+            staging.folder,
+            ledger.kept,
+            same_files(sources.files, sources.replay_files, sources.entries),
         )
         entries += made
     by_kind = [entry for kind in KINDS for entry in entries if entry.kind == kind]
@@ -264,10 +289,14 @@ def _refuse_too_many(files: Sequence[SourceFile]) -> None:
         )
 
 
-def _hash_sources(recipe: BuildRecipe, files: list[SourceFile], workers: int) -> list[SourceEntry]:
+def _hash_sources(
+    recipe: BuildRecipe, files: list[SourceFile], workers: int, check: Callable[[], object]
+) -> list[SourceEntry]:
+    """check: raises when there is no use for them any more."""
     with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
         entries = []
-        for file, digest in zip(files, pool.map(source_hash, files), strict=True):
+        digests = pool.map(lambda file: source_hash(file, check), files)
+        for file, digest in zip(files, digests, strict=True):
             licence = recipe.licences.get(file.source)
             entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
             task.advance()
@@ -281,8 +310,9 @@ def _identity(
     impact: str | None,
     chat: str | None,
 ) -> dict[str, Any]:
+    """Without the licences, which may be stated later."""
     return {
-        **options,
+        **{name: value for name, value in options.items() if name != "licences"},
         **tokenizer.identity(),
         "tokenizer's chat template": chat,
         "impact's sha256": impact,
@@ -331,15 +361,30 @@ def _refuse_unlike(sources: Sources, like: Manifest) -> None:
 
 
 def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | None:
-    """The manifest of an equal build that is already there; an error for any other."""
+    """The manifest of an equal build that is already there; an error for any other, and for one
+    whose files are not all there. They are not hashed: that is for `lrdata verify`."""
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
     refuse_other(out, _identity_of(manifest, sources), sources.identity(recipe))
-    staging = Staging(out)
-    if staging.folder.exists():  # killed when all was done but this
-        staging.remove()
-    return manifest
+    if manifest.left_out:
+        raise LongRecipeError(
+            f"{out} is a part of this dataset, without {manifest.left_out[0].path}; choose another "
+            "--out for the whole, or --overwrite"
+        )
+    for entry in manifest.files:
+        file = safe_path(out, entry.path)
+        if not file.is_file() or file.stat().st_size != entry.bytes:
+            raise LongRecipeError(
+                f"{file} is missing, or not as it was built; put it back, or build again with "
+                "--overwrite"
+            )
+    staging, stated = Staging(out), relicensed(manifest, recipe.licences)
+    staging.remove_rest()
+    if stated != manifest:
+        with locked(staging.root, out):
+            restate(out, manifest, stated)
+    return stated
 
 
 def _final_names(entries: list[FileEntry]) -> list[FileEntry]:

@@ -1,6 +1,5 @@
 """The `lrdata` command: options and help; the work is elsewhere."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +87,13 @@ def build(
         _show_plan(recipe, workers, out, as_json)
         return
     from lrdata.engines import open_engine
+    from lrdata.runtime import prepare_for_bulk_work, usable_cpus
 
     # First of all: the engine's own start takes as long as the imports and the tokenizer here.
-    open_engine(engine).begin(recipe, workers or os.cpu_count() or 1)
+    open_engine(engine).begin(recipe, workers or usable_cpus())
     from lrdata.building import build as build_dataset
     from lrdata.building import describe, refuse_bad
     from lrdata.manifest import as_json as manifest_json
-    from lrdata.runtime import prepare_for_bulk_work
     from lrdata.stopwatch import Timing
 
     prepare_for_bulk_work()
@@ -112,6 +111,8 @@ def build(
     refuse_bad(manifest, max_bad, out)
     if not as_json:
         click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
+    if manifest.holdout_unfilled:
+        click.echo(f"warning: no holdout rows: {manifest.holdout_unfilled}", err=True)
 
 
 def _write_profile(file: Path, timing: "Timing", manifest: "Manifest") -> None:

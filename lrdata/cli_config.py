@@ -59,12 +59,16 @@ def read_options(path: Path) -> tuple[dict[str, Any], bool]:
         raise LongRecipeError(f"{path} is not YAML or JSON ({where})") from None
     stored = path.name in _STORED
     if isinstance(raw, dict) and isinstance(raw.get("recipe"), dict):  # a manifest
+        from lrdata.recipe import without_derived  # which imports numpy: too much for --help
+
         raw, stored = dict(raw["recipe"]), True
         raw["target_len"] = raw.pop("retargeted_from", raw.get("target_len"))
+        raw = without_derived(raw)
     if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
         raise LongRecipeError(f"{path} does not hold options; write lines like target-len: 128k")
     if isinstance(raw.get("shards"), list):  # a run's recipe.json: hashes, no folder
         del raw["shards"]
+        raw.pop("model_sha256", None)
         stored = True
     return raw, stored
 

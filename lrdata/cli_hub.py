@@ -1,5 +1,6 @@
 """The commands that share a dataset: options and help; the work is elsewhere."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,7 +50,8 @@ def push(
         allow_unlicensed=allow_unlicensed,
         allow_absolute_paths=allow_absolute_paths,
     )
-    click.echo(f"{address} holds {folder}; train on it with: lrtrain run {address} --model MODEL")
+    command = shlex.join(["lrtrain", "run", address, "--model", "MODEL", "--out", "RUN"])
+    click.echo(f"{address} holds {folder}; train on it with: {command}")
 
 
 @click.command()

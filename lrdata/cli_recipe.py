@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lrdata.cli_config import config_option
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import POSITIONS, BuildRecipe
 from lrdata.sizes import Count, Share, parse_count, parse_share
 
 _RECIPE = (
@@ -21,8 +21,7 @@ _RECIPE = (
         "--positions",
         default="longrecipe",
         show_default=True,
-        help="Position scheme: longrecipe, pose, randpos, cream, endprompt, full, source, or "
-        "contiguous (0, 1, 2, ...: a control).",
+        help=f"Position scheme: {', '.join(POSITIONS)}.",
     ),
     click.option(
         "--segment-tokens",
@@ -61,7 +60,11 @@ _RECIPE = (
         show_default=True,
         help="Whether documents joined in a window attend to each other: attend, mask.",
     ),
-    click.option("--replay", multiple=True, help="Corpus for the annealing stage; repeatable."),
+    click.option(
+        "--replay",
+        multiple=True,
+        help="Corpus for the annealing stage, of all of which a sample is drawn; repeatable.",
+    ),
     click.option(
         "--replay-ratio",
         type=Share(),
@@ -81,7 +84,8 @@ _RECIPE = (
         type=Share(),
         default="0%",
         show_default=True,
-        help="Share of documents kept out, as whole windows.",
+        help="Share of documents kept out, as whole windows: those of a unit are joined. Replay of "
+        "the same file leaves them out too.",
     ),
     click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
     click.option(
@@ -95,18 +99,23 @@ _RECIPE = (
         "--weight",
         multiple=True,
         metavar="SOURCE=W",
-        help="Use a source's documents W times (2) or a share of them (0.5); repeatable.",
+        help="Use a source's documents W times (2) or a share of them (0.5), but not in replay, "
+        "which is drawn by size; repeatable.",
     ),
     click.option(
         "--license",
         "licence",
         multiple=True,
         metavar="SOURCE=ID",
-        help="A source's licence, for the dataset card; repeatable.",
+        help="A source's licence, for the dataset card; also when all is built; repeatable.",
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),
-    click.option("--source-field", help="Field of the source.  [default: the folder or file]"),
+    click.option(
+        "--source-field",
+        help="Field of the source: a label of documents. Windows mix them; a row has the label of "
+        "its first.  [default: the folder or file]",
+    ),
     click.option("--eot", help="End-of-text token.  [default: the tokenizer's]"),
     click.option(
         "--encoder",

@@ -20,7 +20,9 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError
+from lrdata.progress import progress
 from lrdata.remote import find_remote, is_remote
 from lrdata.remote_file import open_remote
 from lrdata.remote_io import shown
@@ -36,8 +39,13 @@ from lrdata.remote_io import shown
 UNIT_BYTES = 128 * 1024**2
 _LEAST_UNIT_BYTES, _MOST_UNIT_BYTES, _UNITS = 16 * 1024**2, 256 * 1024**2, 16
 
+_HASHED_BYTES = 1024**2
+
 COMPRESSION_RATIO = 3
 """What compressed text is taken to expand by when units are planned."""
+
+_FOOTERS_AT_ONCE = 16
+"""Of Parquet files: a server takes its time for each of them."""
 
 DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What pyarrow raises for a damaged Parquet or Arrow file."""
@@ -70,8 +78,10 @@ class SourceFile:
     """A corpus file. `name` and `source` are what a dataset publishes: they hold no folder of ours.
 
     name: `<folder's name>/<path inside>` for a file found in a folder or by a glob, else its own.
-    source: the folder's name, or the file's name without suffixes. Windows join documents of one
-    source only. format: jsonl, parquet, arrow or text. compression: zstd, gzip or None.
+    source: the folder's name, or the file's name without suffixes. Windows join documents of files
+    of one source only. What `--source-field` says of a document is a label: windows mix those, and
+    a row has that of its first document. format: jsonl, parquet, arrow or text. compression: zstd,
+    gzip or None.
     A remote file has an address, where `path` is its name alone, and the version of when it was
     found, of which every byte must be; sha256 where its server tells it.
     """
@@ -95,11 +105,13 @@ class SourceFile:
 @dataclass(frozen=True)
 class Piece:
     """A part of a file: [start, stop) in bytes of plain JSONL (the lines whose first byte lies in
-    it) or in row groups of Parquet; any other file is one piece, 0..size."""
+    it) or in row groups of Parquet; any other file is one piece, 0..size. text_bytes: about how
+    many bytes of text it holds, where it was planned; exact for plain files."""
 
     file: SourceFile
     start: int
     stop: int
+    text_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,16 +146,21 @@ def changed(file: SourceFile) -> bool:
     return not file.address and os.stat(file.path).st_size != file.size
 
 
-def source_hash(file: SourceFile) -> str:
+def source_hash(file: SourceFile, check: Callable[[], object] = lambda: None) -> str:
     """sha256 of the file's bytes as they lie on the disk, streamed.
 
     A remote file is not read for it: where its server tells no sha256, this is its version, which
-    has a colon in it (`etag:...`, `modified:...`, `git:...`, `size:...`).
+    has a colon in it (`etag:...`, `modified:...`, `git:...`, `size:...`). check: called for every
+    so many bytes; what it raises ends the work.
     """
     if file.address:
         return file.sha256 or file.version
-    with open(file.path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(_HASHED_BYTES)
+    with open(file.path, "rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+            check()
+    return digest.hexdigest()
 
 
 def find_files(corpora: Sequence[str]) -> list[SourceFile]:
@@ -304,16 +321,6 @@ def unit_size(files: Sequence[SourceFile]) -> int:
     return min(max(-(-text // count), _LEAST_UNIT_BYTES), _MOST_UNIT_BYTES)
 
 
-def text_bytes(piece: Piece) -> int:
-    """About how many bytes of text a piece holds: exact for plain files."""
-    if piece.file.format == "parquet":
-        return sum(
-            size for at, size in _row_groups(piece.file) if piece.start <= at.start < piece.stop
-        )
-    whole = piece.start == 0 and piece.stop == piece.file.size
-    return _file_text_bytes(piece.file) if whole else piece.stop - piece.start
-
-
 def _file_text_bytes(file: SourceFile) -> int:
     packed = file.compression is not None or file.format == "parquet"
     return file.size * (COMPRESSION_RATIO if packed else 1)
@@ -328,41 +335,54 @@ def plan_units(files: Sequence[SourceFile], unit_bytes: int = UNIT_BYTES) -> lis
     """
     units: list[list[Piece]] = []
     filled = 0
-    for file in files:
-        for piece, size in _cut(file, unit_bytes):
-            last = units[-1][-1] if units else None
-            if last is None or last.file.source != file.source or filled + size > unit_bytes:
-                units.append([piece])
-                filled = size
-                continue
-            filled += size
-            if last.file is file:
-                units[-1][-1] = Piece(file, last.start, piece.stop)
-            else:
-                units[-1].append(piece)
+    for piece in _pieces(files, unit_bytes):
+        last = units[-1][-1] if units else None
+        file, size = piece.file, piece.text_bytes
+        if last is None or last.file.source != file.source or filled + size > unit_bytes:
+            units.append([piece])
+            filled = size
+            continue
+        filled += size
+        if last.file is file:
+            units[-1][-1] = Piece(file, last.start, piece.stop, last.text_bytes + size)
+        else:
+            units[-1].append(piece)
     return [Unit(index, tuple(pieces)) for index, pieces in enumerate(units)]
 
 
-def _cut(file: SourceFile, unit_bytes: int) -> Iterator[tuple[Piece, int]]:
-    """The smallest pieces of a file, in order, and about how many bytes of text each holds."""
-    if file.format == "parquet":
-        yield from _row_groups(file)
-    elif file.format == "jsonl" and file.compression is None:
-        count = max(1, round(file.size / unit_bytes))
-        edges = [file.size * index // count for index in range(count + 1)]
-        for start, stop in itertools.pairwise(edges):
-            yield Piece(file, start, stop), stop - start
-    else:
-        yield Piece(file, 0, file.size), _file_text_bytes(file)
+def _pieces(files: Sequence[SourceFile], unit_bytes: int) -> Iterator[Piece]:
+    """The smallest pieces of files, in order."""
+    with closing(_row_groups([file for file in files if file.format == "parquet"])) as groups:
+        for file in files:
+            if file.format == "parquet":
+                yield from next(groups)
+            elif file.format == "jsonl" and file.compression is None:
+                count = max(1, round(file.size / unit_bytes))
+                edges = [file.size * index // count for index in range(count + 1)]
+                for start, stop in itertools.pairwise(edges):
+                    yield Piece(file, start, stop, stop - start)
+            else:
+                yield Piece(file, 0, file.size, _file_text_bytes(file))
 
 
-def _row_groups(file: SourceFile) -> Iterator[tuple[Piece, int]]:
+def _row_groups(files: Sequence[SourceFile]) -> Generator[list[Piece]]:
+    """The row groups of each Parquet file, in order. Footers are read ahead, several at once."""
+    remote = any(file.address for file in files)
+    pool = ThreadPoolExecutor(_FOOTERS_AT_ONCE)
+    try:
+        with progress("reading footers", len(files), silent=not remote) as task:
+            for groups in pool.map(_read_footer, files):
+                task.advance()
+                yield groups
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_footer(file: SourceFile) -> list[Piece]:
     try:
         metadata = pq.read_metadata(open_source(file))
         sizes = [metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)]
     except DAMAGE as problem:
         raise_unless_damage(problem)
-        yield Piece(file, 0, 0), file.size  # reading it says that it is damaged
-        return
-    for at, size in enumerate(sizes):
-        yield Piece(file, at, at + 1), max(size, 0)
+        return [Piece(file, 0, 0, file.size)]  # reading it says that it is damaged
+    return [Piece(file, at, at + 1, max(size, 0)) for at, size in enumerate(sizes)]

@@ -88,7 +88,8 @@ class Ledger:
     records_read   = records_built + records_quarantined
     encoded + inserted = kept + dropped + tail + held_out
     Filtered records (`--min-doc-tokens`, `--weight`) were set aside by the recipe before the
-    ledger; a record used twice (`--weight`) is read once and its tokens count twice.
+    ledger; a record used twice (`--weight`) is read once and its tokens count twice. Of replay they
+    are those that were not drawn or are held out, of what was read; nobody counts their tokens.
     """
 
     records_filtered: int = 0
@@ -154,6 +155,17 @@ class Manifest:
     too. Not written where there are none."""
     format: str = FORMAT
     format_version: str = FORMAT_VERSION
+
+    @property
+    def holdout_unfilled(self) -> str | None:
+        """Why there is no holdout row though documents were held out, and what to do; else None."""
+        share = self.recipe.get("holdout")
+        if not share or self.ledger.holdout_rows:
+            return None
+        return (
+            f"documents are joined within a unit, and those that --holdout {100 * share:g}% keeps "
+            "out of one fill no window (they are in tail); build with a larger share"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -7,6 +7,8 @@ first megabytes are really built, in a temporary folder: that measures tokens a 
 records, bytes on disk and speed. Everything counted is exact; everything estimated says "about".
 """
 
+import hashlib
+import math
 import os
 import tempfile
 import time
@@ -14,23 +16,28 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from lrdata.building import units_of
-from lrdata.corpus import SourceFile, Unit, find_files, text_bytes
+from lrdata.corpus import SourceFile, Unit, find_files, open_source
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger
 from lrdata.progress import duration, progress
 from lrdata.recipe import BuildRecipe
+from lrdata.runtime import usable_cpus
 from lrdata.sizes import format_bytes
 from lrdata.staging import Staging
 from lrdata.unit import Job, Receipt, build_unit, open_tokenizer
 
 _SAMPLES, _SAMPLE_BYTES = 6, 4 * 1024**2
+_HASHED_BYTES = 32 * 1024**2
 _UNITS_SHOWN = 12
+_CHANCES = [NormalDist().inv_cdf((index + 0.5) / 50) for index in range(50)]
+"""What is drawn around its mean, in deviations; each as likely as the others."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,18 @@ class Sample:
     def tokens(self) -> int:
         return self.ledger.encoded + self.ledger.tokens_filtered
 
+    @property
+    def document_tokens(self) -> float:
+        """Of a document, its end of text too."""
+        documents = self.ledger.records_built + self.ledger.records_filtered
+        return self.tokens / max(documents, 1) + 1
+
 
 @dataclass(frozen=True)
 class Plan:
-    """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says."""
+    """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says.
+
+    start_seconds: until units are built, while the corpus is hashed and the tokenizer loaded."""
 
     recipe: BuildRecipe
     files: list[SourceFile]
@@ -79,10 +94,31 @@ class Plan:
         windows = size * self.sample.tokens_per_byte * used / self.recipe.target_len
         return max(windows - 0.5, 0.0)
 
+    def holdout_rows(self, size: int) -> float:
+        """Of a unit of `size` bytes: the windows that all its held-out documents together fill. How
+        many documents that are is drawn."""
+        share, each = self.recipe.holdout, self.sample.document_tokens
+        documents = share * size * self.sample.tokens_per_byte / (each - 1 or 1)
+        drawn = (documents + chance * math.sqrt(documents) for chance in _CHANCES)
+        filled = (max(count, 0) * each // self.recipe.target_len for count in drawn)
+        return sum(filled) / len(_CHANCES)
+
     @property
     def total_rows(self) -> int:
         rows = round(sum(map(self.rows, self.sizes)))
         return rows if self.recipe.max_rows is None else min(rows, self.recipe.max_rows)
+
+    @property
+    def total_holdout_rows(self) -> int:
+        return round(sum(map(self.holdout_rows, self.sizes)) * self.needed / len(self.units))
+
+    @property
+    def needed(self) -> int:
+        """How many units are built until there are `--max-rows`."""
+        rows, most = sum(map(self.rows, self.sizes)), self.recipe.max_rows
+        if most is None or most >= rows:
+            return len(self.units)
+        return math.ceil(len(self.units) * most / rows)
 
     @property
     def row_bytes(self) -> float:
@@ -97,9 +133,9 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        left = self.text_bytes * (1 - self.finished / len(self.units))
+        left = self.text_bytes * max(self.needed - self.finished, 0) / len(self.units)
         each = self.sample.seconds / max(self.sample.bytes_read, 1)
-        return self.start_seconds + each * left / min(self.workers, len(self.units))
+        return self.start_seconds + each * left / min(self.workers, self.needed)
 
     def as_json(self) -> dict[str, Any]:
         """The figures of the table; all but files and units are estimates."""
@@ -112,6 +148,7 @@ class Plan:
             "text_bytes": self.text_bytes,
             "tokens": self.tokens,
             "rows": self.total_rows,
+            "holdout_rows": self.total_holdout_rows,
             "train_len": self.recipe.train_len,
             "target_len": self.recipe.target_len,
             "out_bytes": self.out_bytes,
@@ -127,19 +164,36 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
 
     Raises LongRecipeError as `build` does for a corpus, recipe or tokenizer that cannot be used.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")  # as a build does
     files = find_files(recipe.corpora)
-    find_files(recipe.replay)
+    replay_files = find_files(recipe.replay)
+    recipe.refuse_unknown_sources(files, replay_files)
     units = units_of(recipe, files)
     if not units:
         raise LongRecipeError(f"{', '.join(recipe.corpora)} holds no text; name other files")
+    hashing = _hash_seconds([*files, *replay_files], workers)
     began = time.monotonic()
     open_tokenizer(recipe)
-    loaded = time.monotonic() - began
+    starting = max(time.monotonic() - began, hashing)  # a build does both at once
     finished = 0 if out is None else Staging(out).finished_units()
-    sizes = [sum(map(text_bytes, unit.pieces)) for unit in units]
-    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), loaded, workers)
+    sizes = [sum(piece.text_bytes for piece in unit.pieces) for unit in units]
+    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), starting, workers)
+
+
+def _hash_seconds(files: list[SourceFile], workers: int) -> float:
+    """What hashing all bytes takes, by the first ones of the largest file. Remote files are not
+    read for it."""
+    local = [file for file in files if not file.address]
+    largest = max(local, key=lambda file: file.size, default=None)
+    if largest is None or not largest.size:
+        return 0.0
+    began = time.monotonic()
+    data = open_source(largest).read(_HASHED_BYTES)
+    hashlib.sha256(data)
+    each = (time.monotonic() - began) / len(data)
+    total = sum(file.size for file in local)
+    return each * max(largest.size, total / min(workers, len(local)))
 
 
 def _sample(recipe: BuildRecipe, units: list[Unit]) -> Sample:
@@ -184,6 +238,8 @@ def plan_table(plan: Plan) -> RenderableType:
         f"about {plan.total_rows:,} of {recipe.train_len:,} tokens, "
         f"for windows of {recipe.target_len:,}",
     )
+    if recipe.holdout:
+        facts.add_row("holdout rows", _holdout(plan))
     facts.add_row("on disk", f"about {format_bytes(plan.out_bytes)}")
     records = ledger.records_read + ledger.records_filtered
     rejected = ledger.records_quarantined / max(records, 1)
@@ -193,6 +249,16 @@ def plan_table(plan: Plan) -> RenderableType:
     facts.add_row("time", f"about {duration(plan.seconds)} with {plan.workers} workers")
     facts.add_row("sampled", f"{format_bytes(sample.bytes_read)}, {sample.tokens:,} tokens")
     return Group(facts, "", _units_table(plan))
+
+
+def _holdout(plan: Plan) -> str:
+    if rows := plan.total_holdout_rows:
+        return f"about {rows:,} of {plan.recipe.target_len:,} tokens"
+    tokens = round(plan.tokens / len(plan.units))
+    return (
+        f"0: documents are joined within a unit, and {100 * plan.recipe.holdout:g}% of its about "
+        f"{tokens:,} tokens fill no window of {plan.recipe.target_len:,}; give a larger --holdout"
+    )
 
 
 def _units_table(plan: Plan) -> Table:

@@ -6,7 +6,7 @@ Every scheme takes the same arguments:
     target_len       T, the window that the row simulates; L <= T
     stream           the row's draws
 and returns int32 [L], strictly increasing, within [0, T). To add one: write the function, put it in
-SCHEMES, and test it against its definition.
+SCHEMES, perhaps in INSIDE_SEGMENTS, and test it against its definition.
 """
 
 import math
@@ -159,6 +159,8 @@ SCHEMES: dict[str, Scheme] = {
     "cream": cream,
     "endprompt": endprompt,
 }
+INSIDE_SEGMENTS = ("randpos", "pose", "cream", "endprompt")
+"""Schemes whose positions jump inside segments too: a dataset's card says so."""
 OF_THE_WINDOW = ("cream", "endprompt")
 """Schemes that say which tokens of the window a row takes, those that stand at its positions, where
 no sentences are selected (`--impact none`)."""

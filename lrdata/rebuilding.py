@@ -69,9 +69,8 @@ def rebuild(
     window = window_len(there)
     retargeted = window != there.target_len
     made = out.with_name(f".{out.name}.rebuild") if retargeted else out
-    for place in (made, out):
-        if (place / MANIFEST).exists():  # it would be compared, and nothing be built
-            raise LongRecipeError(f"{place} holds a dataset already; choose another --out")
+    if (out / MANIFEST).exists():  # it would be compared, and nothing be built
+        raise LongRecipeError(f"{out} holds a dataset already; choose another --out")
     instead = {"corpora": corpora, "replay": replay, "tokenizer": tokenizer, "impact": impact}
     given = {name: value for name, value in instead.items() if value}
     try:
@@ -83,10 +82,8 @@ def rebuild(
         ) from None
     manifest = build(recipe, made, workers=workers, like=there)
     if retargeted:
-        try:
-            manifest = retarget(made, there.target_len, out)
-        finally:
-            shutil.rmtree(made)
+        manifest = retarget(made, there.target_len, out)
+        shutil.rmtree(made)  # not before: after an interruption the same call goes on with it
     return compare(manifest, there)
 
 

@@ -1,17 +1,21 @@
 """Every option of a build, in one frozen dataclass."""
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lrdata import remote
 from lrdata.errors import LongRecipeError
 from lrdata.positions import SCHEMES
 from lrdata.sizes import parse_count
 from lrdata.typed_json import LONGEST_TEXT, fits
+
+if TYPE_CHECKING:
+    from lrdata.corpus import SourceFile
 
 POSITIONS = tuple(SCHEMES)
 SELECTS = ("draw", "top")
@@ -75,12 +79,10 @@ class BuildRecipe:
 
     def __post_init__(self) -> None:
         if not self.train_len:
-            whole = self.positions == "full"
-            length = self.target_len if whole else int(self.target_len * TRAIN_SHARE) // 16 * 16
+            length = _derived_train_len(self.target_len, self.positions)
             object.__setattr__(self, "train_len", length)
         if self.select == "auto":
-            ranked = self.impact.startswith(RANKED)
-            object.__setattr__(self, "select", "top" if ranked else "draw")
+            object.__setattr__(self, "select", _derived_select(self.impact))
         self._refuse_unstorable()
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
@@ -154,16 +156,57 @@ class BuildRecipe:
                     f"bits and whose texts up to {LONGEST_TEXT:,} characters; choose another"
                 )
 
+    def refuse_unknown_sources(
+        self, files: Iterable["SourceFile"], replay_files: Iterable["SourceFile"]
+    ) -> None:
+        """Raise LongRecipeError for a licence or a weight of a source that is not there: the one
+        that was meant would go without. By source_field records name sources of their own."""
+        there = {file.source for file in files}
+        if self.source_field is None:
+            _refuse_unknown("--weight", self.weights, there)
+        _refuse_unknown("--license", self.licences, there | {file.source for file in replay_files})
+
     def portable(self) -> dict[str, Any]:
         """The recipe as JSON without the folders of this machine: what the manifest stores."""
         values = asdict(self)
         for name in ("corpora", "replay"):
             values[name] = [last_part(path) for path in values[name]]
         values["tokenizer"] = portable_name(self.tokenizer)
-        values["impact"] = ":".join(last_part(part) for part in self.impact.split(":"))
+        kind, colon, value = self.impact.partition(":")
+        values["impact"] = f"{kind}{colon}{PurePath(value).name}"
         values["weights"] = dict(self.weights)
         values["licences"] = dict(self.licences)
         return values
+
+
+def _refuse_unknown(option: str, given: Mapping[str, object], known: Collection[str]) -> None:
+    more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+    for name in sorted(given.keys() - known):
+        raise LongRecipeError(
+            f"{option} {name}={given[name]}: there is no source {name}; name one of "
+            f"{', '.join(sorted(known)[:8])}{more}"
+        )
+
+
+def _derived_train_len(target_len: int, positions: str) -> int:
+    return target_len if positions == "full" else int(target_len * TRAIN_SHARE) // 16 * 16
+
+
+def _derived_select(impact: str) -> str:
+    return "top" if impact.startswith(RANKED) else "draw"
+
+
+def without_derived(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as manifests store it, without what a BuildRecipe derives from the rest of it: with
+    another window or scorer it is derived anew. What is no recipe is left as it is."""
+    left = dict(stored)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        if left["train_len"] == _derived_train_len(left["target_len"], left["positions"]):
+            del left["train_len"]
+    with suppress(KeyError, AttributeError):
+        if left["select"] == _derived_select(left["impact"]):
+            del left["select"]
+    return left
 
 
 def _returns(impact: str) -> int:
@@ -178,13 +221,16 @@ def portable_name(tokenizer: str) -> str:
     """A hub id as it is; of a path only its last part."""
     path = PurePath(tokenizer)
     looks_local = path.is_absolute() or tokenizer.startswith((".", "~")) or len(path.parts) != 2
-    return last_part(tokenizer) if looks_local else tokenizer
+    return path.name if looks_local else tokenizer
 
 
 def last_part(path: str) -> str:
-    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`."""
+    """`/data/books/*.jsonl` -> `books/*.jsonl`, `/data/books` -> `books`. As in `lrdata.corpus`, a
+    path that is there is no glob, whatever characters it has."""
     if remote.is_remote(path):
         return remote.last_part(path)
+    if os.path.lexists(os.path.expanduser(path)):
+        return PurePath(path).name
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1

@@ -4,35 +4,43 @@ Every document is read on its own: it has its own attention (`seq_lengths`), its
 0, and where the tokenizer adds a start-of-text token it begins with one. Prompt / response records
 count in the loss on the response only. Rows are filled best-fit; documents longer than a row are
 cut into row-sized parts.
+
+The documents are a fair sample of the corpus, see `lrdata.replay_sample`. What is drawn is read
+twice: it is counted, to know how much of it is enough, and then it is packed.
 """
 
+import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from lrdata.chat import Conversation, plain_conversation, template_conversation
-from lrdata.corpus import SourceFile, plan_units, unit_size
-from lrdata.draws import Draws
+from lrdata.corpus import SourceFile
 from lrdata.encoding import checked_texts, sifted
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import FileEntry, Ledger
+from lrdata.manifest import FileEntry, Ledger, SourceEntry
 from lrdata.progress import progress
 from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
-from lrdata.records import Documents, Fields
+from lrdata.records import Documents, Fields, Rejected
+from lrdata.replay_sample import Cluster, clusters_of
 from lrdata.shards import Row
 from lrdata.shelf import Shelf
 from lrdata.tokenizer import Encoded, Tokenizer
+from lrdata.unit import held_out
 from lrdata.windows import Document
 
 _BLOCK_ROWS = 64  # documents are packed this many rows' worth at a time: bounded memory
 _SHARD_ROWS = 4096
+_TOKEN_BYTES = 6  # of a corpus, more than a token most often has: so much is counted at first
+_BINS = 4096
 
 
 @dataclass(frozen=True)
@@ -69,22 +77,142 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
+class _Drawn(NamedTuple):
+    """A document of the sample. tokens: int32 [n]; loss: bool [n]."""
+
+    level: float
+    document: Document
+    tokens: np.ndarray
+    loss: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What replay is drawn from. here: see `same_files`."""
+
+    recipe: BuildRecipe
+    tokenizer: Tokenizer
+    conversation: Conversation
+    thinned: list[Cluster]
+    whole: list[Cluster]
+    here: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def open(
+        cls,
+        recipe: BuildRecipe,
+        files: Sequence[SourceFile],
+        tokenizer: Tokenizer,
+        here: Mapping[str, Sequence[str]],
+    ) -> Self:
+        chat = template_conversation if recipe.chat_template else plain_conversation
+        return cls(recipe, tokenizer, chat(tokenizer), *clusters_of(files, recipe.seed), here)
+
+    @property
+    def text_bytes(self) -> int:
+        units = (cluster.unit for cluster in (*self.thinned, *self.whole))
+        return sum(piece.text_bytes for unit in units for piece in unit.pieces)
+
+    def drawn(
+        self,
+        clusters: Sequence[Cluster],
+        low: float,
+        high: float,
+        ledger: Ledger,
+        reject: Callable[[Rejected], None],
+    ) -> Iterator[_Drawn]:
+        """The documents of clusters that have levels in [low, high), in the order of reading.
+
+        In the ledger all that is read is set aside, until it is taken.
+        """
+        recipe, read = self.recipe, [one for one in clusters if one.reaches(low, high)]
+        fields = Fields(
+            text=recipe.text_field,
+            id=recipe.id_field,
+            source=recipe.source_field,
+            prompt=recipe.prompt_field,
+            response=recipe.response_field,
+        )
+        with progress("reading replay", len(read)) as task:
+            for cluster in read:
+                for documents, rejected in read_unit(cluster.unit, fields):
+                    ledger.records_filtered += len(documents)
+                    documents = self._wanted(cluster, documents, low, high)
+                    made, documents, refused = sifted(self._encode, documents)
+                    ledger.records_filtered -= len(refused)
+                    for entry in (*rejected, *refused):
+                        ledger.records_read += entry.count
+                        ledger.records_quarantined += entry.count
+                        reject(entry)
+                    levels = cluster.levels(documents, recipe.seed).tolist()
+                    found = _conversations(documents, *made, self.conversation)
+                    for level, one in zip(levels, found, strict=True):
+                        yield _Drawn(level, *one)
+                task.advance()
+
+    def _wanted(self, cluster: Cluster, documents: Documents, low: float, high: float) -> Documents:
+        """Those with levels in [low, high), without those that are held out of extend."""
+        levels = cluster.levels(documents, self.recipe.seed)
+        chosen = np.flatnonzero((low <= levels) & (levels < high)).tolist()
+        if self.here:
+            files, records = documents.files, documents.records
+            chosen = [at for at in chosen if not self._held_out(files[at], records[at])]
+        return documents.only(chosen)
+
+    def _held_out(self, file: str, record: int) -> bool:
+        return any(held_out(self.recipe, name, record) for name in self.here.get(file, ()))
+
+    def _encode(self, documents: Documents) -> tuple[Encoded, Encoded]:
+        """The texts of a batch, and its prompts: empty where records have none."""
+        texts = self.tokenizer.encode(checked_texts(documents, self.tokenizer))
+        return texts, self.tokenizer.encode(documents.prompts or [""] * len(documents))
+
+    def taken(self, drawn: _Drawn, ledger: Ledger) -> Iterator[Part]:
+        """A document in row-sized parts."""
+        ledger.records_filtered -= 1
+        ledger.records_read += 1
+        ledger.records_built += 1
+        ledger.encoded -= self.conversation.inserted  # of all that _cut counts
+        ledger.inserted += self.conversation.inserted
+        yield from _cut(drawn, self.recipe.train_len, ledger)
+
+
+def same_files(
+    files: Sequence[SourceFile], replay_files: Sequence[SourceFile], entries: Sequence[SourceEntry]
+) -> dict[str, list[str]]:
+    """The names in the corpus to extend with of each replay file that is there too.
+
+    What is held out there must not be trained on here. Files are the same by their sha256, and
+    remote ones whose server tells none by their address. entries: of both, in this order.
+    """
+    both = zip((*files, *replay_files), entries, strict=True)
+    keys = [file.address if ":" in entry.sha256 else entry.sha256 for file, entry in both]
+    names: dict[str | None, list[str]] = {}
+    for key, file in zip(keys, files, strict=False):
+        names.setdefault(key, []).append(file.name)
+    rest = zip(keys[len(files) :], replay_files, strict=True)
+    return {file.name: names[key] for key, file in rest if key in names}
+
+
 def build_replay(
     recipe: BuildRecipe,
     files: list[SourceFile],
     tokenizer: Tokenizer,
     staging: Path,
     extend_tokens: int,
+    here: Mapping[str, Sequence[str]],
 ) -> tuple[list[FileEntry], Ledger]:
     """Write replay shards to the staging folder until there are enough tokens.
 
-    Raises LongRecipeError when the corpus is too short: nothing is ever repeated silently.
+    here: which of the files are in the corpus to extend with, see `same_files`. Raises
+    LongRecipeError when the corpus is too short: nothing is ever repeated silently.
     """
     budget = math.ceil(recipe.replay_ratio * extend_tokens)
+    corpus = _Corpus.open(recipe, files, tokenizer, here if recipe.holdout else {})
     ledger = Ledger()
     entries: list[FileEntry] = []
     with Shelf(staging, "replay") as rejects:
-        rows = _rows(recipe, files, tokenizer, budget, ledger, rejects)
+        rows = _rows(corpus, budget, ledger, rejects)
         while True:
             with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
                 for row in islice(rows, _SHARD_ROWS):
@@ -101,73 +229,66 @@ def build_replay(
     return entries, ledger
 
 
-def _rows(
-    recipe: BuildRecipe,
-    files: list[SourceFile],
-    tokenizer: Tokenizer,
-    budget: int,
-    ledger: Ledger,
-    rejects: Shelf,
-) -> Iterator[Row]:
-    with closing(_parts(recipe, files, tokenizer, ledger, rejects)) as parts:
+def _rows(corpus: _Corpus, budget: int, ledger: Ledger, rejects: Shelf) -> Iterator[Row]:
+    row_len = corpus.recipe.train_len
+    with closing(_parts(corpus, budget, ledger, rejects)) as parts:
         while ledger.kept < budget:
             block: list[Part] = []
             tokens = 0
-            wanted = min(_BLOCK_ROWS * recipe.train_len, budget - ledger.kept)
+            wanted = min(_BLOCK_ROWS * row_len, budget - ledger.kept)
             while tokens < wanted and (part := next(parts, None)) is not None:
                 block.append(part)
                 tokens += part.length
             if not block:
                 return
             ledger.kept += tokens
-            for chosen in best_fit([part.length for part in block], recipe.train_len):
+            for chosen in best_fit([part.length for part in block], row_len):
                 ledger.rows += 1
-                yield replay_row([block[item] for item in chosen], recipe.target_len)
+                yield replay_row([block[item] for item in chosen], corpus.recipe.target_len)
 
 
 def _parts(
-    recipe: BuildRecipe,
-    files: list[SourceFile],
-    tokenizer: Tokenizer,
-    ledger: Ledger,
-    rejects: Shelf,
+    corpus: _Corpus, budget: int, ledger: Ledger, rejects: Shelf
 ) -> Generator[Part, None, None]:
-    """Documents in row-sized parts, the corpus's units in a seeded order; until it is closed."""
-    units = plan_units(files, recipe.unit_bytes or unit_size(files))
-    keys = [
-        Draws(recipe.seed, piece.file.name, piece.start).share("replay")
-        for piece in (unit.pieces[0] for unit in units)
-    ]
-    fields = Fields(
-        text=recipe.text_field,
-        id=recipe.id_field,
-        source=recipe.source_field,
-        prompt=recipe.prompt_field,
-        response=recipe.response_field,
-    )
-    chat = template_conversation if recipe.chat_template else plain_conversation
-    conversation = chat(tokenizer)
-    with progress("packing replay", len(units)) as task:
-        for index in np.argsort(keys, kind="stable"):
-            for documents, rejected in read_unit(units[index], fields):
-                made, documents, refused = sifted(lambda batch: _ids(batch, tokenizer), documents)
-                for entry in (*rejected, *refused):
-                    ledger.records_read += entry.count
-                    ledger.records_quarantined += entry.count
-                    rejects.reject(entry)
-                for document, tokens, loss in _conversations(documents, *made, conversation):
-                    ledger.records_read += 1
-                    ledger.records_built += 1
-                    ledger.encoded -= conversation.inserted  # of all that _cut counts
-                    ledger.inserted += conversation.inserted
-                    yield from _cut(document, tokens, loss, recipe.train_len, ledger)
-            task.advance()
+    """The documents of the lowest levels in row-sized parts, until it is closed.
+
+    All that are surely needed in the order of reading, and then the last ones in that of levels.
+    """
+    sure, limit = _limits(corpus, budget)
+    last: list[_Drawn] = []
+    for one in corpus.drawn(corpus.thinned, 0.0, limit, ledger, rejects.reject):
+        if one.level < sure:
+            yield from corpus.taken(one, ledger)
+        else:
+            last.append(one)
+    last.sort(key=lambda one: one.level)
+    whole = corpus.drawn(corpus.whole, 0.0, limit, ledger, rejects.reject)
+    for one in heapq.merge(last, whole, key=lambda one: one.level):
+        yield from corpus.taken(one, ledger)
 
 
-def _ids(documents: Documents, tokenizer: Tokenizer) -> tuple[Encoded, Encoded]:
-    """The texts of a batch, and its prompts: empty where records have none."""
-    texts = tokenizer.encode(checked_texts(documents, tokenizer))
-    return texts, tokenizer.encode(documents.prompts or [""] * len(documents))
+def _limits(corpus: _Corpus, budget: int) -> tuple[float, float]:
+    """Levels: documents below the first have fewer tokens than the budget, and below the second
+    enough; (1, 1) where all have not. Few lie between them.
+    """
+    clusters = [*corpus.thinned, *corpus.whole]
+    low, high, before = 0.0, _TOKEN_BYTES * budget / max(corpus.text_bytes, 1), 0
+    while low < 1:
+        high = min(high, 1.0)
+        edges = np.linspace(low, high, _BINS + 1)
+        counts = np.zeros(_BINS, np.int64)
+        for one in corpus.drawn(clusters, low, high, Ledger(), lambda entry: None):
+            parts = _cut(one, corpus.recipe.train_len, Ledger())
+            counts[np.searchsorted(edges, one.level, side="right") - 1] += sum(
+                part.length for part in parts
+            )
+        total = before + np.cumsum(counts)
+        at = np.searchsorted(total, budget)
+        if at < _BINS:
+            return edges[at], edges[at + 1]
+        before = int(total[-1])
+        low, high = high, high * min(max(1.2 * budget / max(before, 1), 1.5), 8.0)
+    return 1.0, 1.0
 
 
 def _conversations(
@@ -181,10 +302,9 @@ def _conversations(
         yield Document(*place), tokens, loss
 
 
-def _cut(
-    document: Document, tokens: np.ndarray, loss: np.ndarray, row_len: int, ledger: Ledger
-) -> Iterator[Part]:
+def _cut(drawn: _Drawn, row_len: int, ledger: Ledger) -> Iterator[Part]:
     """Parts of at most a row; those without a token that counts are dropped."""
+    _, document, tokens, loss = drawn
     ledger.encoded += len(tokens)
     given = 0
     try:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lrdata.atomic import locked, replacing, write_json
+from lrdata.atomic import clear, locked, remove_partials, replacing, write_json
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
@@ -287,13 +287,8 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     was written. What an earlier run of the same plan left unfinished goes first."""
     staging = out / STAGING
     _refuse_foreign(out)
-    staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
-        try:
-            _refuse_foreign(out)
-        except LongRecipeError:  # another run has come to its end since
-            staging.rmdir()
-            raise
+        _refuse_foreign(out)  # another run may have come to its end since
         if not (staging / _PLAN).exists():
             _clear(out)
             write_json(staging / _PLAN, plan)
@@ -308,11 +303,9 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
             yield staging
         except BaseException:
             _clear(out)
-            shutil.rmtree(staging)
-            if not any(out.iterdir()):
-                out.rmdir()
+            clear(staging)
             raise
-        shutil.rmtree(staging)
+    shutil.rmtree(staging, ignore_errors=True)  # with the plan, by which the same call goes on
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -335,8 +328,7 @@ def _clear(out: Path) -> None:
     """Remove what was written. The manifest goes first; the plan, which says it is ours, stays."""
     for name in (MANIFEST, *CARD):
         (out / name).unlink(missing_ok=True)
-    for partial in out.glob(".*.partial"):
-        partial.unlink()
+    remove_partials(out)
     for folder in (out, out / STAGING):
         for name in (*KINDS, "quarantine"):
             shutil.rmtree(folder / name, ignore_errors=True)

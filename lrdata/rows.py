@@ -26,7 +26,7 @@ class Compressor:
 
     @classmethod
     def open(cls, recipe: BuildRecipe, tokenizer: Tokenizer) -> "Compressor":
-        return cls(recipe, open_scorer(recipe.impact, tokenizer))
+        return cls(recipe, open_scorer(recipe.impact, tokenizer, recipe.join))
 
     @property
     def schema(self) -> pa.Schema:

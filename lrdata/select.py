@@ -19,7 +19,7 @@ def impactful(scores: np.ndarray, stream: Stream) -> np.ndarray:
     """The top 20 % of tokens with a score above 0, ties broken by the stream.
 
     Args:
-        scores: float32, uint8 or bool [n], >= 0.
+        scores: bool, integers or floats [n], finite and >= 0.
     Returns:
         bool [n], with at most floor(0.2 n) true.
     """
@@ -56,8 +56,8 @@ def draw_keys(
     """The paper's rule: sentences with an impactful token in a random order, then the others.
 
     Args:
-        lengths: int64 [s], summing to n. scores: float32 or bool [n]. mask: bool [n], impactful
-            tokens.
+        lengths: int64 [s], summing to n. scores: as `impactful` takes them. mask: bool [n],
+            impactful tokens.
     Returns:
         uint64 [s], no two equal: the sentence with the smallest key is kept first.
     """
@@ -76,7 +76,7 @@ def top_keys(
 
     What a budget of tokens buys is the sum of their scores: the best order is by score a token.
     """
-    exact = np.float64 if scores.dtype == np.float32 else np.int32
+    exact = np.float64 if scores.dtype.kind == "f" else np.int64
     totals = np.add.reduceat(scores.astype(exact), _starts(lengths))
     means = np.abs(totals / lengths).astype(np.float32)  # a zero may be negative
     # The bits of floats >= 0 sort as the floats do. Mean (31 bits), random (9), number (24).

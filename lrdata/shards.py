@@ -8,8 +8,8 @@ This file and `lrdata.manifest` are the data contract. What a row holds:
     seq_lengths       lengths of the row's attention documents, summing to its length
     impact_mask       impactful tokens; loss_mask: tokens that count in the loss
     segment_starts    where in the window each contiguous piece of the row came from,
-    segment_lengths     in order; positions jump only between pieces (but with `randpos`, `pose`,
-                        `cream` and `endprompt`)
+    segment_lengths     in order; positions jump only between pieces (but with the schemes of
+                        `lrdata.positions.INSIDE_SEGMENTS`)
     doc_ids           the documents of the window, in order: id,
     doc_offsets         first token used (of the document's tokens, its end-of-text token included),
     doc_lengths         tokens used

@@ -1,4 +1,4 @@
-"""Sizes as people write them: 128k (= 131,072 tokens), 38400, 30%, 64MB."""
+"""Sizes as people write them: 128k (= 131,072 tokens), 38400, 30%, 64MB; and 350GB a second."""
 
 import re
 from fractions import Fraction
@@ -8,19 +8,27 @@ import click
 
 from lrdata.errors import LongRecipeError
 
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "kb": 1024, "mb": 1024**2, "gb": 1024**3}
-
 
 def parse_count(text: str | int) -> int:
     """`128k` -> 131072, `38400` -> 38400, `64MB` -> 67108864. Else raises LongRecipeError."""
+    return _parsed(text, 1024, "a size; write 131072, 128k or 64MB", "131072 or 128k")
+
+
+def _parsed(text: str | int, thousand: int, what: str, whole: str) -> int:
+    """`thousand`: what k stands for. The others say what it should have been."""
     written = str(text).strip().lower().replace("_", "")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]b?)?", written)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmg])b?)?", written)
     if not match:
-        raise LongRecipeError(f"{text!r} is not a size; write 131072, 128k or 64MB")
-    value = Fraction(match[1]) * _UNITS[match[2] or ""]
+        raise LongRecipeError(f"{text!r} is not {what}")
+    value = Fraction(match[1]) * thousand ** ("kmg".index(match[2]) + 1 if match[2] else 0)
     if value.denominator != 1:
-        raise LongRecipeError(f"{text!r} is not a whole number; write 131072 or 128k")
+        raise LongRecipeError(f"{text!r} is not a whole number; write {whole}")
     return int(value)
+
+
+def parse_speed(text: str | int) -> int:
+    """`350GB` -> 350,000,000,000, bytes a second as data sheets have them. Else LongRecipeError."""
+    return _parsed(text, 1000, "a speed; write 350GB", "350GB")
 
 
 def parse_share(text: str | float) -> float:
@@ -39,12 +47,20 @@ class Count(click.ParamType):
     """A click type for `parse_count`."""
 
     name = "size"
+    parse = staticmethod(parse_count)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return parse_count(value)
+            return self.parse(value)
         except LongRecipeError as problem:
             self.fail(str(problem), param, ctx)
+
+
+class Speed(Count):
+    """A click type for `parse_speed`."""
+
+    name = "speed"
+    parse = staticmethod(parse_speed)
 
 
 class Counts(click.ParamType):

@@ -3,24 +3,36 @@
     with Staging.open(out, identity, overwrite=False) as staging: ...
     staging.publish(moves, manifest)
 
-The folder holds `recipe.json`, what must be equal for a build to go on here, the shards and
-receipts of finished units, and, once all units are done, `publish.json`: which file gets which
-final name, and the manifest. From then on a killed build needs nothing but renames to be complete.
-The manifest comes last, so a folder with a manifest is complete; the staging folder goes after it.
+The folder holds `recipe.json`, what must be equal for a build to go on here, and a folder for just
+this recipe: whatever another build still writes, on a machine that does not know it was ended, is
+not taken for ours. In it are the shards and receipts of finished units and, once all units are
+done, `publish.json`: which file gets which final name, and the manifest. From then on a killed
+build needs nothing but renames to be complete. The manifest comes last, so a folder with a manifest
+is complete; the staging folder goes after it.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lrdata.atomic import fsync, locked, write_json, write_text
+from lrdata.atomic import (
+    LOCK,
+    clear,
+    fsync,
+    locked,
+    remove_partials,
+    write_json,
+    write_text,
+)
 from lrdata.errors import LongRecipeError
-from lrdata.layout import CARD, FOLDERS, is_ours, is_partial
+from lrdata.layout import CARD, FOLDERS, PICTURE, is_ours, is_partial
 from lrdata.manifest import (
     MANIFEST,
     FileEntry,
@@ -35,17 +47,26 @@ from lrdata.report.croissant import croissant
 
 STAGING = ".build"
 _RECIPE, _PUBLISH = "recipe.json", "publish.json"
+_UNITS = re.compile(r"units-[0-9a-f]{16}")
+_LAYOUT = {f"layout of {STAGING}": 2}
+"""In every recipe.json, which no other program's has. Before it units lay beside the recipe."""
 
 
 @dataclass(frozen=True)
 class Staging:
-    """The staging folder of the dataset folder `out`."""
+    """The staging folder of the dataset folder `out`, and in it that of the units of a recipe."""
 
     out: Path
+    units: str = ""
+
+    @property
+    def root(self) -> Path:
+        return self.out / STAGING
 
     @property
     def folder(self) -> Path:
-        return self.out / STAGING
+        """Where units, their receipts and replay are written."""
+        return self.root / self.units
 
     @classmethod
     @contextmanager
@@ -57,41 +78,63 @@ class Staging:
         """
         if out.exists() and not out.is_dir():
             raise LongRecipeError(f"{out} is a file; choose another --out")
-        staging = cls(out)
+        staging = cls(out, _units_name(identity))
         staging._refuse_foreign(overwrite)
-        staging.folder.mkdir(parents=True, exist_ok=True)
-        with locked(staging.folder, out):
-            try:
-                staging._refuse_foreign(overwrite)
-            except LongRecipeError:  # another build has come to its end since
-                staging.folder.rmdir()
-                raise
-            recipe = staging.folder / _RECIPE
+        with locked(staging.root, out):
+            staging._refuse_foreign(overwrite)  # another build may have come to its end since
+            there = None if overwrite else staging._recipe()
+            if there is not None:
+                refuse_other(out, there, {**_LAYOUT, **identity})
             if overwrite:
                 staging._remove_build()
-            if recipe.exists():
-                refuse_other(out, json.loads(recipe.read_text(encoding="utf-8")), identity)
-            else:
-                write_json(recipe, identity)
+            staging.folder.mkdir(exist_ok=True)
+            if there is None:
+                write_json(staging.root / _RECIPE, {**_LAYOUT, **identity})
+            clear(staging.root, keep=(_RECIPE, staging.units))
+            remove_partials(staging.folder)
             yield staging
 
+    def _recipe(self) -> dict[str, Any] | None:
+        """What is built here, as far as it was a build of ours that said so."""
+        try:
+            raw = json.loads((self.root / _RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        ours = isinstance(raw, dict) and raw.keys() & {"version of longrecipe", *_LAYOUT}
+        return raw if ours else None
+
+    def is_foreign(self) -> bool:
+        """Whether another program has a folder of this name: it holds what no build leaves."""
+        try:
+            found = list(self.root.iterdir())
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+        return self._recipe() is None and any(
+            path.name != LOCK and not is_partial(path) and not _UNITS.fullmatch(path.name)
+            for path in found
+        )
+
     def _refuse_foreign(self, overwrite: bool) -> None:
-        """Before the staging folder is there, which says that what is beside it is ours."""
+        """The recipe in the staging folder says that what is beside it is ours."""
+        if self.is_foreign():
+            raise LongRecipeError(
+                f"{self.root} is another program's; choose another --out, or move it away"
+            )
         others = self.out.exists() and any(path.name != STAGING for path in self.out.iterdir())
         if overwrite and (self.out / MANIFEST).exists():
             read_manifest(self.out)  # another program's stays, with all that is there
-        elif overwrite and others and not self.folder.exists():
+        elif others and self._recipe() is None:
             raise LongRecipeError(
                 f"{self.out} holds no dataset of ours; --overwrite leaves it alone"
-            )
-        elif not overwrite and others and not (self.folder / _RECIPE).exists():
-            raise LongRecipeError(
-                f"{self.out} is not an empty folder; choose another --out, or --overwrite"
+                if overwrite
+                else f"{self.out} is not an empty folder; choose another --out, or --overwrite"
             )
 
     def finished_units(self) -> int:
         """How many units have a receipt."""
-        return len(list(self.folder.glob("unit-*.json")))
+        return len(list(self.root.glob("units-*/unit-*.json")))
 
     def published(self) -> Manifest | None:
         """The manifest of a build that was killed while its files got their names, now complete."""
@@ -130,29 +173,30 @@ class Staging:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder; the recipe, which says it is ours, last."""
-        self._clear()
-        self.folder.rmdir()
+        """Empty the folder, which goes with its lock; the recipe, which says it is ours, last."""
+        clear(self.root, keep=(_RECIPE,))
+        (self.root / _RECIPE).unlink(missing_ok=True)
 
-    def _clear(self) -> None:
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == _RECIPE):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def remove_rest(self) -> None:
+        """Remove what a build that was killed when all was done but this left of the folder."""
+        if self.root.exists() and not self.is_foreign():
+            with suppress(LongRecipeError), locked(self.root, self.out):  # who has it removes it
+                clear(self.root)
 
     def _remove_build(self) -> None:
-        """Remove an earlier build, and nothing that is not ours. The manifest goes first; the
-        staging folder, which is locked, and by which the others are known to be ours, stays."""
+        """Remove an earlier build, and nothing that is not ours. By a recipe, of no build, what is
+        left is known to be ours until all is removed. The manifest goes first."""
+        write_json(self.root / _RECIPE, _LAYOUT)
         for name in (MANIFEST, *CARD):
             (self.out / name).unlink(missing_ok=True)
         for name in FOLDERS:
             _remove_ours(self.out, self.out / name)
-        self._clear()
+        clear(self.root, keep=(_RECIPE,))
 
     def discard_if_fruitless(self) -> None:
         """After an error in the input, leave nothing behind unless units are done."""
         if not self.finished_units() or not any(self.folder.glob("unit-*.parquet")):
             self.remove()
-            if not any(self.out.iterdir()):
-                self.out.rmdir()
 
 
 def _refuse_missing(file: Path, size: int | None) -> None:
@@ -164,13 +208,35 @@ def _refuse_missing(file: Path, size: int | None) -> None:
         )
 
 
-def complete(out: Path, manifest: Manifest) -> None:
-    """Write the card, the catalogue entry and, last, the manifest of a dataset folder."""
-    for partial in out.glob(".*.partial"):  # of a run that was killed here
-        partial.unlink()
-    write_text(out / "README.md", card(manifest))
+def complete(out: Path, manifest: Manifest, figure: str | None = None) -> None:
+    """Write the card, the catalogue entry and, last, the manifest of a dataset folder. figure: that
+    the card shows."""
+    remove_partials(out)  # of a run that was killed here
+    write_text(out / "README.md", card(manifest, figure))
     write_json(out / "croissant.json", croissant(manifest))
     write_manifest(out, manifest)
+
+
+def relicensed(manifest: Manifest, licences: Mapping[str, str]) -> Manifest:
+    """The manifest with other licences, by source, on which no row depends."""
+    sources = [replace(entry, licence=licences.get(entry.source)) for entry in manifest.sources]
+    recipe = {**manifest.recipe, "licences": dict(licences)}
+    return replace(manifest, sources=sources, recipe=recipe)
+
+
+def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
+    """Complete a finished dataset anew with what is said of it now. For who has it `locked`. Raises
+    LongRecipeError where somebody has written into its card."""
+    path = out / CARD[0]
+    there = path.read_text(encoding="utf-8") if path.exists() else card(manifest)
+    both = (manifest, stated)  # the new one if this was killed before it wrote the manifest
+    cards = {card(each, figure): figure for each in both for figure in (None, PICTURE)}
+    if there not in cards:
+        raise LongRecipeError(
+            f"{path} is not as it was built, and would be written anew for other licences; move "
+            "it away first"
+        )
+    complete(out, stated, cards[there])
 
 
 def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -182,9 +248,18 @@ def refuse_other(out: Path, there: dict[str, Any], identity: dict[str, Any]) -> 
         )
 
 
+def _units_name(identity: dict[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return f"units-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def _remove_ours(out: Path, folder: Path) -> None:
-    """Remove a folder of a dataset, but for what a person put into it."""
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    """Remove a folder of a dataset, but for what a person put into it. Where it is a link, that
+    alone: what it leads to lies elsewhere, and may be of another dataset."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     ours = [path for path in files if is_partial(path) or is_ours(path.relative_to(out).as_posix())]
     if len(ours) == len(files) and folder.is_dir():
         shutil.rmtree(folder)

@@ -27,11 +27,8 @@ import numpy as np
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.evidence import Evidence, find_evidence
-from lrdata.impact import Scorer
-from lrdata.impact.digits import Digits
+from lrdata.impact import Scorer, scorer_of_tokens
 from lrdata.impact.lexicon import LexiconImpact, read_significance
-from lrdata.impact.random import Random
-from lrdata.impact.returns import Returns
 from lrdata.impact.scores import DirectScores
 from lrdata.lexicon import make_lexicon
 from lrdata.progress import progress
@@ -245,12 +242,8 @@ def _scorers(way: Contestant, scores: Scores, judged: Sequence[_Judged]) -> list
         one = LexiconImpact(read_significance(Path(path), fingerprint))
     elif impact == "scores":
         one = DirectScores(scores, make_lexicon([scores]).expected_gain)
-    elif impact == "digits":
-        one = Digits(scores.vocabulary)
-    elif impact == "returns":
-        one = Returns(scores.vocabulary)
     else:
-        one = Random()
+        one = scorer_of_tokens(way.impact, scores.vocabulary)
     return [one] * _FOLDS
 
 

@@ -156,8 +156,9 @@ def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
 
 def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer) -> Compressor:
     # What it reads is read once in each process, and again when it has changed.
-    key = ("scorer", recipe.impact, impact_sha256(recipe.impact), tokenizer.fingerprint)
-    return Compressor(recipe, _once(key, lambda: open_scorer(recipe.impact, tokenizer)))
+    impact, join = recipe.impact, recipe.join
+    key = ("scorer", impact, impact_sha256(impact), tokenizer.fingerprint, join)
+    return Compressor(recipe, _once(key, lambda: open_scorer(impact, tokenizer, join)))
 
 
 class _UnitBuilder:
@@ -277,9 +278,9 @@ class _UnitBuilder:
         weight = self.recipe.weights.get(document.source, 1.0)
         if not weight or (self.recipe.holdout <= 0 and not weight % 1):
             return "extend", int(weight)
-        draws = Draws(self.recipe.seed, document.file, document.record)
-        if draws.share("holdout") < self.recipe.holdout:
+        if held_out(self.recipe, document.file, document.record):
             return "holdout", 1
+        draws = Draws(self.recipe.seed, document.file, document.record)
         return "extend", int(weight) + (draws.share("weight") < weight % 1)
 
     def _counted(self, part: Tokens) -> Tokens:
@@ -315,6 +316,11 @@ def _length_below(limit: int | None, parts: Iterable[Tokens]) -> int | None:
         if limit is not None and length >= limit:
             return None
     return length
+
+
+def held_out(recipe: BuildRecipe, file: str, record: int) -> bool:
+    """Whether the document at this place is kept out of training."""
+    return Draws(recipe.seed, file, record).share("holdout") < recipe.holdout
 
 
 def fields_of(recipe: BuildRecipe) -> Fields:

@@ -3,11 +3,13 @@
     problems = verify(Path("shards"))  # one line each, naming the file and the row; empty is good
 
 The manifest and its ledgers, then every file: size, sha256, schema, and each row by the rules of
-`lrdata.rules`, one row group at a time, so memory does not grow with the dataset. A file whose
-bytes are not those of the manifest is not decoded; the check goes on with the next one.
+`lrdata.rules`, one row group at a time. What is kept in memory of a row are eight bytes, a hash of
+its sample_id. A file whose bytes are not those of the manifest is not decoded; the check goes on
+with the next one.
 """
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +23,7 @@ from lrdata.errors import LongRecipeError, one_line
 from lrdata.layout import SPLITS, is_shard
 from lrdata.manifest import FileEntry, Ledger, Manifest, read_manifest, safe_path
 from lrdata.progress import Task, progress
-from lrdata.rules import VALUE_CHECKS, Finding, RowGroup, length_findings, window_len
+from lrdata.rules import VALUE_CHECKS, RowGroup, length_findings, window_len
 from lrdata.shard_file import ShardFile
 from lrdata.shards import KINDS, LSD_FIELD, SCHEMA
 
@@ -41,13 +43,13 @@ def verify(folder: Path | str, deep: bool = False, rows: bool = True) -> list[st
     except LongRecipeError as problem:
         return [str(problem)]
     problems = [*manifest_problems(manifest), *_folder_problems(folder, manifest)]
-    seen: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    ids = {kind: _SampleIds(folder) for kind in KINDS}
     with progress("verifying", sum(entry.bytes for entry in manifest.files)) as task:
         for entry in manifest.files:
             before = task.done
-            problems += _FileCheck(folder, entry, manifest, seen, deep, rows, task).run()
+            problems += _FileCheck(folder, entry, manifest, ids, deep, rows, task).run()
             task.advance(max(0, entry.bytes - (task.done - before)), note=entry.path)
-    return problems
+    return problems + [line for each in ids.values() for line in each.repeated()]
 
 
 # The manifest and the folder
@@ -142,7 +144,7 @@ class _FileCheck:
     folder: Path
     entry: FileEntry
     manifest: Manifest
-    seen: dict[str, set[str]]
+    ids: dict[str, "_SampleIds"]
     deep: bool
     rows: bool
     task: Task
@@ -158,10 +160,7 @@ class _FileCheck:
                 problems = list(self._content_problems())
         except (OSError, pa.ArrowException) as problem:
             problems = [f"{entry.path}: cannot be read ({one_line(problem)})"]
-        return problems + [
-            f"{entry.path} row {first}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")
-            for what, (first, count) in self.found.items()
-        ]
+        return problems + [_line(entry, what, *found) for what, found in self.found.items()]
 
     def _bytes_problems(self) -> Iterator[str]:
         path = safe_path(self.folder, self.entry.path)
@@ -197,7 +196,9 @@ class _FileCheck:
                 group = RowGroup.of(table, rows, self.entry.kind, self.manifest)
                 rows, tokens = rows + group.count, tokens + len(group["input_ids"].values)
                 self._check(group)
+                self.ids[self.entry.kind].add(table)
                 self.task.advance(self.entry.bytes // 2 // file.groups)
+        self.ids[self.entry.kind].files.append(self.entry)
         for what, held, said in (
             ("rows", rows, self.entry.rows),
             ("tokens", tokens, self.entry.tokens),
@@ -210,10 +211,9 @@ class _FileCheck:
     def _check(self, group: RowGroup) -> None:
         """Check a row group; rows whose lengths are wrong are left out of the later checks."""
         good = np.ones(group.count, bool)
-        for what, bad in (*length_findings(group), *self._repeated(group)):
+        for what, bad in length_findings(group):
             self._note(group, what, bad)
-            if what != _REPEATED:
-                good &= ~bad
+            good &= ~bad
         if not good.any():
             return
         group = group if good.all() else group.only(good)
@@ -227,15 +227,39 @@ class _FileCheck:
             first, count = self.found.get(what, (int(rows[0]), 0))
             self.found[what] = (first, count + len(rows))
 
-    def _repeated(self, group: RowGroup) -> Iterator[Finding]:
-        seen, bad = self.seen[group.kind], np.zeros(group.count, bool)
-        for index, name in enumerate(group.table.column("sample_id").to_pylist()):
-            bad[index] = name in seen
-            seen.add(name)
-        yield _REPEATED, bad
+
+def _line(entry: FileEntry, what: str, first: int, count: int) -> str:
+    """What `count` rows have, of which `first` is the first."""
+    return f"{entry.path} row {first}: {what}" + (f" (and {count - 1} more)" if count > 1 else "")
 
 
-_REPEATED = "its sample_id was there before"
+class _SampleIds:
+    """Whether the rows of a kind have sample_ids of their own. `files`: those that were read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files = folder, list[FileEntry]()
+        self._hashes = array("q")
+
+    def add(self, table: pa.Table) -> None:
+        self._hashes.extend(map(hash, table.column("sample_id").to_pylist()))
+
+    def repeated(self) -> Iterator[str]:
+        """Only where a hash is there twice are the files read again, for the ids themselves."""
+        hashes = np.array(self._hashes, np.int64)
+        hashes.sort()
+        twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen = set[str]()
+        for entry in self.files if twice else ():
+            bad, row = list[int](), 0
+            with ShardFile(safe_path(self.folder, entry.path)) as file:
+                for group in range(file.groups):
+                    for name in file.read(group, ["sample_id"]).column(0).to_pylist():
+                        if hash(name) in twice:
+                            bad += [row] if name in seen else []
+                            seen.add(name)
+                        row += 1
+            if bad:
+                yield _line(entry, "its sample_id was there before", bad[0], len(bad))
 
 
 def _schema_problems(schema: pa.Schema) -> Iterator[str]:

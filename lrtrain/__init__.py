@@ -2,7 +2,8 @@
 
     import lrtrain
 
-    models = lrtrain.run("shards", "./llama3-8b", "runs/128k", lrtrain.TrainRecipe())
+    recipe = lrtrain.TrainRecipe(checkpointing=True, moments="8bit", offload=("optimizer",))
+    models = lrtrain.run("shards", "./llama3-8b", "runs/128k", recipe)
     lrtrain.evaluate([models[-1]], lengths=[8192, 131072], out="eval")
 
 What is here is what the commands are made of, and stays; other modules may change.

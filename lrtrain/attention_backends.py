@@ -8,8 +8,10 @@ then they are those of the last tokens, and what they lack is the beginning of t
 """
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrdata.errors import LongRecipeError, one_line
 
@@ -26,6 +29,11 @@ Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], flo
 _TOLERANCE = 0.02
 """Largest error of bf16 that is taken, as a share of the largest value."""
 _TIMED_TOKENS = 16_384
+_REPETITIONS = 4
+_WRONG_CUDNN = 91_500
+"""Up to this version cuDNN is wrong for lengths that 128 does not divide, and not torch's choice
+(pytorch issue 169849)."""
+_TORCHS_OWN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def sdpa(
@@ -35,7 +43,19 @@ def sdpa(
     seq_lengths: Sequence[int],
     scale: float,
 ) -> torch.Tensor:
-    """torch's scaled_dot_product_attention, once for each run of equally long documents.
+    """torch's scaled_dot_product_attention, on GPUs with all kernels but cuDNN's."""
+    with sdpa_kernel(_TORCHS_OWN) if query.is_cuda else nullcontext():
+        return _by_documents(query, key, value, seq_lengths, scale)
+
+
+def _by_documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seq_lengths: Sequence[int],
+    scale: float,
+) -> torch.Tensor:
+    """scaled_dot_product_attention, once for each run of equally long documents.
 
     No S x S mask is ever made: each document is causal on its own, and neighbours of one length
     go as a batch.
@@ -101,10 +121,8 @@ def cudnn(
     scale: float,
 ) -> torch.Tensor:
     """The same with cuDNN's kernels, and no others."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(query, key, value, seq_lengths, scale)
+        return _by_documents(query, key, value, seq_lengths, scale)
 
 
 def dense(
@@ -151,6 +169,13 @@ def _packed(kernel: Callable[..., Any]) -> Backend:
     return backend
 
 
+def _load_cudnn() -> Backend:
+    version = torch.backends.cudnn.version() or 0
+    if version <= _WRONG_CUDNN:
+        raise ImportError(f"it needs a cuDNN above {_WRONG_CUDNN}, here is {version or 'none'}")
+    return cudnn
+
+
 def _load_varlen() -> Backend:
     """torch's own variable-length flash attention; older ones know no grouped heads."""
     varlen_attn: Any = import_module("torch.nn.attention.varlen").varlen_attn
@@ -188,7 +213,7 @@ def _load_flash(module: str) -> Callable[[], Backend]:
 _LOADERS: dict[str, Callable[[], Backend]] = {
     "sdpa": lambda: sdpa,
     "dense": lambda: dense,
-    "cudnn": lambda: cudnn,
+    "cudnn": _load_cudnn,
     "varlen": _load_varlen,
     "flash2": _load_flash("flash_attn"),
     "flash3": _load_flash("flash_attn_interface"),
@@ -243,8 +268,9 @@ def try_backends(
 ) -> Iterator[Trial]:
     """Try every backend but `dense` on a device: is it right, and how fast.
 
-    Output and gradients on packed documents must be those of `dense` in float64, and with `split`
-    also where the first document lacks queries; the times are those of `tokens` tokens.
+    Output and gradients on packed documents must be those of `dense` in float64, as training calls
+    it, and with `split` also where the first document lacks queries; the times are those of
+    `tokens` tokens.
     """
     for name in BACKENDS:
         if name == "dense" or (device.type == "cpu" and name not in ON_CPU):
@@ -265,9 +291,10 @@ def try_backends(
             if not error < _TOLERANCE:
                 yield Trial(name, problem=f"its values are off by {error:.3g}")
                 continue
-            one = _seconds(backend, heads, device, dtype, [tokens], tokens // 2 if split else 0)
-            packed = _seconds(backend, heads, device, dtype, _many_documents(tokens))
-            yield Trial(name, one, packed)
+            same = [[tokens]] * _REPETITIONS  # rows to extend with are all as long
+            one = _seconds(backend, heads, device, dtype, same, tokens // 2 if split else 0)
+            others = [_many_documents(tokens, number) for number in range(_REPETITIONS)]
+            yield Trial(name, one, _seconds(backend, heads, device, dtype, others))
         except Exception as problem:  # a kernel may refuse a card or a shape in any way it likes
             yield Trial(name, problem=one_line(problem))
 
@@ -297,28 +324,37 @@ def largest_errors(
     heads: Heads,
     device: torch.device,
     dtype: torch.dtype,
-    seq_lengths: Sequence[int] = (130, 1, 300, 81),
+    seq_lengths: Sequence[int] = (130, 1, 320, 81, 1100),
     lacking: int = 0,
 ) -> tuple[float, float, float, float]:
     """Largest error of a backend against `dense` in float64, as a share of the largest value: of
     the output and of the gradients of query, key and value. lacking: queries of the first document
-    that are not there."""
+    that are not there.
+
+    At two scales in turn, as rows of two stages have them: a kernel may remember the first.
+    """
     inputs = _inputs(heads, sum(seq_lengths), device, dtype, lacking)
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    found = _values(backend, inputs, seq_lengths)
-    wanted = _values(dense, exact, seq_lengths)
-    out, query, key, value = (
-        float((x.double() - y).abs().max() / y.abs().max())
-        for x, y in zip(found, wanted, strict=True)
-    )
+    errors = []
+    for factor in (1.0, 0.5):
+        scale = factor * heads.width**-0.5
+        found = _values(backend, inputs, seq_lengths, scale)
+        wanted = _values(dense, exact, seq_lengths, scale)
+        errors.append([_error(x, y) for x, y in zip(found, wanted, strict=True)])
+    out, query, key, value = map(max, *errors)
     return out, query, key, value
 
 
+def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    error = (found.double() - wanted).abs().max() / wanted.abs().max()
+    return float(error.nan_to_num(math.inf))  # of two numbers NaN is not always the largest
+
+
 def _values(
-    backend: Backend, inputs: Sequence[torch.Tensor], seq_lengths: Sequence[int]
+    backend: Backend, inputs: Sequence[torch.Tensor], seq_lengths: Sequence[int], scale: float
 ) -> list[torch.Tensor]:
     """The output and the gradients of the inputs for an output gradient of fixed random values."""
-    out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, inputs[0].shape[-1] ** -0.5)
+    out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, scale)
     generator = torch.Generator().manual_seed(1)
     outer = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     gradients = torch.autograd.grad(out, inputs, outer.to(out.device, out.dtype))
@@ -328,12 +364,15 @@ def _values(
 def _inputs(
     heads: Heads, tokens: int, device: torch.device, dtype: torch.dtype, lacking: int = 0
 ) -> list[torch.Tensor]:
+    """Query, key and value as a model has them: [1, S, H, D] transposed. Keys and values for fewer
+    queries were gathered, and are not."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((heads.query, tokens - lacking), *[(heads.key_value, tokens)] * 2)
-    return [
-        torch.randn(1, *shape, heads.width, generator=generator).to(device, dtype).requires_grad_()
-        for shape in shapes
-    ]
+    shapes = ((tokens - lacking, heads.query), *[(tokens, heads.key_value)] * 2)
+    drawn = [torch.randn(1, *shape, heads.width, generator=generator) for shape in shapes]
+    query, key, value = (x.transpose(1, 2).to(device, dtype) for x in drawn)
+    if lacking:
+        key, value = key.contiguous(), value.contiguous()
+    return [x.requires_grad_() for x in (query, key, value)]
 
 
 def _seconds(
@@ -341,13 +380,14 @@ def _seconds(
     heads: Heads,
     device: torch.device,
     dtype: torch.dtype,
-    seq_lengths: Sequence[int],
+    rows: Sequence[Sequence[int]],
     lacking: int = 0,
 ) -> float:
-    """Of a forward and backward pass; the best of three after one that loads kernels."""
-    inputs = _inputs(heads, sum(seq_lengths), device, dtype, lacking)
+    """Of a forward and backward pass over a row of these documents; the best of all after the
+    first, which loads kernels."""
+    inputs = _inputs(heads, sum(rows[0]), device, dtype, lacking)
     times = []
-    for _ in range(4):
+    for seq_lengths in rows:
         _wait(device)
         started = time.perf_counter()
         out = backend(inputs[0], inputs[1], inputs[2], seq_lengths, heads.width**-0.5)
@@ -357,11 +397,12 @@ def _seconds(
     return min(times[1:])
 
 
-def _many_documents(tokens: int) -> list[int]:
-    """Lengths of documents as replay rows have them, each another, summing to `tokens`."""
+def _many_documents(tokens: int, row: int) -> list[int]:
+    """Lengths of documents as replay rows have them, each another, summing to `tokens`. Of another
+    row they are others: a kernel that is planned anew for each length takes longer there."""
     lengths, left = list[int](), tokens
     while left > 2 * (len(lengths) + 1):
-        lengths.append(min(left // 2, 100 + 7 * len(lengths)))
+        lengths.append(min(left // 2, 100 + row + 7 * len(lengths)))
         left -= lengths[-1]
     return [*lengths, left] if left else lengths
 
@@ -374,10 +415,11 @@ def _wait(device: torch.device) -> None:
 @lru_cache(maxsize=64)
 def cumulative(seq_lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Ends of the documents after a 0: int32 [documents + 1]. Made once for all layers of a row."""
-    ends = torch.tensor([0, *accumulate(seq_lengths)], dtype=torch.int32)
-    if device.type == "cuda":  # else the copy would wait for all that the device has to do
-        ends = ends.pin_memory()
-    return ends.to(device, non_blocking=True)
+    with torch.inference_mode(False):  # scoring may ask first, and backward keep them later
+        ends = torch.tensor([0, *accumulate(seq_lengths)], dtype=torch.int32)
+        if device.type == "cuda":  # else the copy would wait for all that the device has to do
+            ends = ends.pin_memory()
+        return ends.to(device, non_blocking=True)
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:

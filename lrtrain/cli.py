@@ -7,6 +7,7 @@ import click
 
 from lrdata.errors import Commands
 from lrdata.sizes import Count, Counts
+from lrtrain.cli_next import eval_command
 from lrtrain.cli_run import doctor, plan, run
 from lrtrain.cli_score import score
 
@@ -44,7 +45,7 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     from lrtrain.merge import merge_models
 
     merge_models(base, tuned, out, weight)
-    click.echo(f"{out} is complete; measure it with: lrtrain eval {out}")
+    click.echo(f"{out} is complete; measure it with: {eval_command(base, out)}")
 
 
 @main.command("eval")
@@ -109,12 +110,18 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
-    help="Use a dataset's holdout rows for them instead.",
+    help="Use a dataset's holdout rows for them instead; with --keys, say if both are of the same "
+    "files.",
+)
+@click.option(
+    "--eot",
+    help="End-of-text token of MODELS.  [default: what --shards were built with, else each one's]",
 )
 @click.option(
     "--keys",
     type=click.Path(path_type=Path),
-    help="What `lrtrain score` wrote, without --long-model: windows and key tokens of longppl.",
+    help="What `lrtrain score` wrote, without --long-model, of text that MODELS were not trained "
+    "on: windows and key tokens of longppl.",
 )
 @click.option("--needle", help="What is hidden.  ['The pass key is {value}. ...']")
 @click.option("--question", help="What stands before the answer; may hold {name}.")
@@ -170,8 +177,9 @@ def evaluate(models: tuple[str, ...], no_plots: bool, **options: Any) -> None:
       lrtrain eval base=./llama3-8b runs/128k/merged --suite ruler --lengths 8k,128k --out ruler
 
     \b
-    LongPPL asks all of them for the tokens that one model needed long context for:
-      lrtrain score books/ --model ./judge-128k --out keys
+    LongPPL asks all of them for the tokens that one model needed long context for, in text that
+    none of them was trained on: not the corpus of the shards.
+      lrtrain score unseen/ --model ./judge-128k --out keys
       lrtrain eval base=./llama3-8b runs/128k/merged --suite longppl --keys keys --out longppl
     """
     from lrtrain.evaluation import NeedleTemplate, print_report

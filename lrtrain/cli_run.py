@@ -11,8 +11,9 @@ import click
 from lrdata.cli_config import config_option
 from lrdata.cli_json import json_option, print_json
 from lrdata.errors import LongRecipeError
-from lrdata.sizes import Count
+from lrdata.sizes import Count, Speed
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
+from lrtrain.cli_next import eval_command, run_command
 from lrtrain.interrupt import end_after_the_first, speaks
 
 
@@ -224,10 +225,8 @@ def _names_of_recipe() -> list[str]:
 @click.option(
     "--checkpoint-every",
     type=int,
-    default=10,
-    show_default=True,
     help="Steps between checkpoints; 0: only when a signal stops the run or a model cannot be "
-    "saved.",
+    "saved.  [default: when 20 minutes have passed]",
 )
 @click.option(
     "--keep-checkpoints",
@@ -291,7 +290,7 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
     made = run_stages(shards, model, out, recipe, click.echo)
     if made:  # of many ranks the first says so
         click.echo(f"made {', '.join(map(str, made))}")
-        click.echo(f"see what it retrieves with: lrtrain eval {model} {made[-1]}")
+        click.echo(f"see what it retrieves with: {eval_command(model, made[-1])}")
 
 
 @click.command()
@@ -303,11 +302,11 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
 @click.option("--gpus", type=Count(), default=1, show_default=True, help="How many.")
 @click.option("--gpus-per-host", type=Count(), default=8, show_default=True)
 @click.option(
-    "--link", type=Count(), help="Bytes a second among GPUs of a host.  [default: 350GB, NVLink]"
+    "--link", type=Speed(), help="Bytes a second among GPUs of a host.  [default: 350GB, NVLink]"
 )
 @click.option(
     "--network",
-    type=Count(),
+    type=Speed(),
     help="The same to other hosts, for each.  [default: 40GB, 400 Gbit/s]",
 )
 @click.option(
@@ -388,14 +387,14 @@ def doctor(shards: Path | str, model: str, as_json: bool, **options: Any) -> Non
     """Say whether `lrtrain run` would train what it should, with MODEL and SHARDS, on this machine.
 
     Attention crosses gaps and stops at documents; rotary frequencies after loading and saving;
-    tokenizer; shards; the loss in chunks; memory, with the options of your run. A line each, with
-    what to do where one fails.
+    tokenizer; weights; shards; the loss in chunks; memory, with the options of your run. A line
+    each, with what to do where one fails.
     """
     from lrtrain.doctor import examine
     from lrtrain.recipe import TrainRecipe
 
-    findings = []
-    for finding in examine(shards, model, TrainRecipe(**options)):
+    findings, recipe = [], TrainRecipe(**options)
+    for finding in examine(shards, model, recipe):
         findings.append(finding)
         if not as_json:
             click.echo(str(finding))
@@ -405,4 +404,4 @@ def doctor(shards: Path | str, model: str, as_json: bool, **options: Any) -> Non
     if failed:
         raise LongRecipeError(f"{failed} of the checks failed; each line says what to do")
     if not as_json:
-        click.echo(f"train with: lrtrain run {shards} --model {model} --out RUN")
+        click.echo(f"train with: {run_command(shards, model, recipe)}")

@@ -84,7 +84,7 @@ def score(
     The same command goes on after an interruption. Next:
       lrdata lexicon OUT --out lexicon.parquet     which types of tokens these are
       lrdata survival OUT                          how many of them a selection keeps
-      lrtrain eval MODEL --suite longppl --keys OUT
+      lrtrain eval MODELS --suite longppl --keys OUT   if none of them was trained on CORPORA
 
     \b
     Examples:

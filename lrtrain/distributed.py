@@ -12,8 +12,11 @@ a rank that died or hangs ends the others, which say so.
 
 import os
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +28,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 
 from lrdata.errors import LongRecipeError, one_line
 from lrtrain.attention import splitting
 from lrtrain.context_parallel import SplitRows, piece
-from lrtrain.interrupt import end_after_the_first, speaks
+from lrtrain.interrupt import end_after_the_first, speaks, stop_asked
 from lrtrain.loader import Batch, Piece, whole
 
 _CPU = torch.device("cpu")
@@ -38,6 +42,8 @@ _GONE = re.compile(
 )
 _SEEN_WITHIN = 60.0
 """Seconds in which a host sees what another wrote: file systems remember what was not there."""
+_WORD_EVERY = 1.0
+"""Seconds, from a rank that works while others wait."""
 
 
 class Elsewhere(SystemExit):
@@ -119,6 +125,44 @@ class Ranks:
     def from_first(self, work: Callable[[], Any]) -> Any:
         """What `work` gives on the first rank, on every rank."""
         return self.exchange(self.agree(lambda: work() if self.first else None))[0]
+
+    def first_works(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        """`work(stop)` on the first rank, however long it takes; the others stay till its end, as
+        torchrun gives up a host 300 s after the ranks of another have ended.
+
+        stop: whether a signal has asked any rank to; `work` raises KeyboardInterrupt then, and all
+        end as by `stop` below. Where it fails it fails on all, as in `agree`.
+        """
+        if self.size == 1:
+            work(lambda: False)
+            return
+        over, told = threading.Event(), threading.Event()
+
+        def meet() -> None:
+            """Until the first is done."""
+            while True:
+                if self.first:
+                    over.wait(min(_WORD_EVERY, self.seconds / 2))
+                said = self.exchange((over.is_set(), asked()))
+                if any(stop for _, stop in said):
+                    told.set()
+                if said[0][0]:
+                    return
+
+        def come_to_an_end() -> bool:
+            with ThreadPoolExecutor(1) as beside:
+                beside.submit(meet)  # where another is gone the next exchange says so, too
+                try:
+                    work(lambda: asked() or told.is_set())
+                except KeyboardInterrupt:
+                    return False
+                finally:
+                    over.set()
+            return True
+
+        with stop_asked() as asked:
+            if not self.exchange(self.agree(come_to_an_end if self.first else meet))[0]:
+                self.stop()
 
     def where(self, device: torch.device) -> str:
         """On what all of them are."""
@@ -290,7 +334,16 @@ def many(context: int, data: int | None, device: str, seconds: float) -> Iterato
     where, limit = _device(device), timedelta(seconds=seconds)
     gpu = where if where.type == "cuda" else None
     try:
-        dist.init_process_group("gloo" if gpu is None else "nccl", timeout=2 * limit, device_id=gpu)
+        store, rank, _ = next(rendezvous("env://", timeout=2 * limit))
+        _check_devices(store, rank, size, where)
+        dist.init_process_group(
+            "gloo" if gpu is None else "nccl",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=2 * limit,
+            device_id=gpu,
+        )
         control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as problem:
         raise LongRecipeError(
@@ -300,6 +353,22 @@ def many(context: int, data: int | None, device: str, seconds: float) -> Iterato
     yield _ranks(size, context, where, control, limit)
     # Not after an error: others may be in the middle of something, for which it would wait.
     dist.destroy_process_group()
+
+
+def _check_devices(store: Any, rank: int, size: int, device: torch.device) -> None:
+    """Refuse GPUs on some ranks only: those of NCCL would wait for those of gloo, till the end."""
+    store.set(f"device/{rank}", f"{device.type} {socket.gethostname()}")
+    said = [one.decode().split() for one in store.multi_get([f"device/{x}" for x in range(size)])]
+    without = sorted({host for kind, host in said if kind == "cpu"})
+    if not without or all(kind == "cpu" for kind, _ in said):
+        return
+    store.set(f"heard/{rank}", "")
+    if rank == 0:  # the store may be this one's, and go with it
+        store.wait([f"heard/{other}" for other in range(size)])
+    _refuse(
+        f"torch sees no GPU on {', '.join(without)}, for other ranks it does; mend that (what does "
+        "nvidia-smi say there?), leave the host out, or train on CPUs with --device cpu"
+    )
 
 
 def _refuse(message: str) -> NoReturn:
@@ -346,4 +415,5 @@ def _device(name: str) -> torch.device:
             f"there are {torch.cuda.device_count()} GPUs here and more ranks; start one rank a GPU"
         )
     torch.cuda.set_device(number)
+    torch.set_float32_matmul_precision("highest")  # see `lrtrain.model.choose_device`
     return torch.device("cuda", number)

@@ -33,6 +33,8 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
+    open_weights,
+    save_config,
 )
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
@@ -69,8 +71,12 @@ def examine(folder: Path | str, model: str, recipe: TrainRecipe) -> Iterator[Fin
     yield architecture
     if not architecture.ok:
         return
+    weights = _finding("weights", lambda: _weights(model))
+    yield weights
     yield _finding("memory", lambda: _memory(shards[0], model, recipe))
     yield _finding("RoPE after saving", lambda: _saved_rope(shards[0], model, recipe))
+    if not weights.ok:
+        return
     loaded: list[Any] = []
     yield _finding("RoPE after loading", lambda: _load(shards[0], model, recipe, loaded))
     if not loaded:
@@ -105,7 +111,7 @@ def _shards(folder: Path | str, opened: list[Shards]) -> str:
 
 
 def _tokenizer(shards: Shards, model: str) -> str:
-    check_tokenizer(shards, model)
+    check_tokenizer(shards, model, load_config(model))
     return f"fingerprint {shards.fingerprint[:16]}, that of the shards"
 
 
@@ -119,18 +125,25 @@ def _architecture(shards: Shards, model: str) -> str:
     )
 
 
+def _weights(model: str) -> str:
+    weights = open_weights(model, load_config(model))
+    weights.check_tied()
+    return f"{len(weights.names())} tensors, those of the config"
+
+
 def _memory(shards: Shards, model: str, recipe: TrainRecipe) -> str:
+    device = choose_device(recipe.device)
     if recipe.moments == "8bit":
-        need_bitsandbytes()
-    return check_memory(shards, load_config(model), recipe, choose_device(recipe.device))
+        need_bitsandbytes(device)
+    return check_memory(shards, load_config(model), recipe, device)
 
 
 def _saved_rope(shards: Shards, model: str, recipe: TrainRecipe) -> str:
     config = load_config(model)
     set_rope(config, parse_rope(recipe.rope), shards.target_len)
     with tempfile.TemporaryDirectory() as scratch:
-        config.save_pretrained(scratch)
-        check_saved(Path(scratch))
+        save_config(config, Path(scratch))
+        check_saved(Path(scratch), config)
     return f"theta {config.rope_parameters['rope_theta']:.4g} comes back as it was written"
 
 

@@ -1,7 +1,9 @@
 """Stop when it suits: SIGINT and SIGTERM ask for it, and the same one again does not wait.
 
-The other one after it is no second request: what stops many ranks, a terminal, a scheduler or
-torchrun, may tell them each in its own way.
+The other one after it is no second request: torchrun ends the ranks that are left when one has
+ended, by SIGTERM whatever that one was told. Nor is the same one soon after it, of what torchrun
+started: a scheduler that tells every process of a job tells torchrun too, which passes the same
+signal on to its ranks. A terminal tells torchrun alone: each rank is in a session of its own.
 
 with stop_asked() as asked:
     while not asked():
@@ -18,17 +20,21 @@ from types import FrameType
 from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO = 10.0
+"""Seconds in which the same signal is its echo; milliseconds, where nothing hangs."""
 
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], bool]]:
     """Whether a signal has asked to stop. Outside of the main thread none ever does."""
-    asked = set[int]()
+    asked = dict[int, float]()  # when each came first
+    echo = _ECHO if "WORLD_SIZE" in os.environ else 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if number in asked:
+        now = time.monotonic()
+        if number in asked and now - asked[number] >= echo:
             raise KeyboardInterrupt
-        asked.add(number)
+        asked.setdefault(number, now)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

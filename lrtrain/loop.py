@@ -22,6 +22,10 @@ from lrtrain.metrics import MetricsLog, note, peak_memory, speed
 from lrtrain.optim import AdamW, Storage
 from lrtrain.step import LossOptions, Stopped, accumulate, batch_loss
 
+CHECKPOINT_SECONDS = 20 * 60
+"""Of work that may be lost, where it is not said in steps: one takes a second or a quarter of an
+hour."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -46,7 +50,7 @@ class Settings:
     chunk_tokens: int
     holdout_every: int
     holdout_rows: int
-    checkpoint_every: int
+    checkpoint_every: int | None
     device: torch.device
 
 
@@ -76,6 +80,7 @@ def train_stage(
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     holdout = shards.rows("holdout") > 0
     done = saved = _restore(checkpoints, optimizer, ranks)
+    kept = time.monotonic()  # when what is done so far was on the disk
     if ranks.first:
         log.begin(after=done)
     model.train()
@@ -113,8 +118,9 @@ def train_stage(
                         log.write(number + 1, **values)
                     task.advance(note=note(values))
                     done = number + 1
-                    if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+                    if _is_to_be_kept(done, settings.checkpoint_every, kept, ranks):
                         saved = _save(checkpoints, optimizer, done, ranks)
+                        kept = time.monotonic()
                     if ranks.any(stop()):
                         raise Stopped
                     started = time.monotonic()  # a checkpoint is no part of the next step
@@ -154,6 +160,14 @@ def _work(model: Any, batches: list[Batch], ranks: Ranks) -> tuple[int, float]:
     flops = sum(training_flops(model.config, batch.seq_lengths) for batch in batches)
     all_tokens, all_flops = zip(*ranks.exchange((tokens, flops))[:: ranks.context], strict=True)
     return sum(all_tokens), sum(all_flops)
+
+
+def _is_to_be_kept(done: int, every: int | None, kept: float, ranks: Ranks) -> bool:
+    """Whether there is a checkpoint after `done` steps, on all ranks or on none. `kept`: when the
+    last one was made, by this rank's clock."""
+    if every is None:
+        return ranks.any(time.monotonic() - kept >= CHECKPOINT_SECONDS)
+    return every > 0 and done % every == 0
 
 
 def _save(checkpoints: Checkpoints, optimizer: AdamW, done: int, ranks: Ranks) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrtrain.finite import need_finite
+
 CHUNK_TOKENS = 1024
 _VOCABULARY_SLICE = 16_384
 
@@ -130,6 +132,7 @@ def chunked_log_probs(
     Args:
         hidden: [N, D]. weight: [V, D], the output embedding. targets: int64 [N].
         chunk_tokens: at most so many rows of logits, [chunk_tokens, V] in float32, are alive.
+    Raises FloatingPointError where one is not finite, see `lrtrain.finite`.
     """
     found = torch.empty((2, len(targets)), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(targets), chunk_tokens):
@@ -138,6 +141,7 @@ def chunked_log_probs(
         own = logits.gather(1, targets[part, None])[:, 0]
         found[0, part] = own - logits.logsumexp(-1)
         found[1, part] = own
+    need_finite(found)
     return found
 
 

@@ -5,7 +5,7 @@ Config, tokenizer and RoPE come from the tuned model: its theta is what its weig
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ from lrtrain.model import appearing, check_saved, copy_tokenizer, load_config
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
 
 
-def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
+def merge_models(
+    base: str,
+    tuned: str,
+    out: Path,
+    weight: float = 0.5,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Write (1 - weight) * base + weight * tuned as a plain Hugging Face folder.
 
     The paper's merge is weight 0.5. Math in float32, stored in the tuned model's dtype. Raises
     LongRecipeError for models of different shapes; says so in one line when their thetas differ.
+    stop: asked before each tensor; where it says so that is a KeyboardInterrupt.
     """
     if not 0 <= weight <= 1:
         raise LongRecipeError(f"--weight {weight} must be between 0 (base) and 1 (tuned)")
@@ -32,12 +39,16 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for folder, config in zip((base_folder, tuned_folder), configs, strict=True)
     )
     _compare_shapes(base, one, tuned, other)
+    for weights in (one, other):
+        weights.check_tied()
     with appearing(out) as partial:
         names = other.names()
         with progress("merging", len(names)) as task:
 
             def merged() -> Iterator[tuple[str, torch.Tensor]]:
                 for name in names:
+                    if stop():
+                        raise KeyboardInterrupt
                     task.advance()
                     yield name, torch.lerp(one[name].float(), other[name].float(), weight)
 
@@ -45,10 +56,10 @@ def merge_models(base: str, tuned: str, out: Path, weight: float = 0.5) -> None:
         for name in ("config.json", "generation_config.json"):
             if (tuned_folder / name).exists():
                 (partial / name).write_bytes((tuned_folder / name).read_bytes())
-        copy_tokenizer(str(tuned_folder), partial, None)
+        copy_tokenizer(tuned, partial, None)
         card = _card(base, tuned, weight)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        check_saved(partial)
+        check_saved(partial, configs[1])
 
 
 def _header(weights: Weights, names: list[str]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from lrdata.atomic import fsync, write_json, write_text
 from lrdata.errors import LongRecipeError
 from lrdata.shards import file_sha256
+from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
 from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
-from lrtrain.rope import Rope, check_inv_freq, set_rope
+from lrtrain.rope import Rope, check_angles, check_inv_freq, rope_of_transformers_4, set_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The architectures whose training step is tested against a dense reference."""
@@ -66,6 +68,8 @@ def choose_device(name: str) -> torch.device:
                 f"there is no {name} here; choose from cuda:0 to cuda:{count - 1}"
             )
         torch.cuda.set_device(device)  # of random state, locked memory, what is waited for
+    if device.type == "cuda":  # TF32, which some containers ask for, has 11 bits for a position
+        torch.set_float32_matmul_precision("highest")
     return device
 
 
@@ -97,6 +101,10 @@ def check_architecture(config: Any, name: str) -> None:
             f"{name} is a {kind} model; the trainer knows {', '.join(FAMILIES)}: its attention "
             "would not be the model's own"
         )
+    if getattr(config, "quantization_config", None):
+        raise LongRecipeError(
+            f"{name} is quantized (quantization_config); start from its plain weights"
+        )
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     if (slides and kind == "mistral") or layers != {"full_attention"}:
@@ -121,14 +129,41 @@ def check_extensible(config: Any, name: str, target_len: int) -> None:
     if config.max_position_embeddings >= target_len:
         raise LongRecipeError(
             f"{name} already has a window of {config.max_position_embeddings:,} tokens "
-            f"(max_position_embeddings); the shards are made for {target_len:,}"
+            f"(max_position_embeddings), which a target of {target_len:,} does not extend; choose "
+            "a longer target or another model"
         )
+    check_unscaled(config, name)
+
+
+def check_unscaled(config: Any, name: str) -> None:
+    """Raise LongRecipeError when the model's RoPE is already scaled."""
     kind = config.rope_parameters.get("rope_type", "default")
     if kind != "default":
         raise LongRecipeError(
             f"{name} has RoPE that is already scaled (rope_type={kind}); start from the model "
             "before it was extended"
         )
+
+
+def check_vocabulary(tokenizer: Tokenizer, rows: int, name: str) -> None:
+    """Raise LongRecipeError unless a model with so many embeddings has one for each id."""
+    if tokenizer.vocab_size > rows:
+        raise LongRecipeError(
+            f"{name} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
+            "put the tokenizer there that it was trained with"
+        )
+
+
+def open_weights(path_or_id: str, config: Any) -> Weights:
+    """A model's tensors, which are those of its config: transformers makes up what is missing and
+    leaves out what it does not know. Reads headers alone. Raises LongRecipeError."""
+    from transformers import AutoModelForCausalLM
+
+    weights = Weights(model_folder(path_or_id), config.tie_word_embeddings)
+    with torch.device("meta"):
+        shell: Any = AutoModelForCausalLM.from_config(deepcopy(config), trust_remote_code=False)
+    weights.check({name: parameter.shape for name, parameter in shell.named_parameters()})
+    return weights
 
 
 def load_model(
@@ -156,11 +191,12 @@ def load_model(
         check_extensible(config, path_or_id, target_len)
         set_rope(config, rope, target_len)
     register()
+    weights = open_weights(path_or_id, config)
     if ranks.size > 1:
-        return _load_sharded(path_or_id, config, dtype, ranks)
+        return _load_sharded(weights, config, dtype, ranks)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path_or_id,
+            weights.folder,
             config=config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
@@ -171,15 +207,15 @@ def load_model(
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"cannot load {path_or_id}: {_first_line(problem)}") from None
     check_inv_freq(model)
-    return model.to(device)
+    model = model.to(device)
+    check_angles(model)
+    return model
 
 
-def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
+def _load_sharded(weights: Weights, config: Any, dtype: torch.dtype, ranks: Ranks) -> Any:
     """A model without weights whose layers get theirs, and are sharded, one after another."""
     from transformers import AutoModelForCausalLM
 
-    folder = model_folder(path_or_id)
-    weights = Weights(folder, config.tie_word_embeddings)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=IMPLEMENTATION
@@ -194,21 +230,14 @@ def _load_sharded(path_or_id: str, config: Any, dtype: torch.dtype, ranks: Ranks
             for leaf, parameter in list(part.named_parameters(recurse=False)):
                 if parameter.is_meta:
                     if parameter not in made:
-                        tensor = _tensor(weights, names[parameter], parameter.shape, path_or_id)
-                        made[parameter] = torch.nn.Parameter(tensor.to(ranks.device, dtype))
+                        tensor = weights[names[parameter]].to(ranks.device, dtype)
+                        made[parameter] = torch.nn.Parameter(tensor)
                     setattr(part, leaf, made[parameter])
 
     shard(model, ranks, fill)
     check_inv_freq(model)
+    check_angles(model)
     return model
-
-
-def _tensor(weights: Weights, name: str, shape: torch.Size, where: str) -> torch.Tensor:
-    """One of a model's, in the shape that it must have."""
-    if name not in weights or weights.shape(name) != tuple(shape):
-        found = weights.shape(name) if name in weights else "not there"
-        raise LongRecipeError(f"{where}: {name} is {found}, and {tuple(shape)} by its config")
-    return weights[name]
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:
@@ -260,7 +289,7 @@ def save_model(
                 _write_generation_config(model, tokenizer_from, partial, target_len)
                 copy_tokenizer(tokenizer_from, partial, target_len)
                 write_text(partial / "README.md", card)
-                check_saved(partial)
+                check_saved(partial, model.config)
         finally:
             deque(tensors, maxlen=0)  # all ranks give theirs, whatever becomes of it
 
@@ -280,7 +309,15 @@ def _write_model(model: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder
     write_safetensors(folder / SINGLE, tensors, header)
     model.config.architectures = [type(model).__name__.removeprefix("FSDP")]
     model.config.dtype = parameters[0][1].dtype
-    model.config.save_pretrained(folder)
+    save_config(model.config, folder)
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """Its RoPE in the words of transformers 4 too, which would take theta 10,000 without."""
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**written, **rope_of_transformers_4(config.rope_parameters)})
 
 
 def _write_generation_config(model: Any, source: str, out: Path, target_len: int | None) -> None:
@@ -325,17 +362,21 @@ def copy_tokenizer(source: str, out: Path, target_len: int | None) -> None:
         write_json(settings, {**config, "model_max_length": target_len})
 
 
-def check_saved(folder: Path) -> None:
-    """The rotary frequencies that plain transformers makes of a saved config."""
+def check_saved(folder: Path, wanted: Any) -> None:
+    """The RoPE and window that plain transformers makes of a saved config: those of `wanted`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kept = config.rope_parameters
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config)
     embedding = type(shell.model.rotary_emb)(config)  # on meta it has no numbers: make it again
-    if config.rope_parameters != kept:
-        raise LongRecipeError(f"{folder}: transformers changed rope_parameters on loading")
+    for name in ("rope_parameters", "max_position_embeddings"):
+        meant, found = getattr(wanted, name), getattr(config, name)
+        if found != meant:
+            raise LongRecipeError(
+                f"{folder}: transformers reads {name} {found} where {meant} was to be saved; "
+                "report it with its version"
+            )
     check_inv_freq(_Rotary(config, embedding))
 
 

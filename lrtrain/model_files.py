@@ -1,18 +1,20 @@
-"""The tensors of a model folder: read by name when they are asked for, and written as a stream.
+"""The tensors of a model folder: read by name when asked for, compared with what a model has, and
+written as a stream.
 
 Memory is one tensor, however large the model is.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 
 _INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -26,46 +28,100 @@ class Weights:
     """The tensors of a model folder by name, read when asked for.
 
     Copies that some folders hold are left out: the output embedding of a `tied` model, which
-    transformers makes from the input's, and the rotary buffers that old versions stored.
+    transformers makes from the input's, and the rotary buffers that old versions stored. Of a tied
+    model that holds the output embedding alone, it is the input's.
     """
 
     def __init__(self, folder: Path, tied: bool) -> None:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        self._files: dict[str, Any] = {}
-        index = folder / _INDEX
-        names = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.exists()
-            else [SINGLE]
-        )
-        for name in names:
-            if not (folder / name).exists():
-                raise LongRecipeError(f"{folder / name} is missing; only safetensors are read")
-            stream = safe_open(str(folder / name), framework="pt")
-            self._files.update(dict.fromkeys(stream.keys(), stream))
-        for name in list(self._files):
-            if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-                del self._files[name]
+        self.folder = folder
+        self._stored = dict[str, tuple[Any, str]]()  # the file, and the name there
+        for file in weight_files(folder):
+            path = folder / file
+            if not path.exists():
+                raise LongRecipeError(f"{path} is missing; only safetensors are read")
+            try:
+                stream = safe_open(str(path), framework="pt")
+            except SafetensorError as problem:
+                raise LongRecipeError(
+                    f"{path} is damaged ({one_line(problem)}); get the model again"
+                ) from None
+            names = stream.keys()
+            self._stored.update({name: (stream, name) for name in names})
+        for name in list(self._stored):
+            if name.endswith("rotary_emb.inv_freq"):
+                del self._stored[name]
+        self._copy = self._stored.pop(_OUTPUT, None) if tied else None
+        if self._copy is not None:
+            self._stored.setdefault(_INPUT, self._copy)
 
     def names(self) -> list[str]:
-        return sorted(self._files)
+        return sorted(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        kind: str = self._files[name].get_slice(name).get_dtype()
+        kind: str = self._slice(name).get_dtype()
         if kind not in _DTYPES:
-            raise LongRecipeError(f"{name} is stored as {kind}; only plain floats are read")
+            raise LongRecipeError(
+                f"{self.folder}: {name} is stored as {kind}; only plain floats are read"
+            )
         return _DTYPES[kind]
 
+    def _slice(self, name: str) -> Any:
+        stream, stored = self._stored[name]
+        return stream.get_slice(stored)
+
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._stored
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
+        return _read(*self._stored[name])
+
+    def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise LongRecipeError unless these are the tensors of a model that has `shapes`, all of
+        them and no others. Reads headers alone."""
+        for name, shape in sorted(shapes.items()):
+            found = self.shape(name) if name in self else "not there"
+            if found != tuple(shape):
+                raise LongRecipeError(
+                    f"{self.folder}: {name} is {found}, and {tuple(shape)} by its config.json; get "
+                    "the whole model again, as a causal model"
+                )
+            self.dtype(name)  # refuses what is not plain floats
+        for name in self.names():
+            if name not in shapes:
+                raise LongRecipeError(
+                    f"{self.folder}: {name} is not of the model of its config.json, which would "
+                    "leave it out; get the config that belongs to these weights"
+                )
+
+    def check_tied(self) -> None:
+        """Raise LongRecipeError when a tied model holds an output embedding that is no copy: it
+        would be left out. Reads both embeddings, where there are both."""
+        if self._copy is None or self._copy is self._stored[_INPUT]:
+            return
+        one, other = self[_INPUT], _read(*self._copy)
+        if not torch.equal(one, other.to(one.dtype)):
+            raise LongRecipeError(
+                f"{self.folder} holds an output embedding of its own ({_OUTPUT}); set "
+                "tie_word_embeddings to false in its config.json"
+            )
+
+
+def _read(stream: Any, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = stream.get_tensor(name)
+    return tensor
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of its files of weights: one, or those of its index, as transformers has it."""
+    index = folder / _INDEX
+    if (folder / SINGLE).exists() or not index.exists():
+        return [SINGLE]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def write_safetensors(
@@ -100,14 +156,16 @@ def write_safetensors(
             stream.write(flat.view(torch.uint8).numpy().data)
 
 
-def model_folder(path_or_id: str, patterns: Sequence[str] = ("*.safetensors", "*.json")) -> Path:
+def model_folder(path_or_id: str, patterns: Sequence[str] | None = None) -> Path:
     """The folder of a model that is one, or a copy of what is at a hub id: config and weights, or
-    other files."""
+    the files of `patterns`."""
     path = Path(path_or_id)
     if path.is_dir():
         return path
     import huggingface_hub
 
+    if patterns is None:  # some hold their weights in a second form, for others
+        patterns = ["*.json", *weight_files(model_folder(path_or_id, ["*.json"]))]
     try:
         return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as problem:

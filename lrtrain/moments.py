@@ -11,13 +11,15 @@ from typing import Any, Protocol
 
 import torch
 
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrtrain.host_memory import to_device, zeros
 
 BLOCKS = (256, 128, 64)
 """Numbers of 8 bits that share a scale: as many as divide a row of the parameter."""
 SCALES = "_scales"
 """What the names of scales end with."""
+_TOLERANCE = 0.02
+"""Of the largest of a block; half the widest step between codes is 0.007."""
 _LEAST = 4096
 """Smaller averages stay in fp32: norms, biases."""
 
@@ -105,9 +107,24 @@ def make_moment(n: int, device: torch.device, block: int, offload: bool, signed:
     return EightBit(n, device, offload, signed, block)
 
 
-def need_bitsandbytes() -> None:
-    """Raise LongRecipeError unless 8 bits can be had here."""
+def need_bitsandbytes(device: torch.device) -> None:
+    """Raise LongRecipeError unless a device can write numbers in 8 bits and read them: bitsandbytes
+    is imported without complaint where its own library has no kernels for it."""
     _functional()
+    numbers = torch.linspace(-1, 1, BLOCKS[0], device=device)
+    moment = EightBit(len(numbers), device, False, True, len(numbers))
+    whole = slice(0, len(numbers))
+    try:
+        moment.write(whole, numbers)
+        error = float((moment.read(whole) - numbers).abs().max())
+        wrong = "" if error < _TOLERANCE else f"numbers are read back off by {error:.2g}"
+    except Exception as problem:  # it may raise whatever it likes
+        wrong = one_line(problem)
+    if wrong:
+        raise LongRecipeError(
+            f"--moments 8bit: bitsandbytes does not work on {device} ({wrong[:100]}); install one "
+            "for this device and CUDA (python -m bitsandbytes says more) or use --moments fp32"
+        )
 
 
 @cache

@@ -29,10 +29,8 @@ from lrtrain.recipe import TrainRecipe
 ASSUMED_MFU = 0.4
 _PROCESS_BYTES = 3 * 10**9
 """Of host memory, for a process with torch and CUDA."""
-_CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Which control groups this process is in, and where Linux shows all of them."""
 RESERVE = 0.05
 """Share of a device's memory that kernels and the allocator are left."""
 _MLP_TOKENS = 8192
@@ -331,11 +329,31 @@ def _joined(shards: Shards, recipe: TrainRecipe) -> int:
 
 
 def _memory_here(device: torch.device) -> tuple[int, int | None]:
-    """Bytes of a device, and of the host beside it."""
+    """Bytes of a device that no other process has, and of the host beside it."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in _CONTAINER_LIMITS:
+    for limit in _group_limits():
         with suppress(OSError, ValueError):  # not there, or "max"
             host = min(host, int(limit.read_text()))
     if device.type == "cpu":
         return host, None
-    return torch.cuda.get_device_properties(device).total_memory, host
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device), host
+
+
+def _group_limits() -> Iterator[Path]:
+    """Files with the memory that this process's control groups may take, and all that they are
+    in: a batch system limits a job's group far below the root, a container the root that it sees.
+    """
+    lines = list[str]()
+    with suppress(OSError):  # no Linux
+        lines = _OWN_GROUPS.read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, name = _GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):  # the first version, a tree for each controller
+            root, name = _GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):
+            yield root.joinpath(*parts[:depth], name)

@@ -12,11 +12,12 @@ it waits. So
     micro-batch = max(its rows / C + waited for, parameters and gradients)
     step = ceil(rows / D) / its rows micro-batches, the last one perhaps of fewer
 
-with D x C ranks, C of which share a row. A group that does not fit one host takes its network. Not
-counted: the optimizer, what is left over where D does not divide the rows but that they are rounded
-up, and that a kernel does less well on shorter pieces.
+with D x C ranks, C of which share a row. Where a group of them is on several hosts it takes their
+network. Not counted: the optimizer, what is left over where D does not divide the rows but that
+they are rounded up, and that a kernel does less well on shorter pieces.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,8 @@ LINK = 350e9
 data sheet."""
 NETWORK = 40e9
 """The same from other hosts: one 400 Gbit/s adapter a GPU, 50 by the data sheet."""
-_BYTES = 2
-"""Of a parameter, a key or a value, in bf16."""
+_BYTES = {"bf16": 2, "fp32": 4}
+"""Of a parameter, a key or a value, by --dtype."""
 _BYTES_OF_A_GRADIENT = 4
 
 
@@ -51,10 +52,12 @@ class Cluster:
     network: float = NETWORK
 
     def speed(self, ranks: int) -> float:
-        """Of a group of so many neighbours: what comes from other hosts comes once, through all
-        the adapters of a host, and is passed on inside."""
-        outside = self.network * self.per_host
-        return self.link if ranks <= self.per_host else min(self.link, outside)
+        """Of the slowest of the groups of so many neighbours: what comes from other hosts comes
+        once, through the adapters that the group has on a host, and is passed on inside."""
+        groups = (range(start, start + ranks) for start in range(0, self.gpus, ranks))
+        hosts = [Counter(gpu // self.per_host for gpu in group) for group in groups]
+        adapters = [count for one in hosts if len(one) > 1 for count in one.values()]
+        return min([self.link, *(self.network * count for count in adapters)])
 
 
 ONE = Cluster(1)
@@ -104,9 +107,8 @@ def mixes(
         own = -(-rows // (gpus // context))
         batch = min(joined, own)
         compute = batch * seconds_of_a_row / context
-        passed = keys_and_values(config, batch * tokens, context, recipe.checkpointing)
-        waits = passed / cluster.speed(context)
-        sharding = parameters_and_gradients(config, gpus) / cluster.speed(gpus)
+        waits = keys_and_values(config, batch * tokens, context, recipe) / cluster.speed(context)
+        sharding = parameters_and_gradients(config, gpus, recipe) / cluster.speed(gpus)
         whole, rest = divmod(own, batch)
         seconds = whole * max(compute + waits, sharding)
         if rest:
@@ -114,19 +116,19 @@ def mixes(
         yield Mix(gpus // context, context, compute, waits, sharding, seconds)
 
 
-def keys_and_values(config: Any, tokens: int, context: int, checkpointing: bool) -> float:
+def keys_and_values(config: Any, tokens: int, context: int, recipe: TrainRecipe) -> float:
     """Bytes that a rank gets and gives of a row that `context` ranks share."""
     width = 2 * config.num_key_value_heads * head_dim_of(config)
-    passes = 3 if checkpointing else 2  # forward, again, and the gradients
+    passes = 3 if recipe.checkpointing else 2  # forward, again, and the gradients
     share = (context - 1) / context
-    return config.num_hidden_layers * passes * share * tokens * width * _BYTES
+    return config.num_hidden_layers * passes * share * tokens * width * _BYTES[recipe.dtype]
 
 
-def parameters_and_gradients(config: Any, ranks: int) -> float:
-    """Bytes that a rank gets and gives of the parameters of a model in bf16, for a micro-batch."""
+def parameters_and_gradients(config: Any, ranks: int, recipe: TrainRecipe) -> float:
+    """Bytes that a rank gets and gives of the parameters of a model, for a micro-batch."""
     embedding = 0 if config.tie_word_embeddings else config.hidden_size * config.vocab_size
     count = linear_weights(config) + embedding
-    return (ranks - 1) / ranks * count * (2 * _BYTES + _BYTES_OF_A_GRADIENT)
+    return (ranks - 1) / ranks * count * (2 * _BYTES[recipe.dtype] + _BYTES_OF_A_GRADIENT)
 
 
 def fastest(found: Measured, fits: Fits) -> Mix | None:

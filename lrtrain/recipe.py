@@ -74,8 +74,9 @@ class TrainRecipe:
     holdout_every: int = 0
     """Measure the loss on holdout windows every so many steps; 0 means at the end only."""
     holdout_rows: int = 4
-    checkpoint_every: int = 10
-    """Steps between checkpoints; 0: only when a signal stops the run or a model cannot be saved."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; 0: only when a signal stops the run or a model cannot be saved;
+    None: after the step in which 20 minutes have passed since the last one."""
     keep_checkpoints: int = 1
     """How many of the last ones stay."""
     tensorboard: bool = False
@@ -132,7 +133,7 @@ class TrainRecipe:
             ("--micro-tokens", self.micro_tokens),
             ("--mlp-tokens", self.mlp_tokens),
             ("--holdout-every", self.holdout_every),
-            ("--checkpoint-every", self.checkpoint_every),
+            ("--checkpoint-every", self.checkpoint_every or 0),
             ("--weight-decay", self.weight_decay),
             ("--clip", self.clip),
         ):

@@ -2,10 +2,12 @@
 
 transformers 5 keeps theta in `config.rope_parameters`; setting `config.rope_theta` afterwards does
 nothing, and replacing the dict can lose theta. So the parameters are set before the model is made,
-and the frequencies that the model really uses are compared with our own computation.
+and the frequencies that the model really uses are compared with our own computation. So are the
+angles that a device makes of them.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from torch import nn
 from lrdata.errors import LongRecipeError
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # YaRN's defaults (arXiv 2309.00071, section 3.2)
+_ANGLE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,17 @@ def set_rope(config: Any, rope: Rope, target_len: int) -> None:
         parameters["rope_type"] = "yarn"
         parameters["factor"] = target_len / original
         parameters["original_max_position_embeddings"] = original
+        if hasattr(config, "original_max_position_embeddings"):  # transformers believes it first
+            config.original_max_position_embeddings = original
     config.rope_parameters = parameters
     config.max_position_embeddings = target_len
+
+
+def rope_of_transformers_4(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` as configs had it before transformers 5, which reads the same from it."""
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    old = {"rope_theta": parameters["rope_theta"]}
+    return old if scaling["rope_type"] == "default" else {**old, "rope_scaling": scaling}
 
 
 def expected_inv_freq(config: Any) -> tuple[torch.Tensor, float]:
@@ -126,4 +138,32 @@ def check_inv_freq(model: nn.Module) -> None:
                 f"{config.rope_parameters['rope_theta']:g} "
                 f"({config.rope_parameters['rope_type']}); this transformers reads the config "
                 "differently: report it with its version"
+            )
+
+
+@torch.no_grad()
+def check_angles(model: nn.Module) -> None:
+    """Compare cos and sin of positions, as the model makes them where it is now, with float64.
+
+    Right frequencies are not enough: up to 5.18 transformers multiplies them with the positions in
+    a matmul, and in TF32 that rounds positions to 11 bits, beyond 2,048 to others.
+    Raises LongRecipeError when any differs by more than 0.05, and what fp32 leaves of an angle.
+    """
+    config: Any = model.config
+    window = int(config.max_position_embeddings)
+    positions = torch.tensor([0, 1, 2049, window // 2 + 1, window - 1])
+    tolerance = _ANGLE_TOLERANCE + window * 2.0**-24
+    embeddings: list[Any] = [each for each in model.modules() if hasattr(each, "inv_freq")]
+    for embedding in embeddings:
+        inv_freq = embedding.inv_freq
+        found = embedding(inv_freq.new_zeros(1), positions[None].to(inv_freq.device))
+        angles = (positions[:, None] * inv_freq.double().cpu()).repeat(1, 2)
+        exact = torch.cat([angles.cos(), angles.sin()], -1) * embedding.attention_scaling
+        errors = (torch.cat(found, -1)[0].double().cpu() - exact).abs().amax(1)
+        if not errors.max() <= tolerance:
+            raise LongRecipeError(
+                f"{config.model_type}: cos and sin of position {int(positions[errors.argmax()]):,} "
+                f"are off by {float(errors.max()):.2g} on {inv_freq.device}: TF32, or the like; "
+                "unset NVIDIA_TF32_OVERRIDE, update transformers to 5.19 or newer, or use "
+                "--device cpu"
             )

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,6 +25,7 @@ from lrdata.atomic import locked, write_json
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import differences
+from lrdata.runtime import usable_cpus
 from lrdata.shards import Shards, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.activations import prepare
@@ -41,11 +42,15 @@ from lrtrain.model import (
     TORCH_DTYPES,
     check_architecture,
     check_extensible,
+    check_vocabulary,
     choose_device,
     load_config,
     load_model,
+    model_fingerprint,
+    open_weights,
     save_model,
 )
+from lrtrain.model_files import model_folder
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
@@ -83,6 +88,10 @@ class Run:
     def is_done(self, stage: str) -> bool:
         return self.folder(stage).exists()
 
+    def is_left_out(self, stage: str) -> bool:
+        """Of a dataset without rows for it."""
+        return stage == "anneal" and not self.shards.rows("replay")
+
 
 def run(
     shards_folder: Path | str, model: str, out: Path, recipe: TrainRecipe, say: Say = print
@@ -92,8 +101,8 @@ def run(
     shards_folder: or an address, `hf://datasets/owner/name[@revision]`.
 
     Everything that can be refused is refused before the first step. Raises LongRecipeError. Under
-    torchrun all ranks call it alike; the first one speaks, and merges, when the others are done,
-    who return nothing.
+    torchrun all ranks call it alike; the first one speaks, and merges, while the others wait, who
+    return nothing.
     """
     numbers = (recipe.context_parallel, recipe.data_parallel)
     with ExitStack() as stack:
@@ -110,10 +119,8 @@ def run(
                     stack.enter_context(locked(opened.out, opened.out))
 
             ranks.agree(claim)
-            made = list(_trained(opened))
-        if not ranks.first:
-            return []
-        return [*made, *_merged(opened)]
+            made = [*_trained(opened), *_merged(opened)]
+        return made if ranks.first else []
 
 
 def _silent(text: str) -> None:
@@ -125,7 +132,7 @@ def _trained(opened: Run) -> Iterator[Path]:
     for stage in opened.recipe.stages:
         if stage == "merge":
             continue
-        if stage == "anneal" and not opened.shards.rows("replay"):
+        if opened.is_left_out(stage):
             text = "anneal: the shards hold no replay rows; left out (build with --replay for it)"
             opened.say(text)
             continue
@@ -144,10 +151,10 @@ def _merged(opened: Run) -> Iterator[Path]:
     if "merge" not in opened.recipe.stages:
         return
     folder = opened.folder("merge")
-    if opened.is_done("merge"):
+    if opened.ranks.exchange(opened.is_done("merge"))[0]:
         opened.say(f"merge: {folder} is there; done")
     else:
-        _merge(opened)
+        opened.ranks.first_works(partial(_merge, opened))
     yield folder
 
 
@@ -158,13 +165,13 @@ def _open_run(
     parse_rope(recipe.rope)
     if recipe.tensorboard:
         summary_writer()
-    if recipe.moments == "8bit":
-        need_bitsandbytes()
     device = choose_device(recipe.device) if ranks.size == 1 else ranks.device
+    if recipe.moments == "8bit":
+        need_bitsandbytes(device)
     config = load_config(model)
     check_architecture(config, model)
     check_extensible(config, model, shards.target_len)
-    check_tokenizer(shards, model)
+    check_tokenizer(shards, model, config)
     if "extend" in recipe.stages and not shards.rows("extend"):
         raise LongRecipeError(f"{folder} holds no extend rows; build it again")
     if recipe.stages == ("anneal",) and not shards.rows("replay"):
@@ -177,6 +184,9 @@ def _open_run(
         _check_files(shards, ranks)
     if "extend" in recipe.stages:
         _check_weights(shards, recipe.token_weights)
+    tensors = open_weights(model, config)
+    if ranks.first:
+        tensors.check_tied()
     return opened
 
 
@@ -201,24 +211,35 @@ def _memory(shards: Shards, config: Any, recipe: TrainRecipe, device: torch.devi
         return f"memory: {problem}"
 
 
-def check_tokenizer(shards: Shards, model: str) -> None:
-    """The model's tokenizer must be the one the shards were built with."""
+def check_tokenizer(shards: Shards, model: str, config: Any) -> None:
+    """The model's tokenizer must be the one the shards were built with, and have embeddings."""
     tokenizer = Tokenizer.load(model, eot=shards.manifest.recipe.get("eot"), encoder="tokenizers")
     if tokenizer.fingerprint != shards.fingerprint:
         raise LongRecipeError(
             f"{model} has another tokenizer than the shards in {shards.where} (built with "
             f"{shards.manifest.tokenizer.name}); build them with --tokenizer {model}"
         )
+    check_vocabulary(tokenizer, config.vocab_size, model)
 
 
 def _check_order(opened: Run) -> None:
-    """A stage that starts from another needs that one, here or now."""
+    """A stage that starts from another needs that one, here or now, and is not older."""
     stages = opened.recipe.stages
     if "extend" not in stages and not opened.is_done("extend"):
         raise LongRecipeError(
             f"--stages {','.join(stages)} starts from {opened.folder('extend')}, which is not "
             "there; run the extend stage first"
         )
+    for stage in stages:
+        if opened.is_done(stage) or opened.is_left_out(stage):
+            continue
+        later = list(FOLDERS)[list(FOLDERS).index(stage) + 1 :]
+        stale = " and ".join(str(opened.folder(name)) for name in later if opened.is_done(name))
+        if stale:
+            raise LongRecipeError(
+                f"made before the {stage} stage, which would run now: {stale}; remove that, to "
+                f"have it made from {opened.folder(stage)}"
+            )
 
 
 def _check_files(shards: Shards, ranks: Ranks) -> None:
@@ -247,25 +268,33 @@ def _check_weights(shards: Shards, weights: str) -> None:
 
 def _claim(opened: Run) -> None:
     """Write recipe.json, or compare with the one that is there."""
-    shards = opened.shards
+    out, shards = opened.out, opened.shards
     wanted = {
         **opened.recipe.as_json(),
         "model": opened.model,
         "shards": [entry.sha256 for entry in shards.manifest.files],
     }
-    path = opened.out / "recipe.json"
+    path, there = out / "recipe.json", dict[str, Any]()
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        found = differences(*({**one, **_OF_NO_MATTER} for one in (there, wanted)))
-        if found:
-            raise LongRecipeError(
-                f"{opened.out} holds another run ({found[0]}); choose another --out"
-            )
-    elif opened.out.exists() and any(
-        not entry.name.startswith(".recipe.json.") for entry in opened.out.iterdir()
+        of_no_matter = {**_OF_NO_MATTER, "model_sha256": None, "shards": None}
+        for found in differences(*({**one, **of_no_matter} for one in (there, wanted))):
+            _refuse_another(out, found)
+        if there.get("shards") != wanted["shards"]:
+            _refuse_another(out, f"it trains on other shards than those in {shards.where}")
+    elif out.exists() and any(
+        not entry.name.startswith(".recipe.json.") for entry in out.iterdir()
     ):
-        raise LongRecipeError(f"{opened.out} is not an empty folder; choose another --out")
-    write_json(path, wanted)
+        raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
+    # Of what is there, whatever a hub calls it. Runs of before this was written have none.
+    weights = model_fingerprint(str(model_folder(opened.model)))
+    if there.get("model_sha256", weights) != weights:
+        _refuse_another(out, f"{opened.model} had other weights or another config when it began")
+    write_json(path, {**wanted, "model_sha256": weights})
+
+
+def _refuse_another(out: Path, why: str) -> NoReturn:
+    raise LongRecipeError(f"{out} holds another run ({why}); choose another --out")
 
 
 def _train(opened: Run, name: str) -> None:
@@ -363,14 +392,21 @@ def _clean(opened: Run, name: str) -> None:
         opened.say("no loss.png: install matplotlib with: pip install 'longrecipe[plots]'")
 
 
-def _merge(opened: Run) -> None:
+def _merge(opened: Run, stop: Callable[[], bool]) -> None:
     trained = "anneal" if opened.is_done("anneal") else "extend"
-    merge_models(
-        opened.model,
-        str(opened.folder(trained)),
-        opened.folder("merge"),
-        opened.recipe.merge_weight,
-    )
+    threads = torch.get_num_threads()
+    if opened.ranks.size > 1:  # torchrun gives each one thread; the others only wait
+        torch.set_num_threads(usable_cpus())
+    try:
+        merge_models(
+            opened.model,
+            str(opened.folder(trained)),
+            opened.folder("merge"),
+            opened.recipe.merge_weight,
+            stop,
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _card(opened: Run, stage: str, steps: int) -> str:

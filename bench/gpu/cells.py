@@ -135,6 +135,8 @@ def train(
     from transformers import AutoModelForCausalLM
 
     recipe = _recipe(options)
+    if recipe.moments == "8bit":
+        import bitsandbytes  # noqa: F401  # where it is missing this cell is tried again
     device, config = device_here(), config_of(shape, tokens)
     dtype = TORCH_DTYPES[recipe.dtype]
     register()

@@ -127,8 +127,9 @@ def _plain_errors() -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise LongRecipeError(
-            "a worker process died, perhaps for lack of memory; the same command goes on from what "
-            "is finished (with fewer --workers it needs less)"
+            "a worker process died: for lack of memory (fewer --workers need less; the same "
+            "command goes on from what is finished), or because a script builds outside of "
+            "if __name__ == '__main__':"
         ) from None
 
 

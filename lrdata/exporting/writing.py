@@ -1,7 +1,6 @@
 """Write an export: a Parquet file for each shard, then README.md; the folder appears when whole."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lrdata.atomic import fsync, locked, replacing, write_text
+from lrdata.atomic import LOCK, clear, fsync, locked, replacing, write_text
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.exporting.axolotl import AXOLOTL
@@ -78,7 +77,7 @@ def _write(path: Path, shards: Shards, entry: FileEntry, tally: Tally, task: Tas
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside `out`, which becomes `out` when all is written.
+    """Yield a folder in a hidden one beside `out`, which becomes `out` when all is written.
 
     What a killed run left there is removed. On an exception nothing is left.
     """
@@ -88,17 +87,19 @@ def _appearing(out: Path) -> Iterator[Path]:
     if out.exists() and any(out.iterdir()):
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
     staging = out.with_name(f".{out.name}.export")
-    staging.mkdir(parents=True, exist_ok=True)
+    made = staging / "export"
     with locked(staging, out):
         for path in staging.iterdir():
-            if not path.name.endswith((".parquet", ".partial", "README.md")):
+            ours = path.name in (LOCK, made.name)
+            if not ours and not path.name.endswith((".parquet", ".partial", "README.md")):
                 raise LongRecipeError(f"{staging} holds {path.name}, not ours; move it away")
-            path.unlink()
+        clear(staging)
+        made.mkdir()
         try:
-            yield staging
-            fsync(staging)
-            os.replace(staging, out)
+            yield made
+            fsync(made)
+            os.replace(made, out)
             fsync(out.parent)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            clear(staging)
             raise

@@ -1,7 +1,8 @@
 """A plain folder as a place for a dataset: a disk to carry, a share, a bucket that is mounted.
 
 While it is written it has a hidden folder, `.push`: by it what a push that was killed left there is
-known to be ours, and two pushes at once are kept apart.
+known to be ours, and two pushes at once are kept apart. It goes with a push that was refused before
+it wrote anything.
 """
 
 import shutil
@@ -9,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lrdata.atomic import fsync, locked, replacing
+from lrdata.atomic import fsync, locked, remove_partials, replacing
 from lrdata.errors import LongRecipeError
 from lrdata.hub.places import Held, Sent
-from lrdata.layout import CARD, FOLDERS, is_partial
+from lrdata.layout import CARD, FOLDERS
 from lrdata.manifest import MANIFEST, refuse_leaving, safe_path
 from lrdata.progress import Task
 from lrdata.shards import file_sha256
 
-STAGING = ".push"
+STAGING, _BEGUN = ".push", "begun"
 
 
 class PlainFolder:
@@ -25,7 +26,7 @@ class PlainFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._written = False
+        self._begun = root / STAGING / _BEGUN
 
     @property
     def address(self) -> str:
@@ -50,23 +51,16 @@ class PlainFolder:
     def writing(self, private: bool) -> Iterator[None]:
         if private:
             raise LongRecipeError(f"{self.root} is a folder; --private is for the Hub")
-        new, staging = not self.root.exists(), self.root / STAGING
+        staging = self._begun.parent
         self._refuse_foreign(staging)
         begun = staging.exists()
-        staging.mkdir(parents=True, exist_ok=True)
         with locked(staging, self.root):
-            try:
-                for folder in (self.root, *(self.root / name for name in FOLDERS)):
-                    for partial in filter(is_partial, folder.glob(".*")):  # of a killed push
-                        partial.unlink()
-                yield
-            except BaseException:
-                if not begun and not self._written:
-                    staging.rmdir()
-                    if new:
-                        self.root.rmdir()
-                raise
-            staging.rmdir()
+            if begun:
+                self._begun.touch()
+            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+                remove_partials(folder)  # of a push that was killed
+            yield
+            self._begun.unlink(missing_ok=True)
 
     def _refuse_foreign(self, staging: Path) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -76,14 +70,14 @@ class PlainFolder:
             raise LongRecipeError(f"{self.root} holds files and no dataset; choose an empty folder")
 
     def remove(self, paths: Sequence[str], message: str) -> None:
-        self._written = True
+        self._begun.touch()
         for path in sorted(paths, key=lambda path: path != MANIFEST):  # the manifest first
             file = safe_path(self.root, path)
             file.unlink(missing_ok=True)
             fsync(file.parent)
 
     def add(self, files: Sequence[Sent], message: str, task: Task) -> None:
-        self._written = True
+        self._begun.touch()
         for sent in files:
             with replacing(safe_path(self.root, sent.path)) as partial:
                 shutil.copyfile(sent.file, partial)

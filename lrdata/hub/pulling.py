@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lrdata.atomic import fsync, locked
+from lrdata.atomic import clear, fsync, locked, remove_partials
 from lrdata.errors import LongRecipeError
 from lrdata.hub.opening import open_place
 from lrdata.hub.places import Held, Place, refuse_without_manifest, refuse_wrong
-from lrdata.layout import CARD, PICTURE, is_shard
+from lrdata.layout import CARD, FOLDERS, PICTURE, is_shard
 from lrdata.manifest import MANIFEST, FileEntry, Manifest, read_manifest, safe_path
 from lrdata.progress import progress
 from lrdata.shards import KINDS, file_sha256
@@ -64,7 +64,7 @@ def pull(
         refuse_wrong(place.address, manifest, held)
         if (out / MANIFEST).exists():  # killed when all was done but this, or called again
             _refuse_other(out, manifest)
-            shutil.rmtree(staging)
+            clear(staging)
             return manifest
         _remove_extras(staging)
         _remove_extras(out)
@@ -75,7 +75,7 @@ def pull(
         else:
             _publish_shards(out, staging, manifest)
             complete(out, manifest)
-        shutil.rmtree(staging)
+        clear(staging)
     return manifest
 
 
@@ -176,19 +176,17 @@ def _staging(out: Path) -> Iterator[Path]:
     staging = out / STAGING
     if out.exists() and not out.is_dir():
         raise LongRecipeError(f"{out} is a file; choose another folder")
-    before = out.exists()
     ours = staging.exists() or (out / MANIFEST).exists()
-    if before and not ours and any(out.iterdir()):
+    if out.exists() and not ours and any(out.iterdir()):
         raise LongRecipeError(f"{out} is not an empty folder; choose another one")
-    staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
+        for folder in (staging, *(staging / name for name in FOLDERS)):
+            remove_partials(folder)  # of a pull that was killed
         try:
             yield staging
         except BaseException:
-            if staging.exists() and not any((staging / kind).exists() for kind in KINDS):
-                shutil.rmtree(staging)
-                if not before:
-                    out.rmdir()
+            if not any((staging / kind).exists() for kind in KINDS):
+                clear(staging)
             raise
 
 

@@ -16,7 +16,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, window: Window, draws: Draws) -> np.ndarray:
-        """float32, uint8 or bool [len(window.ids)], >= 0; 0 means: never impactful.
+        """bool, integers or floats [len(window.ids)], finite and >= 0; 0 means: never impactful.
 
         `window.ids` are the tokens; `window.spans` say which documents they come from and at which
         offsets, for scorers that look documents up. `draws` are the window's own.

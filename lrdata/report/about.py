@@ -6,12 +6,14 @@ All of it is a function of the manifest alone, so equal manifests give equal wor
 import hashlib
 
 from lrdata.manifest import FileEntry, Manifest
+from lrdata.positions import INSIDE_SEGMENTS
 from lrdata.rules import window_len
 from lrdata.shards import KINDS
 from lrdata.sizes import format_tokens
 
 TAGS = ("longrecipe", "long-context", "context-extension", "position-ids", "pretokenized")
 
+_SCHEMES = [f"`{scheme}`" for scheme in INSIDE_SEGMENTS]
 COLUMNS = {
     "input_ids": "the kept tokens; labels are the same, so they are not stored",
     "position_ids": "their positions, < target_len; strictly increasing along an extend row, "
@@ -21,7 +23,7 @@ COLUMNS = {
     "loss_mask": "tokens that count in the loss (as targets)",
     "segment_starts": "where in the window each contiguous piece of the row came from",
     "segment_lengths": "the pieces' lengths; positions jump only between pieces "
-    "(but with `randpos`, `pose`, `cream` and `endprompt`)",
+    f"(but with {', '.join(_SCHEMES[:-1])} and {_SCHEMES[-1]})",
     "doc_ids": "the documents of the window, in order",
     "doc_offsets": "first token used of each document",
     "doc_lengths": "tokens used of each document",

@@ -54,13 +54,14 @@ def main(corpus: str, model: str, out: str, target_len: int = 2048, steps: int =
     (extended,) = lrtrain.run(folder / "shards", model, folder / "run", training)
 
     # lrtrain eval base=MODEL@target=2k extended=RUN/extend --suite ppl --lengths 256,2k \
-    #     --shards OUT/shards --windows 8 --out OUT/eval
+    #     --shards OUT/shards --windows 8 --device cpu --out OUT/eval
     lrtrain.evaluate(
         [f"base={model}@target={target_len}", f"extended={extended}"],
         suites=["ppl"],
         lengths=[target_len // 8, target_len],
         shards=folder / "shards",
         windows=8,
+        device="cpu",
         plots=False,
         out=folder / "eval",
     )

@@ -32,7 +32,7 @@ from lrtrain.evaluation.request import Request
 from lrtrain.evaluation.ruler import RulerSuite, parse_tasks
 from lrtrain.evaluation.short import ShortSuite, default_tokens
 from lrtrain.evaluation.suite import Cell, Suite
-from lrtrain.evaluation.text import Texts
+from lrtrain.evaluation.text import Texts, end_of_text
 from lrtrain.model_spec import ModelSpec, parse_models
 
 __all__ = ["DEFAULT_SUITES", "SUITES", "NeedleTemplate", "Report", "evaluate", "print_report"]
@@ -40,7 +40,7 @@ __all__ = ["DEFAULT_SUITES", "SUITES", "NeedleTemplate", "Report", "evaluate", "
 
 def _longppl(asked: Request, texts: Texts) -> Suite:
     assert asked.keys is not None, "a request for longppl has keys"
-    return LongPplSuite(open_keys(asked.keys))
+    return LongPplSuite(open_keys(asked.keys), asked.shards)
 
 
 _SUITES: dict[str, Callable[[Request, Texts], Suite]] = {
@@ -94,10 +94,11 @@ def evaluate(
     prompt: str = "base",
     short_tokens: int | None = None,
     base: str | None = None,
+    eot: str | None = None,
     seed: int = 0,
     seeds: int = 1,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     out: Path | str,
     plots: bool = True,
     overwrite: bool = False,
@@ -114,8 +115,11 @@ def evaluate(
         windows: spans of the perplexity suite, and windows of the short suite. They are
             short_tokens long, else as the shortest of `lengths`, at most 512. text: as haystack;
             shards: a dataset whose holdout rows are the text.
+        eot: the end-of-text token of all models; else what the shards were built with, or what
+            each one's tokenizer names.
         keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
-            its windows, whatever `lengths` and `windows` are.
+            its windows, whatever `lengths` and `windows` are. With shards the report says if they
+            are of the same files, which a model that was trained on the shards may know.
 
     The report is written anew after each model. What was measured of the same before is taken from
     `out`, unless it is to `overwrite` that. Raises LongRecipeError for anything that can be known
@@ -144,6 +148,7 @@ def evaluate(
         prompt=prompt,
         short_tokens=default_tokens(lengths) if short_tokens is None else short_tokens,
         base=first.name,
+        eot=eot,
         seed=seed,
         seeds=seeds,
         dtype=parse_dtype(dtype),
@@ -157,7 +162,10 @@ def evaluate(
     for suite in ready:
         report.settings |= suite.settings()
     ordered = [first, *(spec for spec in specs if spec != first)]
-    opened = [open_model(spec, dtype=asked.dtype, device=asked.device) for spec in ordered]
+    ends = end_of_text(asked.shards) if asked.eot is None else asked.eot
+    opened = [
+        open_model(spec, dtype=asked.dtype, device=asked.device, eot=ends) for spec in ordered
+    ]
     for model in opened:
         for suite in ready:
             suite.check(model)
@@ -200,9 +208,11 @@ def _run(
     report: Report,
 ) -> None:
     """Measure what is not finished of one model, and add all of it to the report."""
+    from lrtrain.finite import finite_logits
+
     loaded: LoadedModel | None = None
     cells, before = list[Cell](), 0
-    with _memory_explained(model.name):
+    with _memory_explained(model.name), finite_logits(model.name, model.dtype):
         for suite in suites:
             there = [] if suite in again else finished.cells(model, suite)
             cells += there

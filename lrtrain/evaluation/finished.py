@@ -84,11 +84,12 @@ class Finished:
         self._lines[line["key"], line["base"], line["suite"], line["index"]] = line
 
     def _write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=False)
         if not self._begun:  # another evaluation is there until now
             write_text(self._path, "".join(json.dumps(one) + "\n" for one in self._first))
             self._begun = True
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+            stream.write(text + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -132,8 +133,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if cut:
         os.truncate(path, path.stat().st_size - len(cut))
     try:
-        return [json.loads(line) for line in whole]
+        return [json.loads(line, parse_constant=_no_number) for line in whole]
     except ValueError as problem:
         raise LongRecipeError(
             f"{path} is damaged ({one_line(problem)}); choose another --out, or --overwrite"
         ) from None
+
+
+def _no_number(name: str) -> None:
+    """NaN and infinity are no outcome: an earlier version kept them."""
+    raise ValueError(f"it holds {name}")

@@ -32,7 +32,8 @@ def generate(
     them, half of them are answered at a time. A prompt is read in one pass, which is the fastest;
     where there is no memory for one, `chunk` tokens at a time (by default what turns out to fit),
     which needs a mask and so another kernel: numbers differ by rounding.
-    Raises torch.OutOfMemoryError where chunks of 256 tokens of one prompt do not fit either.
+    Raises torch.OutOfMemoryError where chunks of 256 tokens of one prompt do not fit either, and
+    FloatingPointError where logits are not finite.
     """
     import torch
 
@@ -109,6 +110,9 @@ def _read_chunks(
 
 def _step(model: Any, ids: "torch.Tensor", cache: Any) -> "torch.Tensor":
     """The logits [B, V] after the last of these tokens, whose keys and values go to the cache."""
+    from lrtrain.finite import need_finite
+
     out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     logits: torch.Tensor = out.logits[:, -1]
+    need_finite(logits.amax(-1))
     return logits

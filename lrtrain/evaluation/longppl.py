@@ -13,14 +13,16 @@ tokenizer joins to the text beside them.)
 Special tokens of a window are context, but never targets, as they are not text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.manifest import SourceEntry
 from lrdata.progress import progress
 from lrdata.scores import KEY_GAIN, KEY_LOG_PROB, SCORES, ScoredWindow, Scores, open_scores
 from lrdata.tokenizer import Tokenizer
@@ -66,6 +68,8 @@ class LongPplCell(OfWindows):
     bytes: tuple[int, ...]
     left_out: int
     """Windows whose text the model's tokenizer does not spell."""
+    documents: tuple[int, ...] = ()
+    """The number of each window's document; an earlier version did not say it."""
 
 
 class KeyWindows:
@@ -73,8 +77,14 @@ class KeyWindows:
 
     def __init__(self, scores: Scores) -> None:
         self.scores, self.vocabulary = scores, scores.vocabulary
-        counts = [int(self.keys_of(window).sum()) for window in scores]
+        counts, names = list[int](), list[str]()
+        for window in scores:
+            counts.append(int(self.keys_of(window).sum()))
+            names.append(window.document)
         self.indices = [index for index, count in enumerate(counts) if count]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.documents = [numbers[name] for name in names]
+        """The number of each window's document."""
         self.key_tokens = sum(counts)
 
     def keys_of(self, window: ScoredWindow) -> np.ndarray:
@@ -91,6 +101,12 @@ class KeyWindows:
             "windows": len(self.indices),
             "key_tokens": self.key_tokens,
         }
+
+    def files_in(self, sources: Sequence[SourceEntry]) -> list[str]:
+        """Names of the scored files that are among the sources of a dataset, whatever their names
+        there: a model that was trained on it may have read their text."""
+        known = {entry.sha256 for entry in sources}
+        return [entry.name for entry in self.scores.manifest.sources if entry.sha256 in known]
 
     def tokens(self, index: int, tokenizer: Tokenizer) -> KeyedTokens | None:
         """What a model with this tokenizer reads of a window; None where it does not spell it."""
@@ -166,6 +182,7 @@ def token_nats(
     """-log P of each token after all before it: ids int32 [n] -> float64 [n].
 
     NaN for a first token that nothing is before. Logits exist for a chunk of tokens at a time.
+    Raises FloatingPointError where they are not finite.
     """
     import torch
 
@@ -239,21 +256,30 @@ def measure(
         tokens=tuple(tokens),
         bytes=tuple(sizes),
         left_out=len(source.indices) - len(windows),
+        documents=tuple(source.documents[index] for index in windows),
     )
 
 
 @dataclass(frozen=True)
 class LongPplSuite:
-    """All windows of a score folder that have key tokens, whatever lengths are asked for."""
+    """All windows of a score folder that have key tokens, whatever lengths are asked for.
+
+    shards: a dataset that models were trained on, to say which of the windows' files it is of.
+    """
 
     keys: KeyWindows
+    shards: Path | None = None
     name: ClassVar[str] = "longppl"
     kind: ClassVar[type[LongPplCell]] = LongPplCell
     size: ClassVar[int] = 1
     compares: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
-        return {"keys": self.keys.settings()}
+        said = self.keys.settings()
+        if self.shards is not None:
+            found = self.keys.files_in(open_dataset(self.shards).manifest.sources)
+            said |= {"files_in_shards": found} if found else {}
+        return {"keys": said}
 
     def check(self, opened: OpenModel) -> None:
         """Nothing: whether its tokenizer spells a window is seen when that is read."""

@@ -88,18 +88,15 @@ class OpenModel:
         Raises LongRecipeError where some are missing or do not fit the config or the tokenizer, or
         were written after the model was opened.
         """
+        from lrtrain.model import check_vocabulary
+
         spec, tokenizer = self.spec, self.tokenizer
         model = _load_weights(spec, self.config, self.dtype)
         if _written(spec) != self.written:
             raise LongRecipeError(
                 f"{spec.path} was written anew since the evaluation began; start it again"
             )
-        rows = model.get_input_embeddings().weight.shape[0]
-        if tokenizer.vocab_size > rows:
-            raise LongRecipeError(
-                f"{spec.path} has {rows} embeddings but its tokenizer {tokenizer.vocab_size} ids; "
-                "put the tokenizer there that it was trained with"
-            )
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], spec.path)
         parameters = getattr(self.config, "rope_parameters", None) or {}
         return LoadedModel(
             spec=spec,
@@ -113,13 +110,14 @@ class OpenModel:
         )
 
 
-def open_model(spec: ModelSpec, *, dtype: str, device: str) -> OpenModel:
-    """Read config and tokenizer. Raises LongRecipeError where one is missing or cannot be used."""
+def open_model(spec: ModelSpec, *, dtype: str, device: str, eot: str | None = None) -> OpenModel:
+    """Read config and tokenizer, see `Tokenizer.load` for `eot`. Raises LongRecipeError where one
+    is missing or cannot be used."""
     import torch
 
     from lrtrain.model import automatic_dtype, choose_device
 
-    tokenizer = Tokenizer.load(spec.path)
+    tokenizer = Tokenizer.load(spec.path, eot=eot)
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
@@ -159,6 +157,8 @@ def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
 
 
 def _load_config(spec: ModelSpec) -> Any:
+    """With the RoPE of the spec. Raises LongRecipeError where training refuses the model for it:
+    the new RoPE would not be what training starts from, or replace one that is scaled."""
     from transformers import AutoConfig
 
     try:
@@ -168,10 +168,15 @@ def _load_config(spec: ModelSpec) -> Any:
     if getattr(config, "max_position_embeddings", None) is None:
         raise LongRecipeError(f"{spec.path} has no max_position_embeddings; it is not supported")
     if spec.rope is not None:
+        from lrtrain.model import check_architecture, check_extensible, check_unscaled
         from lrtrain.rope import parse_rope, set_rope
 
-        target_len = spec.target_len or config.max_position_embeddings
-        set_rope(config, parse_rope(spec.rope), target_len)
+        check_architecture(config, spec.path)
+        if spec.target_len is None:
+            check_unscaled(config, spec.path)
+        else:
+            check_extensible(config, spec.path, spec.target_len)
+        set_rope(config, parse_rope(spec.rope), spec.target_len or config.max_position_embeddings)
     return config
 
 

@@ -249,14 +249,19 @@ def answers_right(
 ) -> list[np.ndarray]:
     """Which tokens of each answer are the model's first choice: a bool [answer_tokens] per prompt.
 
-    ids: int64 [B, S], the answers at the end. Logits are computed for the answers alone.
+    ids: int64 [B, S], the answers at the end. Logits are computed for the answers alone. Raises
+    FloatingPointError where they are not finite.
     """
     import torch
+
+    from lrtrain.finite import need_finite
 
     longest = max(answer_tokens)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=longest + 1).logits
-    first_choice = logits[:, -longest - 1 : -1].argmax(-1)
+        logits = logits[:, -longest - 1 : -1]
+        need_finite(logits.amax(-1))
+    first_choice = logits.argmax(-1)
     right = (first_choice == ids[:, -longest:]).cpu().numpy()
     return [row[longest - count :] for row, count in zip(right, answer_tokens, strict=True)]
 

@@ -100,10 +100,13 @@ def span_nats(model: Any, ids: "torch.Tensor", text: "torch.Tensor") -> np.ndarr
     """Summed cross-entropy of the targets at the end of each window: ids int64 [B, S] -> [B].
 
     text: bool [B, stride], which of the last `stride` tokens are targets. Logits exist for these
-    tokens alone, in float32 for a chunk of them at a time.
+    tokens alone, in float32 for a chunk of them at a time. Raises FloatingPointError where they are
+    not finite.
     """
     import torch
     from torch.nn.functional import cross_entropy
+
+    from lrtrain.finite import need_finite
 
     stride = text.shape[1]
     with torch.inference_mode():
@@ -120,6 +123,7 @@ def span_nats(model: Any, ids: "torch.Tensor", text: "torch.Tensor") -> np.ndarr
                 reduction="none",
             )
             total += losses.view(len(ids), -1).double().sum(1)
+        need_finite(total)
     return np.asarray(total.cpu().numpy())
 
 

@@ -35,6 +35,8 @@ class Request:
     short_tokens: int
     base: str
     """The model that is measured first, and that the others are compared with."""
+    eot: str | None
+    """The end-of-text token of all models; None: that of the shards, else each tokenizer's."""
     seed: int
     seeds: int
     """How many seeds prompts are drawn with: `seed` and those that follow it."""
@@ -96,6 +98,7 @@ class Request:
             "prompt": self.prompt,
             "short_tokens": self.short_tokens,
             "base": self.base,
+            "eot": self.eot,
             "tasks": None,
             "haystack": None,
             "text": None,

@@ -168,10 +168,12 @@ def read_rows(
     positions: where all log-probabilities are wanted, int64 in [0, n) for each row: those of the
     token behind. They are of the first `ids` ids, to which they add up; a model may have more
     outputs than its tokenizer has ids. Logits of all rows exist at once in the model's dtype, and
-    in float32 for a chunk of them at a time.
+    in float32 for a chunk of them at a time. Raises FloatingPointError where they are not finite.
     """
     import torch
     from torch.nn.functional import cross_entropy
+
+    from lrtrain.finite import need_finite
 
     longest = max(map(len, rows))
     whole = torch.zeros((len(rows), longest), dtype=torch.int64)
@@ -193,6 +195,7 @@ def read_rows(
         for index, (row, wanted) in enumerate(zip(rows, positions, strict=True)):
             start = index * (longest - 1)
             part = slice(start, start + len(row) - 1)
+            need_finite(nats[part])
             kept = logits[index, torch.from_numpy(wanted).to(device), :ids]
             log_probs = kept.float().log_softmax(-1).cpu()
             found.append(Reading(nats[part].numpy(), right[part].numpy(), log_probs))

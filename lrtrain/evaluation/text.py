@@ -14,6 +14,7 @@ import numpy as np
 from lrdata.corpus import find_files, plan_units
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.manifest import Manifest
 from lrdata.reader import read_unit
 from lrdata.records import Fields
 from lrdata.tokenizer import Tokenizer
@@ -64,6 +65,11 @@ class Holdout:
         content = [file.content_sha256 for file in open_dataset(self.folder).files("holdout")]
         digest = hashlib.sha256("\n".join(content).encode()).hexdigest()
         return {"text": None, "shards": self.folder.name, "holdout": digest}
+
+
+def end_of_text(shards: Path | None) -> str | None:
+    """The end-of-text token that a dataset's rows have by its recipe; None: the tokenizer's own."""
+    return open_dataset(shards).manifest.recipe.get("eot") if shards else None
 
 
 class Texts:
@@ -170,7 +176,7 @@ def holdout_rows(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
         )
     count = shards.rows("holdout")
     if not count:
-        raise LongRecipeError(f"{folder} has no holdout rows; build with --holdout, or name a text")
+        raise LongRecipeError(f"{folder} has no holdout rows{_why_none(shards.manifest)}")
     picked = np.unique(np.linspace(0, count - 1, min(count, _MOST_HOLDOUT_ROWS)).astype(int))
     rows = []
     for index in picked.tolist():
@@ -178,3 +184,11 @@ def holdout_rows(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
         first = 1 if shards.bos_id is not None and len(ids) and ids[0] == shards.bos_id else 0
         rows.append(np.array(ids[first:]))
     return rows
+
+
+def _why_none(manifest: Manifest) -> str:
+    """Why there are none, and what to do."""
+    if manifest.ledger.holdout_rows:
+        return " any more: `lrdata pull` left them out; pull them too, or name a text"
+    unfilled = manifest.holdout_unfilled
+    return f": {unfilled}, or name a text" if unfilled else "; build with --holdout, or name a text"

@@ -14,14 +14,14 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lrdata.atomic import locked, replacing, write_json
+from lrdata.atomic import locked, remove_partials, replacing, write_json
 from lrdata.corpus import source_hash
 from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
@@ -41,6 +41,8 @@ from lrdata.scores import (
     write_windows,
 )
 from lrdata.shards import file_sha256
+from lrtrain.attention import using
+from lrtrain.finite import finite_logits
 from lrtrain.model import model_fingerprint
 from lrtrain.model_spec import ModelSpec
 from lrtrain.scoring.plan import Plan, Reading, Say, open_plan
@@ -72,8 +74,8 @@ def score(recipe: ScoreRecipe, out: Path, say: Say = print) -> Scores:
     ours = not out.exists() or (staging / _IDENTITY).exists()
     if not ours and (not out.is_dir() or any(path.name != _STAGING for path in out.iterdir())):
         raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
-    staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, out):
+        remove_partials(staging)  # of a run that was killed
         windows = _sample(plan, staging, out, identity, say)
         say(plan.describe(windows))
         _read_all(plan, windows, staging)
@@ -156,13 +158,15 @@ def _read_all(plan: Plan, windows: list[TextWindow], staging: Path) -> None:
     total = sum(plan.cost(reading, windows[index]) for reading, index, _ in missing)
     spec: ModelSpec | None = None
     loaded: Any = None
-    with progress("scoring tokens", total) as task:
+    with progress("scoring tokens", total) as task, ExitStack() as stack:
         meter = Meter()
         for reading, index, path in missing:
             if reading.model != spec:
                 loaded = None  # before the next is there
-                spec, loaded = reading.model, plan.load(reading.model)
-            with _memory_explained(plan):
+                spec = reading.model
+                stack.enter_context(using(plan.backend(spec)))
+                loaded = plan.load(spec)
+            with _memory_explained(plan), finite_logits(reading.model.path, plan.dtype):
                 found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:
                 np.save(stream, found, allow_pickle=False)
@@ -211,8 +215,7 @@ def _publish(
     identity: dict[str, Any],
 ) -> None:
     """Write the files of the folder, the manifest last."""
-    for partial in out.glob(".*.partial"):  # of a run that was killed here
-        partial.unlink()
+    remove_partials(out)  # of a run that was killed here
     scored = _scored(plan, windows, staging)
     measured = write_windows(out / SCORES, plan.recipe.method, scored)
     write_vocabulary(out / VOCABULARY, plan.tokenizer.token_bytes, plan.tokenizer.special)

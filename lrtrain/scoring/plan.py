@@ -11,14 +11,18 @@ import torch
 from lrdata.corpus import SourceFile, find_files
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
+from lrtrain.attention import heads_of
+from lrtrain.attention_backends import Backend, fastest, load_backend
 from lrtrain.model import (
     TORCH_DTYPES,
     automatic_dtype,
     check_architecture,
     check_extensible,
+    check_vocabulary,
     choose_device,
     load_config,
     load_model,
+    open_weights,
 )
 from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
@@ -99,6 +103,14 @@ class Plan:
             f"{few}: {how}, on {self.device}"
         )
 
+    def backend(self, spec: ModelSpec) -> Backend:
+        """The attention of a model: its own, whatever a run in this process has chosen for another.
+
+        Tried with nothing else on the device.
+        """
+        heads = heads_of(load_config(spec.path))
+        return load_backend(fastest(heads, self.device, self.dtype)[0])
+
     def load(self, spec: ModelSpec) -> Any:
         """A model, ready to read."""
         rope = None if spec.rope is None else parse_rope(spec.rope)
@@ -162,6 +174,7 @@ def _config(spec: ModelSpec) -> Any:
                 f"{spec.path}@{spec.rope} needs a window; write {spec.path}@{spec.rope},target=128k"
             )
         check_extensible(config, spec.path, spec.target_len)
+    open_weights(spec.path, config).check_tied()
     return config
 
 
@@ -169,11 +182,7 @@ def _tokenizer(specs: list[ModelSpec], configs: list[Any], eot: str | None) -> T
     """The models' tokenizer; both must have the same, and an embedding for each of its ids."""
     found = [Tokenizer.load(spec.path, eot=eot) for spec in specs]
     for spec, config, tokenizer in zip(specs, configs, found, strict=True):
-        if tokenizer.vocab_size > config.vocab_size:
-            raise LongRecipeError(
-                f"{spec.path} has {config.vocab_size} embeddings but its tokenizer "
-                f"{tokenizer.vocab_size} ids; put the tokenizer there that it was trained with"
-            )
+        check_vocabulary(tokenizer, config.vocab_size, spec.path)
     if found[0].fingerprint != found[-1].fingerprint:
         raise LongRecipeError(
             f"{specs[0].path} and {specs[-1].path} have different tokenizers; their scores of a "

@@ -1,7 +1,8 @@
 """How a model reads a window: after all that is before each token, or after the last K tokens.
 
-Both give float32 [2, n], log P(token) in nats and the token's own logit, NaN where not measured.
-With a tokenizer that adds a start-of-text token, every context begins with it.
+Both give float32 [2, n], log P(token) in nats and the token's own logit, NaN where not measured;
+they raise FloatingPointError where a logit is not finite. With a tokenizer that adds a
+start-of-text token, every context begins with it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,7 +25,7 @@ class ScoreRecipe:
     """K of the method lsd; 0 means an eighth of the window, at most 4,096."""
     stride: int = 0
     """So many tokens share the start of their short context; 0 means K, at most 1,024."""
-    tokens: int | None = 1_000_000
+    tokens: int | None = 1024**2
     """About how many tokens to score; None means all."""
     per_document: int | None = 1
     """At most so many windows of a document; None means all."""

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ from lrdata.building import build
 from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.hub import pull, push
+from lrdata.layout import PICTURE
 from lrdata.manifest import Manifest, read_manifest
+from lrdata.plan import make_plan
 from lrdata.positions import SCHEMES
 from lrdata.recipe import BuildRecipe
 from lrdata.report.about import COLUMNS
+from lrdata.report.card import card
 from lrdata.shards import Row
 from lrdata.unit import Job, Receipt, build_unit
 from tests.conftest import generated_text
 from tests.fetch import fetch
+from tests.lrdata import build_runs
 
 TARGET = 1024
 
@@ -234,12 +240,75 @@ def test_units_of_another_version_are_not_joined(
     assert build(recipe, out, workers=1) == manifest
 
 
+def test_units_that_another_build_still_writes_are_not_taken(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker does on another machine that does not know that its build was overwritten."""
+    out, before = tmp_path / "shards", dict[int, Job]()
+
+    def noted(job: Job) -> Receipt:
+        before[job.unit.index] = job
+        return build_unit(job)
+
+    def late(job: Job) -> Receipt:
+        build_unit(before[job.unit.index])
+        return build_unit(job)
+
+    other = replace(recipe, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building.build_unit", noted)
+        stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
+        patch.setattr("lrdata.building.build_unit", late)
+        build(other, out, workers=1, overwrite=True)
+    build(other, tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
+    build_unit(before[0])  # later still
+    build(other, out, workers=1)
+    assert content(out) == content(tmp_path / "alone")
+
+
+def test_an_unfinished_build_of_before_units_had_a_folder_is_refused(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
+    path = out / ".build" / "recipe.json"
+    there = json.loads(path.read_text())
+    path.write_text(json.dumps({name: there[name] for name in there if "layout" not in name}))
+    with pytest.raises(LongRecipeError, match=r"another build \(layout of \.build.*--overwrite"):
+        build(recipe, out, workers=1)
+    assert build(recipe, out, workers=1, overwrite=True) == read_manifest(out)
+
+
 def test_a_finished_build_is_left_alone(built: Path, recipe: BuildRecipe) -> None:
     before = content(built)
     times = {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
     build(recipe, built, workers=1)
     assert content(built) == before
     assert times == {path: path.stat().st_mtime_ns for path in built.rglob("*.parquet")}
+
+
+def test_a_finished_build_that_lost_a_file_is_not_complete(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    out = shutil.copytree(built, tmp_path / "shards")
+    shard = out / read_manifest(out).files[1].path
+    for spoil in (lambda: os.truncate(shard, shard.stat().st_size - 1), shard.unlink):
+        spoil()
+        with pytest.raises(LongRecipeError, match=rf"{shard} is missing, .* --overwrite"):
+            build(recipe, out, workers=1)
+    build(recipe, out, workers=1, overwrite=True)
+    assert content(out) == content(built)
+
+
+def test_a_part_of_a_build_is_not_complete(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    pull(built, tmp_path / "part", only=["extend"])
+    before = content(tmp_path / "part")
+    with pytest.raises(LongRecipeError, match=r"part of this dataset, without (replay|holdout)/"):
+        build(recipe, tmp_path / "part", workers=1)
+    assert content(tmp_path / "part") == before
 
 
 def test_another_recipe_in_the_same_folder_is_refused_by_name(
@@ -281,6 +350,25 @@ def test_overwrite_removes_only_what_is_ours(recipe: BuildRecipe, tmp_path: Path
         with pytest.raises(LongRecipeError, match="no dataset of ours"):
             build(recipe, other, workers=1, overwrite=True)
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_overwrite_where_a_folder_of_it_was_moved_to_another_disk(
+    recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """The link goes; what it leads to lies elsewhere and stays."""
+    out, disk = tmp_path / "shards", tmp_path / "disk"
+    build(recipe, out, workers=1)
+    before = content(out / "extend")
+    (out / "extend").rename(disk)
+    (out / "extend").symlink_to(disk)
+    (out / "replay" / "notes").symlink_to(disk)
+    build(replace(recipe, seed=1), out, workers=1, overwrite=True)
+    assert not (out / "extend").is_symlink()
+    assert (out / "replay" / "notes").is_symlink()
+    assert content(disk) == before
+    (out / "replay" / "notes").unlink()
+    build(replace(recipe, seed=1), tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -374,6 +462,66 @@ def test_a_source_of_weight_0_is_not_used_at_all(
     assert (ledger.holdout_rows, ledger.held_out) == (expected.holdout_rows, expected.held_out)
     assert (ledger.rows, ledger.encoded) == (expected.rows, expected.encoded)
     assert ledger.holdout_rows < read_manifest(built).ledger.holdout_rows
+
+
+def test_weights_and_licences_are_of_sources_that_are_there(
+    recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    made = replace(recipe, holdout=0.0, max_rows=1)
+    for wrong, what in (
+        ({"weights": {"books/": 2.0}}, r"--weight books/=2\.0: .* one of books, short$"),
+        ({"licences": {"book": "mit"}}, r"--license book=mit: .* one of books, short$"),
+    ):
+        with pytest.raises(LongRecipeError, match=what):
+            build(replace(made, **wrong), tmp_path / "out", workers=1)
+        with pytest.raises(LongRecipeError, match=what):
+            make_plan(replace(made, **wrong))
+    assert not (tmp_path / "out").exists()
+    named = replace(made, source_field="id", weights={"a-3": 2.0}, licences={"books": "mit"})
+    build(named, tmp_path / "out", workers=1)
+
+
+def test_a_licence_can_be_stated_when_all_is_built(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the command that goes on with an unfinished build. No row depends on it."""
+    stated = replace(recipe, licences={"books": "mit", "short": "cc0-1.0"})
+    build(stated, tmp_path / "fresh", workers=1)
+    expected = content(tmp_path / "fresh")
+    for place in ("lrdata.building._manifest", "lrdata.staging.complete"):
+        out = tmp_path / place
+        stop_at(place, recipe, out, monkeypatch)
+        build(stated, out, workers=1)
+        assert content(out) == expected
+    out = shutil.copytree(built, tmp_path / "finished")
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    stop_at("lrdata.staging.write_manifest", stated, out, monkeypatch)
+    for _ in range(2):
+        assert build(stated, out, workers=1) == read_manifest(out)
+        assert content(out) == expected
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    push(out, tmp_path / "pushed")
+    build(recipe, out, workers=1)
+    assert content(out) == content(built)
+
+
+def test_a_licence_does_not_cost_what_is_in_the_card(
+    built: Path, recipe: BuildRecipe, tmp_path: Path
+) -> None:
+    """The picture of the report stays; what a person wrote is not written over."""
+    out = shutil.copytree(built, tmp_path / "out")
+    path, stated = out / "README.md", replace(recipe, licences={"books": "mit"})
+    path.write_text(card(read_manifest(out), figure=PICTURE))
+    manifest = build(stated, out, workers=1)
+    assert path.read_text() == card(manifest, figure=PICTURE)
+    path.write_text(path.read_text() + "My own words.\n")
+    before = content(out)
+    with pytest.raises(LongRecipeError, match=r"README\.md is not as it was built.*move it away"):
+        build(recipe, out, workers=1)
+    assert content(out) == before
+    path.unlink()
+    manifest = build(recipe, out, workers=1)
+    assert path.read_text() == card(manifest)
 
 
 def test_short_documents_are_set_aside(corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -571,6 +719,19 @@ def test_bad_input_is_one_clear_line(
     assert line in errors[0]
     if case != "replay too short":  # its units are done: the same command with more text goes on
         assert not out.exists()
+
+
+def test_a_wrong_tokenizer_is_said_before_a_long_corpus_is_hashed(tmp_path: Path) -> None:
+    corpus = tmp_path / "long.jsonl"
+    with open(corpus, "wb") as stream:
+        stream.truncate(2**42)  # hours
+    for workers in ("1", "2"):
+        options = ("--target-len", "1k", "--workers", workers)
+        arguments = build_runs.command([corpus], tmp_path / "out", tmp_path / "nope", *options)
+        done = build_runs.run(arguments)
+        (line,) = build_runs.error_lines(done.stderr)
+        assert (done.returncode, "nope" in line) == (1, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

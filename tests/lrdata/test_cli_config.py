@@ -16,7 +16,7 @@ from lrdata.cli import main
 from lrdata.cli_config import defaults_of
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.errors import LongRecipeError
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import BuildRecipe, without_derived
 from tests.lrdata.test_building import content, some_texts, write_jsonl
 
 TEXTS = st.text(
@@ -101,6 +101,36 @@ def test_flags_come_first_and_a_retargeted_window_is_the_builds(tmp_path: Path) 
         '"retargeted_from": 2048, "train_len": 512}}'
     )
     assert recipe_from("--config", str(path)).target_len == 2048
+
+
+def test_what_a_recipe_derives_is_derived_anew_from_what_is_written(tmp_path: Path) -> None:
+    """What it did not derive stays."""
+    path = tmp_path / "manifest.json"
+
+    def other(*words: str, **stored: Any) -> BuildRecipe:
+        recipe = BuildRecipe(("a",), "t", target_len=8192, **stored)
+        path.write_text(json.dumps({"recipe": recipe.portable()}))
+        return recipe_from("--config", str(path), *words)
+
+    wide = other("--impact", "returns", "--target-len", "16k")
+    assert wide == BuildRecipe(("a",), "t", target_len=16384, impact="returns")
+    assert (wide.select, wide.train_len) == ("top", 4912)
+    assert other("--positions", "full").train_len == 8192
+    assert other("--target-len", "16k", positions="full").train_len == 16384
+    asked = other("--impact", "returns", "--target-len", "16k", train_len=4000, select="top")
+    assert (asked.select, asked.train_len) == ("top", 4000)
+    assert other("--impact", "digits", impact="returns", select="draw").select == "draw"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"target_len": "8k", "positions": [], "impact": 3, "train_len": 2448, "select": "draw"},
+        {"target_len": 10**400, "positions": "pose", "train_len": 1, "impact": None, "select": 1},
+    ],
+)
+def test_what_is_no_recipe_stays_for_the_options_to_refuse(stored: dict[str, Any]) -> None:
+    assert without_derived(stored) == stored
 
 
 @pytest.mark.parametrize(

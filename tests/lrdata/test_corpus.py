@@ -130,6 +130,7 @@ def test_units_cover_every_byte_once_in_order(
         own = [piece for piece in pieces if piece.file is file]
         assert own[0].start == 0
         assert own[-1].stop == file.size
+        assert sum(piece.text_bytes for piece in own) == file.size * (3 if file.compression else 1)
         assert all(left.stop == right.start for left, right in itertools.pairwise(own))
         if file.format != "jsonl" or file.compression:
             assert len(own) == 1
@@ -150,5 +151,9 @@ def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
     cuts = [(piece.start, piece.stop) for unit in units for piece in unit.pieces]
     assert cuts[0][0] == 0
     assert cuts[-1][1] == 10
+    groups = pq.read_metadata(path)
+    for piece in (piece for unit in units for piece in unit.pieces):
+        sizes = [groups.row_group(at).total_byte_size for at in range(piece.start, piece.stop)]
+        assert piece.text_bytes == sum(sizes)
     assert len(units) > 2
     assert all(left[1] == right[0] for left, right in itertools.pairwise(cuts))

@@ -43,10 +43,10 @@ def whole(
 
 
 PLACES = {
-    "in the first shard": r"\.build/unit-00000.*parquet$",
-    "in a later shard": r"\.build/unit-00004.*parquet$",
-    "in the last receipt": r"\.build/unit-00007.json$",
-    "at the list of final names": r"\.build/publish\.json$",
+    "in the first shard": r"\.build/.*unit-00000.*parquet$",
+    "in a later shard": r"\.build/.*unit-00004.*parquet$",
+    "in the last receipt": r"\.build/.*unit-00007.json$",
+    "at the list of final names": r"\.build/.*publish\.json$",
     "at the card": r"shards/README\.md$",
     "at the manifest": r"shards/manifest\.json$",
 }

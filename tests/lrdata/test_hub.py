@@ -20,6 +20,7 @@ from lrdata.hub import pull, push, pushing, repository
 from lrdata.manifest import Manifest, read_manifest, write_manifest
 from lrdata.report.card import card
 from lrdata.verifying import verify
+from lrtrain.cli import main as lrtrain
 from tests.loopback import Fault, Request
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.hub_datasets import (
@@ -44,7 +45,10 @@ def test_a_round_trip_gives_the_same_bytes(hub: HubServer, dataset: Path, tmp_pa
     hub.storage.faults = lambda request: next(first, None) if request.method == "GET" else None
     result = command("push", dataset, REPO)
     assert result.exit_code == 0, result.output
-    assert f"lrtrain run {ADDRESS} " in result.output
+    command_line = result.output.splitlines()[-1].partition("with: ")[2]
+    assert command_line == f"lrtrain run {ADDRESS} --model MODEL --out RUN"
+    _, name, *words = command_line.split()
+    assert lrtrain.commands[name].make_context(name, words).params["shards"] == ADDRESS
     sent = hub.files(REPO)
     assert sent.pop(".gitattributes")
     assert sent == of_dataset(dataset)

@@ -176,7 +176,7 @@ def test_a_push_into_a_folder_that_was_killed_goes_on(
 @contextmanager
 def held_by_another(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield
@@ -193,6 +193,23 @@ def test_two_at_once_do_not_take_each_other_s_files(dataset: Path, tmp_path: Pat
         with pytest.raises(LongRecipeError, match=r"another run is at work"):
             pull(dataset, tmp_path / "out")
         assert (tmp_path / "out/.pull").exists()
+    pull(dataset, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+
+
+def test_what_a_killed_pull_left_half_written_goes_first(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "out/.pull/extend/.train-00000-of-00005.parquet.7-0.partial"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"PAR1")
+    fetch = PlainFolder.fetch
+
+    def watched(*given: Any) -> None:
+        assert not half.exists()
+        fetch(*given)
+
+    monkeypatch.setattr(PlainFolder, "fetch", watched)
     pull(dataset, tmp_path / "out")
     assert verify(tmp_path / "out") == []
 

@@ -271,7 +271,7 @@ def test_what_cannot_be_used_is_one_line_that_names_it(
         (f"lexicon:{tmp_path / 'nowhere.parquet'}", f"there is no {tmp_path / 'nowhere.parquet'}"),
         (f"lexicon:{tmp_path / 'folder'}", f"there is no {tmp_path / 'folder'}"),
         (f"lexicon:{tmp_path / 'notes.txt'}", "cannot be read as a lexicon"),
-        ("lexicon", "unknown scorer; known: digits, returns, returns:TOKENS, lexicon:FILE"),
+        ("lexicon", "unknown scorer; known: digits, returns, random, none, returns:TOKENS, "),
         ("lexicon:", "unknown scorer"),
         (f"lexikon:{lexicons[0]}", "unknown scorer"),
         (f"digits:{lexicons[0]}", "unknown scorer"),

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrdata.building import build
 from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
@@ -19,7 +20,7 @@ from lrdata.impact.returns import Returns
 from lrdata.recipe import BuildRecipe
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import StoredVocabulary
-from lrdata.windows import Window
+from lrdata.windows import Document, Span, Window
 from tests.conftest import generated_text
 
 SPECIAL = 3
@@ -49,6 +50,45 @@ def returning(ids: list[int], distance: int) -> list[bool]:
 @given(st.lists(st.integers(0, 9), max_size=300), st.integers(1, 320))
 def test_a_token_returns_when_it_was_last_seen_so_far_back(ids: list[int], distance: int) -> None:
     assert scored(Returns(vocabulary(10), distance), ids) == returning(ids, distance)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=80), min_size=1, max_size=6),
+    st.integers(1, 100),
+    st.integers(0, 1),
+)
+def test_masked_documents_are_as_if_each_were_alone(
+    documents: list[list[int]], distance: int, lead: int
+) -> None:
+    spans = tuple(
+        Span(Document(f"{at}", "", "", at), 0, len(ids)) for at, ids in enumerate(documents)
+    )
+    documents[0] = [SPECIAL] * lead + documents[0]  # a start of text belongs to the first
+    ids = [id_ for document in documents for id_ in document]
+    window = Window(np.array(ids, np.int32), np.zeros(0, np.int64), spans, lead)
+    alone = [far for document in documents for far in returning(document, distance)]
+    masked = Returns(vocabulary(10), distance, "mask")
+    assert masked.score(window, Draws(0)).tolist() == alone
+    assert scored(Returns(vocabulary(10), distance), ids) == returning(ids, distance)
+
+
+def test_a_build_takes_the_join_for_the_scorer_too(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """One after the other in a process, which keeps scorers: documents that are all the same
+    return in each other, and masked never."""
+    text = " the of and to in is that it was for"
+    (tmp_path / "books.jsonl").write_text((json.dumps({"text": text}) + "\n") * 200)
+    marked = []
+    for join in ("attend", "mask"):
+        recipe = BuildRecipe(
+            (str(tmp_path / "books.jsonl"),),
+            str(tiny_tokenizer),
+            512,
+            impact="returns:8",
+            join=join,
+        )
+        build(recipe, tmp_path / join, workers=1)
+        marked.append(open_dataset(tmp_path / join).read_row("extend", 0).impact_mask.any())
+    assert marked == [True, False]
 
 
 def test_windows_longer_than_a_block() -> None:

@@ -8,6 +8,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.layout import is_ours, is_shard, shard_name
 from lrdata.shards import KINDS
 from lrdata.staging import Staging
+from tests.corpora import content
 from tests.lrdata.made_dataset import write_dataset
 
 
@@ -40,6 +41,40 @@ def test_overwrite_leaves_what_a_person_put_into_a_dataset(tmp_path: Path) -> No
         staging.remove()
     left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")]
     assert sorted(left) == ["report", "report/thesis.tex"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("dataset", [False, True])
+@pytest.mark.parametrize("name", ["debug.yaml", "recipe.json"])
+def test_a_staging_folder_of_another_program_is_left_alone(
+    name: str, dataset: bool, overwrite: bool, tmp_path: Path
+) -> None:
+    """SwiftPM has one of that name."""
+    if dataset:
+        write_dataset(tmp_path)
+    (tmp_path / ".build").mkdir()
+    (tmp_path / ".build" / name).write_text('{"flour": 1}')
+    (tmp_path / "README.md").write_text("mine")
+    before = content(tmp_path)
+    for _ in range(2):
+        with pytest.raises(LongRecipeError), Staging.open(tmp_path, {}, overwrite):
+            pass
+    Staging(tmp_path).remove_rest()
+    assert content(tmp_path) == before
+
+
+def test_a_build_says_whose_its_staging_folder_is_before_anything_lies_beside_it(
+    tmp_path: Path,
+) -> None:
+    """So an empty one, which any program may leave, does not make what is beside it ours."""
+    (tmp_path / ".build").mkdir()
+    (tmp_path / "README.md").write_text("mine")
+    with (
+        pytest.raises(LongRecipeError, match="no dataset of ours"),
+        Staging.open(tmp_path, {}, overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_overwrite_leaves_the_manifest_of_another_program(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import ast
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,34 @@ def test_the_tutorial_of_the_docstring_runs(tmp_path: Path, tiny_tokenizer: Path
     assert len(row.input_ids) == manifest.train_len
     wide = lrdata.retarget(str(tmp_path / "shards"), 1024, str(tmp_path / "wide"))
     assert wide.target_len == 1024
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_tutorial_runs_as_a_script(guarded: bool, tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Its processes import the script again: without the guard they are told to begin anew."""
+    write_jsonl(tmp_path / "books" / "a.jsonl", some_texts(30))
+    indented = re.search(r"(?:^    .*\n|^\n)+", lrdata.__doc__ or "", re.MULTILINE)
+    assert indented is not None
+    code = textwrap.dedent(indented[0])
+    assert "./llama3-8b" in code
+    code = code.replace("./llama3-8b", str(tiny_tokenizer)).replace("131072", "512")
+    code = code.replace('"shards")\n', '"shards", workers=2)\n', 1)
+    if not guarded:
+        code = re.sub("^if __name__.*$", "if True:", code, flags=re.MULTILINE)
+    (tmp_path / "script.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(lrdata.__path__[0]).parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == guarded, done.stderr
+    if guarded:
+        assert lrdata.open_dataset(tmp_path / "shards").rows("extend") > 0
+    else:
+        assert "a script builds outside of if __name__ == '__main__':" in done.stderr
 
 
 def test_json_and_version(tmp_path: Path, tiny_tokenizer: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_killed_build_ends_with_the_bytes_of_a_local_one(
     arguments = build_runs.command(corpus, tmp_path / "ray" / "shards", tiny_tokenizer, *options)
     env = {"HOME": str(tmp_path), "RAY_ADDRESS": "local"}
     process = build_runs.start([*arguments, "--engine", "ray"], **env)
-    wait_for_any(tmp_path / "ray" / "shards", ".build/unit-*.json")
+    wait_for_any(tmp_path / "ray" / "shards", ".build/*/unit-*.json")
     assert build_runs.kill(process)
     finished = build_runs.run([*arguments, "--engine", "ray"], **env)
     assert finished.returncode == 0, finished.stderr

@@ -91,10 +91,47 @@ def test_what_is_there_is_not_taken_for_rebuilt(data: Path, moved: Path) -> None
     for out in (copy, moved / "published"):
         with pytest.raises(LongRecipeError, match="holds a dataset already"):
             rebuild(moved / "published", out, root=moved)
+
+
+def test_an_interrupted_rebuild_of_a_retargeted_dataset_goes_on(
+    data: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what it had built, for the window of the build."""
     retarget(data / "shards", 1024, moved / "wide")
-    shutil.copytree(copy, moved / ".again.rebuild")
-    with pytest.raises(LongRecipeError, match="holds a dataset already"):
-        rebuild(moved / "wide", moved / "again", root=moved)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("lrdata.rebuilding.retarget", "lrdata.retargeting._publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            with pytest.raises(KeyboardInterrupt):
+                rebuild(moved / "wide", moved / "again", root=moved, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.building._build", lambda *_: pytest.fail("it is built anew"))
+        assert rebuild(moved / "wide", moved / "again", root=moved, workers=1).equal
+    assert content(moved / "again") == content(moved / "wide")
+    assert not list(moved.glob(".again*"))
+
+
+def test_a_path_that_is_there_is_no_glob(data: Path, tmp_path: Path) -> None:
+    """Whatever characters it has: of it only the last part is published, as of any other."""
+    made = []
+    for parent in (tmp_path / "se[cr]et", tmp_path / "hid*den?"):
+        shutil.copytree(data / "books", parent / "books")
+        shutil.copy(data / "chat.jsonl", parent / "[chat].jsonl")
+        shutil.copytree(data / "tiny", parent / "tiny")
+        recipe = BuildRecipe(
+            (str(parent / "books"),),
+            str(parent / "tiny"),
+            512,
+            replay=(str(parent / "[chat].jsonl"),),
+        )
+        build(recipe, parent / "shards", workers=1)
+        made.append(content(parent / "shards"))
+        assert rebuild(parent / "shards", parent / "again", root=parent, workers=1).equal
+    assert made[0] == made[1]
+    assert not any(name in data for data in made[0].values() for name in (b"se[cr]et", b"hid"))
 
 
 def test_a_part_is_rebuilt_as_the_whole(data: Path, moved: Path) -> None:

@@ -32,13 +32,13 @@ from hypothesis import strategies as st
 
 from lrdata.building import build
 from lrdata.cli import main
-from lrdata.corpus import SourceFile, find_files, open_source, source_hash
+from lrdata.corpus import SourceFile, Unit, find_files, open_source, plan_units, source_hash
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.remote import last_part, matches
 from tests.conftest import generated_text
-from tests.loopback import Fault, Hub, Site, faults
+from tests.loopback import Fault, Hub, Request, Site, faults
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +171,41 @@ def test_a_failing_server_gives_the_shards_of_the_local_files(
     assert _built(remote, tmp_path, workers) == built
     assert len(built) >= 3
     assert site.failed > 10
+
+
+def test_footers_are_read_once_several_at_a_time(
+    contents: dict[str, bytes],
+    site: Site,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And the units are those of local files."""
+    names = [f"{number}.parquet" for number in range(6)]
+    site.files = dict.fromkeys(names, contents["rows.parquet"])
+    for name, data in site.files.items():
+        (tmp_path / name).write_bytes(data)
+    remote = find_files([site.url(name) for name in names])
+    together = threading.Barrier(len(names))
+
+    def fault(request: Request) -> Fault:
+        together.wait(timeout=20)  # else it breaks, and no answer comes
+        return None
+
+    site.faults = fault
+    site.requests.clear()
+    units = plan_units(remote, 20_000)
+    assert sorted(request.target for request in site.requests) == [f"/{name}" for name in names]
+
+    def described(units: list[Unit]) -> list[list[tuple[str, int, int, int]]]:
+        return [
+            [(piece.file.name, piece.start, piece.stop, piece.text_bytes) for piece in unit.pieces]
+            for unit in units
+        ]
+
+    local = plan_units(find_files([str(tmp_path / name) for name in names]), 20_000)
+    assert described(units) == described(local)
+    assert len(units) > len(names)
+    assert "reading footers: 6/6" in capfd.readouterr().err
 
 
 def test_a_finished_build_is_left_alone_until_a_file_changes(

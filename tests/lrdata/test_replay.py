@@ -1,21 +1,30 @@
-"""Replay: packing, loss masks, chat templates."""
+"""Replay: a fair sample, packing, loss masks, chat templates."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.building import build
 from lrdata.chat import plain_conversation, template_conversation
+from lrdata.corpus import Unit
 from lrdata.dataset import open_dataset
+from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
+from lrdata.manifest import read_manifest
+from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
 from lrdata.replay import best_fit
+from lrdata.shards import Shards
 from lrdata.tokenizer import Tokenizer
+from tests.chi_square import assert_follows, evenly
+from tests.conftest import generated_text
 from tests.lrdata.test_building import some_texts, write_jsonl
 
 
@@ -28,6 +37,157 @@ def test_packing_keeps_every_item_once_within_capacity(lengths: list[int]) -> No
     # Best-fit decreasing never opens a bin while another could take the item: any two bins
     # together exceed the capacity.
     assert all(a + b > 100 for i, a in enumerate(totals) for b in totals[i + 1 :])
+
+
+SIZES = {"one": 600, "two": 1200, "three": 1800}
+"""Documents of three files, of a paragraph each."""
+
+
+def write_three(folder: Path, name: str = "{}.jsonl") -> dict[str, Path]:
+    files = {}
+    for seed, (stem, count) in enumerate(SIZES.items()):
+        path = write_jsonl(folder / f"{stem}.jsonl", list(generated_text(count, seed)))
+        files[stem] = path.with_name(name.format(stem))
+        if files[stem].suffix == ".gz":
+            files[stem].write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    return files
+
+
+@pytest.fixture(scope="module", params=["{}.jsonl", "{}.jsonl.gz"])
+def sampled(
+    request: pytest.FixtureRequest, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A dataset whose replay takes an eighth of three files, of sizes 1 : 2 : 3; its folder."""
+    folder = tmp_path_factory.mktemp("sampled")
+    files = write_three(folder, request.param)
+    corpus = write_jsonl(folder / "c.jsonl", some_texts(40, 1))
+    recipe = BuildRecipe(
+        (str(corpus),),
+        str(tiny_tokenizer),
+        1024,
+        replay=tuple(map(str, files.values())),
+        replay_ratio=1.0,
+        id_field="id",
+    )
+    build(recipe, folder / "out", workers=1)
+    return folder
+
+
+def replayed(shards: Shards) -> list[str]:
+    """The ids of the documents, each time that one is begun."""
+    rows = (shards.read_row("replay", index) for index in range(shards.rows("replay")))
+    return [
+        name
+        for row in rows
+        for name, start in zip(row.doc_ids, row.doc_offsets, strict=True)
+        if start == 0
+    ]
+
+
+def test_each_file_gives_in_proportion_to_its_size_and_from_all_of_it(sampled: Path) -> None:
+    drawn = replayed(open_dataset(sampled / "out"))
+    assert len(set(drawn)) == len(drawn) > 200
+    places = [name.split("-") for name in drawn]
+    sizes = {name: float((sampled / f"{name}.jsonl").stat().st_size) for name in SIZES}
+    assert_follows((name for name, _ in places), sizes)
+    assert_follows((10 * int(at) // SIZES[name] for name, at in places), evenly(range(10)))
+
+
+def test_replay_is_the_documents_of_the_lowest_draws(sampled: Path, tiny_tokenizer: Path) -> None:
+    """By the definition, with the tokenizer's own library."""
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    manifest, drawn = read_manifest(sampled / "out"), set(replayed(open_dataset(sampled / "out")))
+    draws: dict[str, tuple[float, int]] = {}
+    for entry in manifest.sources[1:]:
+        at = 0
+        for line in (sampled / entry.name.removesuffix(".gz")).read_bytes().splitlines(True):
+            record = json.loads(line)
+            tokens = len(library.encode(record["text"]).ids) + 1
+            draws[record["id"]] = Draws(0, entry.name, at).share("replay"), tokens
+            at += len(line)
+    expected: set[str] = set()
+    tokens = 0
+    for name, (_, count) in sorted(draws.items(), key=lambda item: item[1]):
+        if tokens >= manifest.ledger.kept:
+            break
+        expected.add(name)
+        tokens += count
+    assert drawn == expected
+    ledger = manifest.replay_ledger
+    assert ledger is not None
+    assert (ledger.kept + ledger.tail, ledger.records_built) == (tokens, len(drawn))
+    assert ledger.records_built + ledger.records_filtered == sum(SIZES.values())
+
+
+def test_of_a_large_corpus_little_more_is_read_than_is_taken(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a megabyte were two kilobytes."""
+    monkeypatch.setattr("lrdata.replay_sample._UNIT_BYTES", 2000)
+    monkeypatch.setattr("lrdata.replay_sample._SPREAD", 20)
+    read: list[int] = []
+
+    def reading(unit: Unit, *arguments: object) -> object:
+        read.extend(piece.text_bytes for piece in unit.pieces)
+        return read_unit(unit, *arguments)
+
+    monkeypatch.setattr("lrdata.replay.read_unit", reading)
+    files = write_three(tmp_path)
+    corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(20, 1))
+    recipe = BuildRecipe(
+        (str(corpus),),
+        str(tiny_tokenizer),
+        1024,
+        replay=tuple(map(str, files.values())),
+        id_field="id",
+    )
+    whole = sum(path.stat().st_size for path in files.values())
+    for ratio in (0.02, 1.0):
+        read.clear()
+        out = tmp_path / f"{ratio}"
+        manifest = build(replace(recipe, replay_ratio=ratio), out, workers=1)
+        drawn = replayed(open_dataset(out))
+        assert len(set(drawn)) == len(drawn)
+        ledger = manifest.replay_ledger
+        assert ledger is not None
+        assert ledger.problems() == []
+        assert ratio * manifest.ledger.kept <= ledger.kept < ratio * manifest.ledger.kept + 305
+        taken = whole * len(drawn) / sum(SIZES.values())
+        assert sum(read) < 3 * taken + 2 * 40 * 2000 < 0.8 * whole
+    assert {name.split("-")[0] for name in drawn} == set(SIZES)
+
+
+@pytest.mark.parametrize("named", ["a.jsonl", "."])
+@pytest.mark.parametrize("replay", ["a.jsonl", "."])
+def test_what_is_held_out_is_not_replayed(
+    named: str, replay: str, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Of a file that is in the corpus too, whether it is named itself or by its folder."""
+    folder = tmp_path / "corpus"
+    write_jsonl(folder / "a.jsonl", some_texts(200, 3, longest=6))
+    recipe = BuildRecipe(
+        (str(folder / named),),
+        str(tiny_tokenizer),
+        1024,
+        replay=(str(folder / replay),),
+        replay_ratio=1.5,
+        holdout=0.3,
+        id_field="id",
+    )
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    shards = open_dataset(tmp_path / "out")
+    kept_out = {
+        name
+        for index in range(shards.rows("holdout"))
+        for name in shards.read_row("holdout", index).doc_ids
+    }
+    assert len(kept_out) > 30
+    drawn = replayed(shards)
+    assert len(drawn) > 60
+    assert kept_out.isdisjoint(drawn)
+    ledger = manifest.replay_ledger
+    assert ledger is not None
+    assert ledger.records_built + ledger.records_filtered == 200
 
 
 def test_rejected_records_are_listed_also_where_a_part_of_the_corpus_is_enough(
@@ -60,7 +220,7 @@ def test_what_replay_rejected_in_an_earlier_run_is_not_published(
         patch.setattr("lrdata.building._final_names", stop)
         with pytest.raises(KeyboardInterrupt):
             build(recipe, out, workers=1)
-    assert (out / ".build" / "replay.quarantine.jsonl").exists()
+    assert any(out.glob(".build/*/replay.quarantine.jsonl"))
     build(replace(recipe, replay=()), out, workers=1)
     assert not (out / "quarantine").exists()
     assert not (out / ".build").exists()
@@ -170,7 +330,7 @@ def test_after_a_replay_that_is_too_short_only_replay_is_made_again(
     with pytest.raises(LongRecipeError, match="the replay corpus has"):
         build(recipe, out, workers=1)
     assert [path.name for path in out.iterdir()] == [".build"]
-    built = {path.stat().st_ino for path in (out / ".build").glob("unit-*.parquet")}
+    built = {path.stat().st_ino for path in out.glob(".build/*/unit-*.parquet")}
     assert built
     manifest = build(replace(recipe, replay=(str(short), str(more))), out, workers=1)
     assert {path.stat().st_ino for path in (out / "extend").iterdir()} == built  # only renamed

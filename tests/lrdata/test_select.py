@@ -148,6 +148,22 @@ def test_bytes_are_ranked_as_the_same_floats(values: bytes, data: st.DataObject)
     assert np.array_equal(keys, select.top_keys(lengths, floats, mask, stream()))
 
 
+@given(st.sampled_from(["bool", "u1", "i4", "i8", "f2", "f4", "f8"]), st.data())
+def test_top_orders_by_plain_means_whatever_the_type(kind: str, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=20))
+    most = {"bool": 1, "u1": 255, "f2": 1}.get(kind, 2**31 - 1)
+    value = st.integers(0, most) | st.floats(0, 1) if "f" in kind else st.integers(0, most)
+    scores = data.draw(st.lists(value, min_size=sum(lengths), max_size=sum(lengths)))
+    values = np.array(scores).astype(kind)
+    parts = sentences(np.array(lengths), values)
+    means = np.array([math.fsum(part.astype(float)) / len(part) for part in parts])
+    mask = select.impactful(values, stream())
+    assert mask.sum() == min(len(values) // 5, np.count_nonzero(values))
+    taken = means[order_of(select.top_keys(np.array(lengths), values, mask, stream()))]
+    expected = means[np.argsort(-means)]  # keys have the precision of float32
+    np.testing.assert_allclose(taken, expected, rtol=1e-6, atol=1e-37)
+
+
 def test_top_takes_a_negative_zero_for_zero() -> None:
     lengths, scores = np.ones(3, np.int64), f32(-0.0, 0.5, 0.0)
     orders = {

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata.errors import LongRecipeError
-from lrdata.sizes import Count, Counts, Share, parse_count, parse_share
+from lrdata.sizes import Count, Counts, Share, Speed, parse_count, parse_share, parse_speed
 
 
 @pytest.mark.parametrize(
@@ -58,22 +58,38 @@ def test_what_is_not_a_share(text: str) -> None:
         parse_share(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("350GB", 350e9), ("40 g", 40e9), ("1.5k", 1500), ("25000000000", 25e9), (7, 7)],
+)
+def test_speeds_as_data_sheets_have_them(text: str | int, value: float) -> None:
+    assert parse_speed(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "fast", "350GB/s", "-1g", "0.0001k"])
+def test_what_is_not_a_speed_is_one_clear_line(text: str) -> None:
+    with pytest.raises(LongRecipeError, match=r"is not a (speed|whole number); write 350GB"):
+        parse_speed(text)
+
+
 @click.command()
 @click.option("--length", type=Count(), default="1k")
 @click.option("--lengths", type=Counts(), default="8k,32k")
 @click.option("--ratio", type=Share(), default="10%")
-def command(length: int, lengths: list[int], ratio: float) -> None:
-    click.echo(f"{length} {lengths} {ratio}")
+@click.option("--link", type=Speed(), default="1k")
+def command(length: int, lengths: list[int], ratio: float, link: int) -> None:
+    click.echo(f"{length} {lengths} {ratio} {link}")
 
 
 def test_click_options_have_defaults_and_values() -> None:
-    assert CliRunner().invoke(command, []).output == "1024 [8192, 32768] 0.1\n"
-    given_all = ["--length", "2k", "--lengths", "16, 1k", "--ratio", "0.5"]
-    assert CliRunner().invoke(command, given_all).output == "2048 [16, 1024] 0.5\n"
+    assert CliRunner().invoke(command, []).output == "1024 [8192, 32768] 0.1 1000\n"
+    given_all = ["--length", "2k", "--lengths", "16, 1k", "--ratio", "0.5", "--link", "2k"]
+    assert CliRunner().invoke(command, given_all).output == "2048 [16, 1024] 0.5 2000\n"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--length", "x"], ["--lengths", "8k,,1k"], ["--ratio", "200%"]]
+    "arguments",
+    [["--length", "x"], ["--lengths", "8k,,1k"], ["--ratio", "200%"], ["--link", "1 Gbit"]],
 )
 def test_a_wrong_option_is_bad_usage_that_names_the_option(arguments: list[str]) -> None:
     result = CliRunner().invoke(command, arguments)

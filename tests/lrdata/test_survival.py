@@ -522,6 +522,12 @@ def test_the_tables_as_json_hold_what_each_window_kept(outcomes: list[Outcome]) 
         assert row["copies"][0] == pytest.approx(shares(outcome)["copies"])
 
 
+def test_a_way_that_is_none_is_refused_by_name(scores: Scores) -> None:
+    """It was judged as random sentences."""
+    with pytest.raises(LongRecipeError, match="--impact digit: unknown scorer; known: digits, "):
+        survival(scores, [Contestant("digit", "draw")], (0.3,))
+
+
 def printed(outcomes: Sequence[Outcome]) -> str:
     console = Console(file=io.StringIO(), width=200)
     report.print_survival(outcomes, console)

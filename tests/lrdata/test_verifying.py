@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from lrdata.manifest import TokenizerEntry
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
-from lrdata.verifying import verify
+from lrdata.verifying import _SampleIds, verify
 from tests.lrdata.made_dataset import (
     BOS,
     MAKERS,
@@ -301,6 +302,35 @@ def test_a_repeated_sample_is_found_in_another_file(tmp_path: Path) -> None:
     files["extend"][1][2] = extend_row(0)
     write_dataset(tmp_path, files)
     assert verify(tmp_path) == [f"{SECOND} row 2: its sample_id was there before"]
+
+
+def test_sample_ids_are_told_apart_whatever_their_hashes_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrdata.verifying.hash", lambda name: len(name) % 2, raising=False)
+    files = good_rows()
+    write_dataset(tmp_path / "good", files)
+    assert verify(tmp_path / "good") == []
+    files["extend"][0][1] = extend_row(0)
+    files["extend"][1] += [extend_row(3), extend_row(0)]
+    write_dataset(tmp_path / "bad", files)
+    assert verify(tmp_path / "bad") == [
+        f"{FIRST} row 1: its sample_id was there before",
+        f"{SECOND} row 3: its sample_id was there before (and 1 more)",
+    ]
+
+
+def test_what_is_kept_of_a_row_are_a_few_bytes(tmp_path: Path) -> None:
+    ids, rows = _SampleIds(tmp_path), 100_000
+    tracemalloc.start()
+    for start in range(0, rows, 100):
+        names = [f"books/{number:09d}.jsonl:0:0:0" for number in range(start, start + 100)]
+        ids.add(pa.table({"sample_id": names}))
+    held, _ = tracemalloc.get_traced_memory()
+    assert list(ids.repeated()) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (held < 10 * rows, peak < 32 * rows) == (True, True)
 
 
 def test_the_start_of_text_token_is_first(tmp_path: Path) -> None:

@@ -197,8 +197,10 @@ def with_model(inputs: Inputs, family: str, folder: Path, **changes: Any) -> Inp
 
 
 def train(inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
-    """What a rank does; no figures are drawn, which takes a second."""
+    """What a rank does; no figures are drawn, which takes a second, and a merge has the one thread
+    that is left after a fork."""
     lrtrain.stages.plot_run = lambda *_: True
+    lrtrain.stages.usable_cpus = lambda: 1
     run(inputs.shards, str(inputs.model), out, recipe, click.echo)
 
 

@@ -1,7 +1,7 @@
 """Every kernel equals the definition in float64; the choice is of those that do."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from inspect import signature
 from itertools import pairwise
@@ -21,6 +21,7 @@ from lrtrain.attention_backends import (
     ON_CPU,
     Backend,
     Heads,
+    cudnn,
     cumulative,
     dense,
     fastest,
@@ -32,7 +33,7 @@ from lrtrain.attention_backends import (
 
 CPU = torch.device("cpu")
 HEADS = Heads(query=4, key_value=2, width=32)
-LENGTHS = ([700], [1, 1, 5, 5, 5], [130, 1, 300, 81], [256, 256])
+LENGTHS = ([700], [1, 1, 5, 5, 5], [130, 1, 320, 81], [256, 256])
 
 
 @pytest.mark.parametrize("seq_lengths", LENGTHS, ids=str)
@@ -99,7 +100,42 @@ def _wrong_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
     return sdpa(q, _WrongGradient.apply(k), v, lengths, scale)
 
 
-@pytest.mark.parametrize("wrong", [_blind, _unscaled, _wrong_backward])
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> torch.Tensor:
+        return outer[0] * float("nan")
+
+
+def _nan_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+    return sdpa(q, k, _NanGradient.apply(v), lengths, scale)
+
+
+def _in_one_piece(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+    """As if values lay in memory as [1, H, S, D], which those of a model do not."""
+    strides = torch.empty(v.shape, device="meta").stride()
+    return sdpa(q, k, v.as_strided(v.shape, strides), lengths, scale)
+
+
+class _Remembering:
+    """Plans a kernel for each shape, with the scale in it."""
+
+    def __init__(self) -> None:
+        self.scales = dict[Any, float]()
+
+    def __call__(
+        self, q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
+    ) -> torch.Tensor:
+        return sdpa(q, k, v, lengths, self.scales.setdefault((q.shape, *lengths), scale))
+
+
+WRONG = [_blind, _unscaled, _wrong_backward, _nan_backward, _in_one_piece, _Remembering()]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_backend_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
     monkeypatch.setitem(attention_backends._LOADERS, "wrong", lambda: wrong)
     monkeypatch.setattr(attention_backends, "BACKENDS", ("sdpa", "wrong"))
@@ -345,6 +381,14 @@ def test_ends_are_made_once_for_all_layers() -> None:
     assert cumulative((2, 3), CPU).tolist() == [0, 2, 5]
 
 
+def test_ends_that_were_made_in_scoring_can_be_kept_for_backward() -> None:
+    with torch.inference_mode():
+        cumulative((7, 11), CPU)
+    scale = torch.ones((), requires_grad=True)
+    (scale * cumulative((7, 11), CPU)).sum().backward()
+    assert scale.grad == 25
+
+
 def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
     """The choice that a GPU is given, of these backends alone, made on a CPU."""
     for name, backend in loaders.items():
@@ -406,7 +450,83 @@ def test_no_backend_that_is_right_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 256, 16_384])
 def test_many_documents_sum_to_the_tokens(tokens: int) -> None:
-    lengths = attention_backends._many_documents(tokens)
-    assert sum(lengths) == tokens
-    assert min(lengths) >= 1
-    assert tokens < 1000 or len(set(lengths)) > 10
+    rows = [attention_backends._many_documents(tokens, row) for row in range(4)]
+    for lengths in rows:
+        assert sum(lengths) == tokens
+        assert min(lengths) >= 1
+        assert tokens < 1000 or len(set(lengths)) > 10
+    assert tokens < 1000 or not set(rows[0]) & set(rows[1]) & set(rows[2])
+
+
+def _after(seconds: Callable[[Sequence[int]], float]) -> Backend:
+    def backend(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+        time.sleep(seconds(lengths))
+        return sdpa(q, k, v, lengths, scale)
+
+    return backend
+
+
+def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = set[tuple[int, ...]]()
+
+    def plan(lengths: Sequence[int]) -> float:
+        new = tuple(lengths) not in known
+        known.add(tuple(lengths))
+        return 0.1 if new else 0.0
+
+    load_backend.cache_clear()
+    _as_if_on_a_gpu(monkeypatch, planned=_after(plan), steady=_after(lambda _: 0.005))
+    name, _ = fastest(HEADS, torch.device("cuda"), torch.float32)
+    load_backend.cache_clear()
+    assert name == "steady"
+
+
+# cuDNN
+
+
+@pytest.mark.parametrize("version", [None, 91_002, 91_500])
+def test_a_cudnn_that_torch_keeps_away_from_is_not_there(
+    version: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    load_backend.cache_clear()
+    with pytest.raises(LongRecipeError, match=f"cuDNN above 91500, here is {version or 'none'}"):
+        load_backend("cudnn")
+
+
+def test_a_newer_cudnn_is_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_501)
+    load_backend.cache_clear()
+    assert load_backend("cudnn") is cudnn
+    load_backend.cache_clear()
+
+
+class _OnAGpu(torch.Tensor):
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("backend", "kernels"), [(sdpa, {"flash", "mem_efficient", "math"}), (cudnn, {"cudnn"})]
+)
+def test_two_backends_have_no_kernel_in_common(
+    backend: Backend, kernels: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own switches; or cuDNN, that torch prefers where it may, would be both."""
+    seen = list[set[str]]()
+
+    def enabled() -> set[str]:
+        names = ("cudnn", "flash", "mem_efficient", "math")
+        return {name for name in names if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()}
+
+    def attend(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(enabled())
+        return torch.zeros_like(query)
+
+    before = enabled()
+    monkeypatch.setattr(attention_backends.F, "scaled_dot_product_attention", attend)
+    query, key, value = (torch.zeros(1, 2, 8, 4).as_subclass(_OnAGpu) for _ in range(3))
+    backend(query, key, value, [5, 3], 1.0)
+    assert seen == [kernels] * 2
+    assert enabled() == before

@@ -29,6 +29,23 @@ def test_what_fails_for_a_package_is_tried_again_when_it_is_there(tmp_path: Path
     assert bench(out, "--seconds", "0").returncode == 0
 
 
+def test_a_cell_that_lacks_bitsandbytes_is_not_kept(tmp_path: Path) -> None:
+    """By its exit code, which is that of a missing package."""
+    (tmp_path / "bitsandbytes.py").write_text("raise ImportError('no bitsandbytes here')")
+    size = {"shape": "tiny", "tokens": 64, "rows": 1, "rows_per_step": 1}
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "bench" / "gpu" / "cells.py", "train"),
+            json.dumps({**size, "options": {"moments": "8bit"}}),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1] == "ImportError: no bitsandbytes here"
+
+
 @pytest.mark.slow
 def test_the_small_shapes_run_to_their_end_on_a_cpu(tmp_path: Path) -> None:
     done = bench(tmp_path, "--seconds", "0")

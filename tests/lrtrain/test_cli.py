@@ -1,9 +1,11 @@
 """The lrtrain command: help that teaches, one line for what is wrong, exit codes."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,7 +14,7 @@ from click.testing import CliRunner, Result
 from lrtrain import recipe
 from lrtrain.cli import main
 from lrtrain.cli_run import run
-from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
+from tests.lrtrain.tiny_runs import TARGET, WINDOW, build_shards, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,13 @@ def refused(code: int, *words: object) -> str:
     return lines[0]
 
 
+def parsed(command: str) -> dict[str, Any]:
+    """What `lrtrain` makes of a command line that was printed."""
+    program, name, *words = shlex.split(command)
+    assert program == "lrtrain"
+    return main.commands[name].make_context(name, words).params
+
+
 def test_run_merge_eval_make_what_they_say(shards: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = invoke(
@@ -46,8 +55,14 @@ def test_run_merge_eval_make_what_they_say(shards: Path, model: Path, tmp_path: 
     )
     assert done.exit_code == 0, done.output
     assert str(out / "merged") in done.stdout
+    asked = parsed(done.stdout.splitlines()[-1].partition("with: ")[2])
+    assert asked["models"] == (f"base={model}", f"{model}@target=512", str(out / "merged"))
+    assert asked["lengths"] == [WINDOW, TARGET]
     done = invoke("merge", model, out / "extend", "--out", tmp_path / "other", "--weight", 0.3)
     assert done.exit_code == 0, done.output
+    asked = parsed(done.stdout.splitlines()[-1].partition("with: ")[2])
+    assert asked["models"][2:] == (str(tmp_path / "other"),)
+    assert max(asked["lengths"]) == TARGET
     assert (tmp_path / "other" / "model.safetensors").exists()
     done = invoke(
         *("eval", f"base={model}", out / "merged", "--lengths", "128,256", "--samples", 1),
@@ -113,6 +128,12 @@ def test_help_teaches_without_loading_torch(command: list[str]) -> None:
         [sys.executable, "-c", script, *command], capture_output=True, text=True, check=True
     )
     assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["score", "eval"])
+def test_help_says_of_which_text_keys_must_be(command: str) -> None:
+    said = " ".join(invoke(command, "--help").stdout.split())
+    assert "none of them was trained on" in said
 
 
 def test_an_unexpected_error_names_debug(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lrtrain.checkpoint import Checkpoints
+from lrtrain.cli_next import eval_command
 from lrtrain.metrics import METRICS
 from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.blows import (
@@ -84,20 +85,24 @@ def test_all_ranks_stop_where_one_is_told_to(
     assert found.within(**FP32), found
 
 
-def _interrupted_twice(inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
-    blow = Blow([1], signal.SIGTERM, "in a checkpoint")
+def _interrupted_twice(
+    again: signal.Signals, inputs: Inputs, out: Path, recipe: TrainRecipe
+) -> None:
+    blow = Blow([1], again, "in a checkpoint")
     blow.prepare()
     train_until(
         Blow([0, 1], signal.SIGINT, "after a step", 3), out.parent / "blow", inputs, out, recipe
     )
 
 
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_is_passed_on_does_not_stop_the_saving(
-    inputs: Inputs, tmp_path: Path
+    again: signal.Signals, inputs: Inputs, tmp_path: Path
 ) -> None:
-    """Whatever started the ranks tells them once more, in its own way."""
+    """What started the ranks tells them once more, by the same signal; or ends those that are left
+    by the other."""
     out = tmp_path / "run"
-    ended = Ranks(2, _interrupted_twice, inputs, out, RECIPE).end()
+    ended = Ranks(2, _interrupted_twice, again, inputs, out, RECIPE).end()
     assert_said_once(ended, "interrupted", by=0, code=130)
     assert latest(out) == 3
 
@@ -167,6 +172,33 @@ def torchrun(inputs: Inputs, recipe: TrainRecipe, out: Path) -> subprocess.Popen
     )
 
 
+def wait_for_steps(process: subprocess.Popen[str], out: Path) -> None:
+    """More than two of them, or its end."""
+    while process.poll() is None and not ((out / METRICS).exists() and len(steps_of(out)) > 2):
+        time.sleep(0.01)
+
+
+def test_a_signal_to_every_process_of_a_job_costs_no_step(inputs: Inputs, tmp_path: Path) -> None:
+    """A scheduler tells torchrun and its ranks, whom torchrun tells once more."""
+    out = tmp_path / "run"
+    recipe = replace(RECIPE, steps=400, rows_per_step=3, anneal_steps=1)
+    process = torchrun(inputs, recipe, out)
+    try:
+        wait_for_steps(process, out)
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(ranks) == 2
+        for number in (process.pid, *map(int, ranks)):
+            os.kill(number, signal.SIGTERM)
+        _, complained = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "error: interrupted; the same command goes on" in complained
+    done = latest(out)
+    assert steps_of(out) == list(range(1, done + 1))
+    assert 2 < done < 400, "it came too late"
+
+
 def test_the_command_under_torchrun(
     inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -178,8 +210,7 @@ def test_the_command_under_torchrun(
     split = replace(recipe, context_parallel=2, checkpoint_every=0)
     process = torchrun(inputs, split, out)
     try:
-        while process.poll() is None and not ((out / METRICS).exists() and len(steps_of(out)) > 2):
-            time.sleep(0.01)
+        wait_for_steps(process, out)
         os.killpg(process.pid, signal.SIGINT)
         said, complained = process.communicate(timeout=120)
     finally:
@@ -203,7 +234,7 @@ def test_the_command_under_torchrun(
     assert lines == [
         "attention: sdpa, on 2 ranks, cpu, a row over 2 of them",
         f"made {made}",
-        f"see what it retrieves with: lrtrain eval {inputs.model} {out / 'merged'}",
+        f"see what it retrieves with: {eval_command(str(inputs.model), out / 'merged')}",
     ]
     for stage in ("extend: 40/40 loss ", "anneal: 2/2 loss "):
         assert complained.count(stage) == 1, complained

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import lrtrain.checkpoint
+import lrtrain.distributed
 import lrtrain.model
 import lrtrain.stages
 from lrdata.atomic import locked
@@ -91,6 +94,29 @@ def test_a_split_without_torchrun_says_how_to_start_it(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --context-parallel 2 does not make the number of ranks, 1;")
     assert "torchrun --nproc-per-node 2 -m lrtrain run" in line
+
+
+def _train_where_torch_sees_gpus(
+    ranks: list[int], inputs: Inputs, out: Path, recipe: TrainRecipe
+) -> None:
+    """On some hosts, each of one rank."""
+    rank = int(os.environ["RANK"])
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    lrtrain.distributed._device = lambda _: gpu if rank in ranks else cpu
+    socket.gethostname = lambda: f"host-{rank}"
+    train(inputs, out, recipe)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "without"), [([0], "host-1"), ([1], "host-0"), ([1, 2], "host-0, host-3")]
+)
+def test_a_host_whose_gpus_are_not_seen_is_named_at_once(
+    gpus: list[int], without: str, inputs: Inputs, tmp_path: Path
+) -> None:
+    """Before NCCL there waits for gloo here."""
+    size = 2 if len(gpus) == 1 else 4
+    pattern = f"torch sees no GPU on {without}, for other ranks it does; .* --device cpu"
+    refused(size, pattern, _train_where_torch_sees_gpus, gpus, inputs, tmp_path / "run", RECIPE)
 
 
 def test_a_damaged_shard_is_said_by_the_rank_that_reads_it(inputs: Inputs, tmp_path: Path) -> None:

@@ -5,19 +5,24 @@ To the losses of a run that nobody disturbed, within what is measured and let pa
 load and save has the same bits.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+import lrtrain.loop
+from lrtrain import moments
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.distributed import many
 from lrtrain.metrics import METRICS, read_metrics
 from lrtrain.model import load_model
 from lrtrain.model_files import SINGLE
-from lrtrain.moments import need_bitsandbytes
 from lrtrain.optim import AdamW, Storage
+from lrtrain.recipe import TrainRecipe
 from tests.lrtrain.blows import (
     FP32,
     RECIPE,
@@ -92,7 +97,7 @@ def assert_same_bits(inputs: Inputs, out: Path, whole: Path) -> None:
 
 def wide(inputs: Inputs, folder: Path) -> Inputs:
     """With a model of one layer whose averages can be kept in 8 bits: rows of 256."""
-    need_bitsandbytes()  # takes a second to load: before ranks are forked
+    moments._functional()  # takes a second to load: before ranks are forked
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8}
     shape = {"hidden_size": 256, "intermediate_size": 32, "num_hidden_layers": 1}
     return with_model(inputs, "llama", folder, **shape, **heads)
@@ -139,6 +144,37 @@ def test_weights_that_are_rounded_by_chance_go_on(
     assert found.within(losses=4e-3, weights=0.5), found
 
 
+def _train_by_clock(inputs: Inputs, out: Path, recipe: TrainRecipe) -> list[int]:
+    """The steps after which a rank saves what it has. The clock of the last rank goes fast: it
+    alone sees 20 minutes go by, after the third step."""
+    begin, update, saved = Checkpoints._begin, AdamW.step, list[int]()
+    seconds = 0.0
+
+    def beginning(checkpoints: Checkpoints, partial: Path) -> None:
+        saved.append(int(partial.stem.rpartition("-")[2]))
+        begin(checkpoints, partial)
+
+    def step(optimizer: AdamW, *given: Any) -> None:
+        nonlocal seconds
+        seconds += 401 if os.environ["RANK"] == "1" else 1
+        update(optimizer, *given)
+
+    Checkpoints._begin = beginning  # type: ignore[method-assign]
+    AdamW.step = step  # type: ignore[method-assign]
+    lrtrain.loop.time = SimpleNamespace(monotonic=lambda: seconds)  # type: ignore[assignment]
+    train(inputs, out, recipe)
+    return saved
+
+
+def test_all_ranks_save_when_it_is_time_for_one(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, checkpoint_every=None)
+    saved = on_ranks(2, _train_by_clock, inputs, tmp_path / "run", recipe)
+    assert saved == [[3], [3]]
+    assert_same_bits(inputs, tmp_path / "run", undisturbed(inputs, RECIPE, 2))
+
+
 STORAGES = {
     "fp32": (torch.float32, Storage()),
     "bf16 and masters": (torch.bfloat16, Storage()),
@@ -174,7 +210,7 @@ def test_a_checkpoint_that_others_load_and_save_has_the_same_bits(
 ) -> None:
     """Also of matrices with fewer rows than there are ranks, and of averages in 8 bits of them."""
     dtype, storage = STORAGES[name]
-    need_bitsandbytes()
+    moments._functional()
     shape = {"hidden_size": 2048, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 33}
     folder = Path(save_tiny("llama", tmp_path / "model", **shape, **heads))

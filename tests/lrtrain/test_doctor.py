@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
+import lrtrain.doctor
 from lrtrain import attention, plan
 from lrtrain.attention_backends import sdpa
 from lrtrain.cli import main
@@ -17,6 +19,7 @@ CHECKS = [
     "shards",
     "tokenizer",
     "architecture",
+    "weights",
     "memory",
     "RoPE after saving",
     "RoPE after loading",
@@ -49,6 +52,14 @@ def findings(result: Result) -> dict[str, tuple[bool, str]]:
             check, _, said = rest.strip().partition(": ")
             found[check] = (mark.strip() == "ok", said)
     return found
+
+
+def test_the_run_that_was_checked_is_the_one_that_is_printed(shards: Path, model: Path) -> None:
+    result = doctor(shards, model, "--checkpointing", "--mlp-tokens", "64", "--dtype", "fp32")
+    assert result.exit_code == 0, result.output
+    options = "--dtype fp32 --checkpointing --mlp-tokens 64 --device cpu"
+    command = f"lrtrain run {shards} --model {model} --out RUN {options}"
+    assert result.stdout.splitlines()[-1] == f"train with: {command}"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -121,6 +132,62 @@ def test_a_config_that_transformers_would_change_is_found(
     found = findings(doctor(shards, odd))
     assert not found["architecture"][0]
     assert "already scaled" in found["architecture"][1]
+
+
+def test_weights_that_are_not_there_and_ids_without_an_embedding(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    lacking = Path(shutil.copytree(model, tmp_path / "lacking"))
+    tensors = load_file(lacking / "model.safetensors")
+    few = tensors["model.embed_tokens.weight"][:900].clone()
+    del tensors["lm_head.weight"]
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    found = findings(doctor(shards, lacking))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["weights"]
+    assert "lm_head.weight is not there" in found["weights"][1]
+    assert list(found) == CHECKS[:6]
+
+    tensors |= {"model.embed_tokens.weight": few, "lm_head.weight": few.clone()}
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    config = json.loads((lacking / "config.json").read_text())
+    (lacking / "config.json").write_text(json.dumps({**config, "vocab_size": 900}))
+    found = findings(doctor(shards, lacking))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["tokenizer"]
+    assert "has 900 embeddings but its tokenizer" in found["tokenizer"][1]
+
+
+def test_a_theta_that_does_not_come_back_is_found(
+    shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(config: Any, folder: Path) -> None:
+        config.save_pretrained(folder)
+        path = folder / "config.json"
+        written = json.loads(path.read_text())
+        del written["rope_parameters"]
+        path.write_text(json.dumps(written))
+
+    monkeypatch.setattr(lrtrain.doctor, "save_config", lost)
+    found = findings(doctor(shards, model))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after saving"]
+
+
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_found(shards: Path, model: Path) -> None:
+    result = doctor(shards, model)
+    found = findings(result)
+    assert result.exit_code == 1
+    assert list(found) == CHECKS[: CHECKS.index("RoPE after loading") + 1]
+    assert [check for check, (ok, _) in found.items() if not ok] == ["RoPE after loading"]
+    assert "position 2,049 are off by" in found["RoPE after loading"][1]
+
+
+def test_a_bitsandbytes_that_does_not_work_here_is_found(
+    shards: Path, model: Path, no_native_library: None
+) -> None:
+    found = findings(doctor(shards, model, "--moments", "8bit"))
+    assert [check for check, (ok, _) in found.items() if not ok] == ["memory"]
+    assert "bitsandbytes does not work on cpu" in found["memory"][1]
+    assert all(ok for ok, _ in findings(doctor(shards, model)).values()), "without it all is well"
 
 
 def test_attention_that_is_wrong_fails_alone(

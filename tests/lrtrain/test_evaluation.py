@@ -9,23 +9,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from click.testing import CliRunner
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from lrdata.building import build
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import FileEntry, Ledger, Manifest, TokenizerEntry, write_manifest
+from lrdata.manifest import (
+    FileEntry,
+    Ledger,
+    Manifest,
+    TokenizerEntry,
+    read_manifest,
+    write_manifest,
+)
+from lrdata.recipe import BuildRecipe
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import Row, file_sha256
 from lrdata.tokenizer import Tokenizer
+from lrtrain.cli import main
 from lrtrain.evaluation import NeedleTemplate, Report, evaluate
 from lrtrain.evaluation.models import open_model
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
-from lrtrain.evaluation.text import read_text
-from lrtrain.model import automatic_dtype
+from lrtrain.evaluation.text import holdout_rows, read_text
+from lrtrain.model import automatic_dtype, load_model
 from lrtrain.model_spec import ModelSpec, parse_models
-from tests.conftest import generated_text
+from lrtrain.rope import parse_rope
+from lrtrain.scoring import ScoreRecipe, score
+from tests.conftest import CHAT_TOKENS, EOT, generated_text
 from tests.fetch import fetch
+from tests.lrtrain.tiny_runs import save_tiny_model
 
 SMALL: dict[str, Any] = {
     "suites": ["needle", "ppl"],
@@ -33,6 +53,7 @@ SMALL: dict[str, Any] = {
     "depths": [0.0, 1.0],
     "samples": 2,
     "windows": 4,
+    "device": "cpu",
     "plots": False,
 }
 
@@ -230,6 +251,7 @@ def test_perplexity_of_holdout_rows(two_models: list[str], tmp_path: Path) -> No
         suites=["ppl"],
         lengths=[80, 160],
         shards=tmp_path / "shards",
+        device="cpu",
         out=tmp_path,
         plots=False,
     )
@@ -250,6 +272,85 @@ def test_shards_of_another_tokenizer_are_refused(two_models: list[str], tmp_path
     holdout_of(tmp_path / "shards", Tokenizer.load(two_models[0]), 160, "0" * 64)
     with pytest.raises(LongRecipeError, match="another tokenizer"):
         evaluate(two_models, suites=["ppl"], lengths=[80], shards=tmp_path / "shards", out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "made", "said"),
+    [
+        (0.0, 0, "; build with --holdout, or name a text"),
+        (0.005, 0, "--holdout 0.5% keeps out of one fill no window"),
+        (0.005, 2, "`lrdata pull` left them out"),
+    ],
+)
+def test_why_there_are_no_holdout_rows_is_said(
+    holdout: float, made: int, said: str, two_models: list[str], tmp_path: Path
+) -> None:
+    tokenizer, folder = Tokenizer.load(two_models[0]), tmp_path / "shards"
+    holdout_of(folder, tokenizer, 160, None)
+    (entry,) = (manifest := read_manifest(folder)).files
+    manifest.recipe["holdout"], manifest.ledger.holdout_rows = holdout, made
+    manifest.files, manifest.left_out = [], [entry] if made else []
+    write_manifest(folder, manifest)
+    with pytest.raises(LongRecipeError) as problem:
+        holdout_rows(folder, tokenizer)
+    assert str(problem.value).startswith(f"{folder} has no holdout rows")
+    assert said in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+FIN = "<|fin|>"
+
+
+@pytest.fixture
+def no_end_of_text(tiny_tokenizer: Path, tmp_path: Path) -> str:
+    """A model whose tokenizer names no end of text, nor has a token of a well-known name."""
+    folder = save_tiny_model(tiny_tokenizer, tmp_path / "mine", window=512)
+    written = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    for known, other in ((EOT, FIN), (CHAT_TOKENS[1], "<|close|>")):
+        written = written.replace(known, other)
+    (folder / "tokenizer.json").write_text(written, encoding="utf-8")
+    named = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return str(folder)
+
+
+def test_the_end_of_text_may_be_chosen(no_end_of_text: str, tmp_path: Path) -> None:
+    """As for `lrdata build` and `lrtrain score`, where the tokenizer names none."""
+    command = ["eval", no_end_of_text, "--suite", "ppl", "--lengths", "128", "--windows", "2"]
+    command += ["--device", "cpu", "--no-plots", "--out", str(tmp_path / "out")]
+    for eot, message in (([], "with --eot TOKEN"), (["--eot", "<|no|>"], "'<|no|>' is not in")):
+        refused = CliRunner().invoke(main, [*command, *eot])
+        assert refused.exit_code == 1
+        assert message in refused.output
+    done = CliRunner().invoke(main, [*command, "--eot", FIN])
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert written["settings"]["eot"] == FIN
+
+
+def test_the_end_of_text_is_that_of_the_shards(no_end_of_text: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "".join(generated_text(30, seed))}) for seed in range(12)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe = BuildRecipe(
+        corpora=(str(tmp_path / "texts.jsonl"),),
+        tokenizer=no_end_of_text,
+        eot=FIN,
+        target_len=512,
+        holdout=0.3,
+    )
+    build(recipe, tmp_path / "shards", workers=1)
+    asked: dict[str, Any] = {
+        "suites": ["ppl", "short"],
+        "lengths": [128, 512],
+        "windows": 2,
+        "shards": tmp_path / "shards",
+        "device": "cpu",
+        "plots": False,
+    }
+    report = evaluate([no_end_of_text], out=tmp_path / "out", **asked)
+    named = evaluate([no_end_of_text], out=tmp_path / "named", eot=FIN, **asked)
+    assert len(report.cells) == 3
+    assert report.cells == named.cells
 
 
 def test_a_model_beyond_its_window_is_measured_all_the_same(
@@ -295,6 +396,81 @@ def test_a_new_theta_without_training(make_model: Callable[..., str]) -> None:
         assert found.numpy() == pytest.approx(expected, rel=1e-5)
         for one, other in zip(loaded.model.parameters(), plain.model.parameters(), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("suffix", ["target=512", "theta=8e6,target=512", "yarn,target=512"])
+def test_a_new_rope_is_the_one_that_training_starts_from(
+    make_model: Callable[..., str], suffix: str
+) -> None:
+    folder = make_model("rope", 0)
+    (spec,) = parse_models([f"{folder}@{suffix}"])
+    assert spec.rope is not None
+    read = open_model(spec, dtype="float32", device="cpu").load()
+    trained = load_model(folder, dtype=torch.float32, rope=parse_rope(spec.rope), target_len=512)
+    ours, theirs = (model.model.rotary_emb for model in (read.model, trained))
+    assert torch.equal(ours.inv_freq, theirs.inv_freq)
+    assert ours.attention_scaling == theirs.attention_scaling
+    assert read.window == trained.config.max_position_embeddings == 512
+
+
+CONFIGS = {
+    "plain": LlamaConfig(max_position_embeddings=8192),
+    "scaled": LlamaConfig(
+        max_position_embeddings=131_072,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ),
+    "extended": LlamaConfig(max_position_embeddings=131_072),
+    "gemma3": Gemma3TextConfig(),
+    "gpt2": GPT2Config(),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("scaled@target=256k", "already scaled (rope_type=llama3)"),
+        ("plain@target=2k", "already has a window of 8,192"),
+        ("extended@target=128k", "already has a window of 131,072"),  # nothing would be new
+        ("gemma3@target=256k", "is a gemma3_text model"),
+        ("gpt2@target=64k", "is a gpt2 model"),
+    ],
+)
+def test_a_rope_that_training_and_scores_refuse_is_refused_in_their_words(
+    tiny_tokenizer: Path, tmp_path: Path, model: str, message: str
+) -> None:
+    name = model.partition("@")[0]
+    shutil.copytree(tiny_tokenizer, tmp_path / name)
+    CONFIGS[name].save_pretrained(tmp_path / name)
+    path = str(tmp_path / model)
+    with pytest.raises(LongRecipeError) as problem:
+        evaluate([path], out=tmp_path / "out", **SMALL)
+    assert message in str(problem.value)
+    assert "\n" not in str(problem.value)
+    with pytest.raises(LongRecipeError) as theirs:
+        score(ScoreRecipe(("books",), model=path, device="cpu"), tmp_path / "scores")
+    assert str(theirs.value) == str(problem.value)
+
+
+def test_a_theta_alone_is_for_a_rope_that_is_not_scaled(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    specs = {}
+    for name in ("plain", "scaled"):
+        shutil.copytree(tiny_tokenizer, tmp_path / name)
+        CONFIGS[name].save_pretrained(tmp_path / name)
+        (specs[name],) = parse_models([str(tmp_path / f"{name}@theta=8e6")])
+    config = open_model(specs["plain"], dtype="float32", device="cpu").config
+    assert config.rope_parameters["rope_theta"] == 8e6
+    assert config.max_position_embeddings == 8192
+    with pytest.raises(LongRecipeError, match="already scaled"):
+        open_model(specs["scaled"], dtype="float32", device="cpu")
 
 
 @pytest.mark.parametrize(

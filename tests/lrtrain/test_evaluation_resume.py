@@ -32,6 +32,7 @@ ASKED: dict[str, Any] = {
     "samples": 2,
     "windows": 3,
     "short_tokens": 64,
+    "device": "cpu",
     "plots": False,
 }
 CELLS = 4 + 2 + 2 + 1  # of a model

@@ -2,12 +2,14 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from lrtrain import interrupt
 from lrtrain.interrupt import stop_asked
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -57,11 +59,28 @@ def test_the_same_signal_again_does_not_wait(number: signal.Signals, heard: list
     assert heard == []
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_same_signal_again_is_an_echo_of_what_torchrun_started_till_later(
+    number: signal.Signals, heard: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler tells torchrun and its ranks, and torchrun tells them once more."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(interrupt, "_ECHO", 0.2)
+    with stop_asked() as asked:
+        for _ in range(3):
+            signal.raise_signal(number)
+        assert asked()
+        time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert heard == []
+
+
 @pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
 def test_the_other_signal_after_one_is_no_second_request(
     first: signal.Signals, second: signal.Signals, heard: list[int]
 ) -> None:
-    """torchrun passes a Ctrl-C on as a SIGTERM to ranks that the terminal has told already."""
+    """torchrun ends by SIGTERM the ranks that are left when one has ended: all had a SIGINT."""
     before = handlers()
     with stop_asked() as asked:
         signal.raise_signal(first)

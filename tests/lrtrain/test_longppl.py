@@ -1,10 +1,12 @@
 """LongPPL: the perplexity of the same spans of text, whatever model and tokenizer read them."""
 
+import hashlib
 import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 from transformers import LlamaForCausalLM as Llama
 
 from lrdata.errors import LongRecipeError
-from lrdata.manifest import TokenizerEntry
+from lrdata.manifest import SourceEntry, TokenizerEntry
 from lrdata.scores import (
     SCORES,
     VOCABULARY,
@@ -36,10 +38,14 @@ from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import main
 from lrtrain.evaluation import Report, evaluate
+from lrtrain.evaluation.finished import CELLS_NAME
 from lrtrain.evaluation.longppl import LongPplCell, bin_ends, encode_keys, open_keys
+from lrtrain.evaluation.models import OpenModel
 from lrtrain.evaluation.report.longppl import longppl_of
+from lrtrain.evaluation.report.tables import half
 from lrtrain.evaluation.spelling import overlapping
 from tests.conftest import EOT, generated_text
+from tests.lrtrain.tiny_runs import build_shards
 
 WINDOW = 128
 
@@ -154,6 +160,7 @@ def run(scores: Path, models: list[str], **options: Any) -> Report:
         models,
         suites=["longppl"],
         keys=scores,
+        device="cpu",
         out=out,
         plots=False,
         overwrite=True,
@@ -399,6 +406,113 @@ def test_positions_show_where_a_model_ends(
     assert found
     pooled = sum(nats.value * count for nats, count in found.by_position.values())
     assert pooled / found.key_tokens == pytest.approx(found.keys.value)
+
+
+# Text that was trained on
+
+
+def test_scores_of_files_that_the_shards_are_of_are_named(
+    scores: Path, tiny_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their bytes, under whatever name."""
+    from lrtrain.evaluation import print_report
+
+    shards = build_shards(tiny_tokenizer, tmp_path / "shards", replay=False)
+    trained = (tmp_path / "shards-corpus" / "long.jsonl").read_bytes()
+    model = save_model(tmp_path / "one", tiny_tokenizer)
+    manifest = open_scores(scores).manifest
+    for contents, found in (
+        ({"mine.jsonl": trained, "other.jsonl": b"other"}, ["mine.jsonl"]),
+        ({"other.jsonl": b"other"}, None),
+    ):
+        sources = [
+            SourceEntry(name, "books", None, len(data), hashlib.sha256(data).hexdigest())
+            for name, data in contents.items()
+        ]
+        write_scores_manifest(scores, replace(manifest, sources=sources))
+        report = run(scores, [model], shards=shards)
+        print_report(report)
+        said = capsys.readouterr().out
+        assert ("scores and shards are of the same files" in said) == (found is not None)
+        written = json.loads((tmp_path / "out" / "eval.json").read_text(encoding="utf-8"))
+        assert written["settings"]["keys"].get("files_in_shards") == found
+
+
+# Documents
+
+
+def found_in(
+    scores: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[LongPplCell, list[str]]:
+    """The cell of the first model, whatever was there, and whose weights were read."""
+    names, load = list[str](), OpenModel.load
+
+    def listed(opened: OpenModel) -> Any:
+        names.append(opened.name)
+        return load(opened)
+
+    monkeypatch.setattr(OpenModel, "load", listed)
+    out = scores.parent / "out"
+    report = evaluate(models, suites=["longppl"], keys=scores, out=out, device="cpu", plots=False)
+    return report.of(LongPplCell)[0], names
+
+
+def test_a_cell_says_of_which_document_a_window_is(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.load(str(tiny_tokenizer))
+    ids = tokenizer.encode(["".join(generated_text(40, seed=5))])[0]
+    windows = [
+        window_of(ids[at * 60 : at * 60 + 60], keys, document)
+        for at, (document, keys) in enumerate(
+            [("z", [30]), ("none", []), ("a", [20, 40]), ("z", [50]), ("b", [9])]
+        )
+    ]
+    scores = write_scores(tmp_path / "scores", tokenizer, windows)
+    models = [save_model(tmp_path / "one", tiny_tokenizer)]
+    cell, read = found_in(scores, models, monkeypatch)
+    assert (cell.windows, cell.documents) == ((0, 2, 3, 4), (0, 2, 0, 3))
+    assert read == ["one"]
+
+    # What an earlier version kept does not say it: there each window counts as a document.
+    kept = tmp_path / "out" / CELLS_NAME
+    *lines, last = kept.read_text(encoding="utf-8").splitlines()
+    line = json.loads(last)
+    del line["cell"]["documents"]
+    kept.write_text("\n".join([*lines, json.dumps(line), ""]), encoding="utf-8")
+    old, read = found_in(scores, models, monkeypatch)
+    assert (old.windows, old.documents, old.nats) == (cell.windows, (), cell.nats)
+    assert not read
+
+
+def test_windows_of_a_document_are_no_samples_of_their_own() -> None:
+    """Its interval is that of the means of documents: here as wide as the analytic one."""
+    draw = np.random.default_rng(9)
+    documents, each = 60, 8
+    nats = draw.normal(2.0, 0.3, (documents, 1)) + draw.normal(0.0, 0.3, (documents, each))
+    count = nats.size
+    cell = LongPplCell(
+        model="one",
+        windows=tuple(range(count)),
+        context=(128,) * count,
+        bins=((0, 128),),
+        key_nats=tuple((value,) for value in nats.ravel().tolist()),
+        key_tokens=((1,),) * count,
+        nats=tuple((10 * nats).ravel().tolist()),
+        tokens=(10,) * count,
+        bytes=(40,) * count,
+        left_out=0,
+        documents=tuple(np.repeat(range(documents), each).tolist()),
+    )
+    found = longppl_of(Report(settings={}, versions={}, cells=[cell]), "one")
+    assert found
+    expected = 1.96 * nats.mean(1).std() / math.sqrt(documents)
+    ((at_position, tokens),) = found.by_position.values()
+    assert tokens == found.key_tokens == count
+    for mean in (found.keys, found.all_tokens, at_position):
+        assert mean.value == pytest.approx(nats.mean())
+        assert mean.count == documents
+        assert half(mean) == pytest.approx(expected, rel=0.06)
 
 
 # The whole

@@ -5,18 +5,21 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model as save_safetensors
 from transformers import AutoModelForCausalLM
 
+import lrtrain.merge
 from lrdata.errors import LongRecipeError
 from lrtrain.merge import merge_models
-from lrtrain.model import load_model, save_model
+from lrtrain.model import load_config, load_model, save_model
 from lrtrain.model_files import Weights, write_safetensors
 from lrtrain.rope import Rope
-from tests.lrtrain.tiny_models import FAMILIES, save_tiny
+from tests.lrtrain.tiny_models import FAMILIES, download_from, save_tiny
 
 
 def a_pair(
@@ -92,6 +95,39 @@ def test_stored_copies_of_other_tensors_are_not_merged(tmp_path: Path) -> None:
     assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
+def test_a_tied_embedding_that_is_stored_as_the_output_alone_is_merged(tmp_path: Path) -> None:
+    """As safetensors' own save_model stores it."""
+    base, tuned = a_pair(tmp_path, "qwen2", tie_word_embeddings=True)
+    merge_models(str(base), str(tuned), tmp_path / "plain")
+    model, file = AutoModelForCausalLM.from_pretrained(base), "model.safetensors"
+    (base / file).unlink()
+    save_safetensors(model, str(base / file))
+    assert "model.embed_tokens.weight" not in load_file(base / file)
+    merge_models(str(base), str(tuned), tmp_path / "merged")
+    assert (tmp_path / "merged" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_the_tokenizer_of_a_hub_model_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some it is in files that are neither weights nor JSON."""
+    base, tuned = a_pair(tmp_path)
+    tokenizer = ("tokenizer.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
+    for name in tokenizer:
+        (tuned / name).write_text(name)
+    download = download_from(tuned, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    config = load_config(str(tuned))
+    monkeypatch.setattr(
+        lrtrain.merge,
+        "load_config",
+        lambda name: config if name == "me/tuned" else load_config(name),
+    )
+    merge_models(str(base), "me/tuned", tmp_path / "merged")
+    for name in tokenizer:
+        assert (tmp_path / "merged" / name).read_text() == name
+
+
 def test_models_in_several_files_are_read(tmp_path: Path) -> None:
     base, tuned = a_pair(tmp_path)
     merge_models(str(base), str(tuned), tmp_path / "whole")
@@ -140,6 +176,15 @@ def test_our_file_is_a_safetensors_file(tmp_path: Path) -> None:
             assert file.get_tensor(name).dtype == tensor.dtype
 
 
+def test_it_stops_between_two_tensors(tmp_path: Path) -> None:
+    """And leaves nothing."""
+    base, tuned = a_pair(tmp_path)
+    asked = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt):
+        merge_models(str(base), str(tuned), tmp_path / "merged", 0.5, lambda: next(asked))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned"}
+
+
 def refused(base: Path, tuned: Path, out: Path, weight: float = 0.5) -> str:
     with pytest.raises(LongRecipeError) as problem:
         merge_models(str(base), str(tuned), out, weight)
@@ -159,6 +204,20 @@ def test_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
     qwen = Path(save_tiny("qwen2", tmp_path / "qwen"))
     assert "same architecture" in refused(qwen, tuned, tmp_path / "out")
     assert "between 0" in refused(base, tuned, tmp_path / "out", 1.5)
+
+
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_a_tied_model_with_an_output_embedding_of_its_own_is_refused(
+    which: str, tmp_path: Path
+) -> None:
+    """It would be left out."""
+    base, tuned = a_pair(tmp_path, "qwen2", tie_word_embeddings=True)
+    file = tmp_path / which / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = 2 * tensors["model.embed_tokens.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    message = refused(base, tuned, tmp_path / "out")
+    assert f"{tmp_path / which} holds an output embedding of its own" in message
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save_model as save_safetensors
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -20,11 +23,19 @@ from transformers import (
 )
 
 from lrdata.errors import LongRecipeError
-from lrtrain import attention
+from lrtrain import attention, distributed
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention_backends import ON_CPU, load_backend
 from lrtrain.loss import training_loss
-from lrtrain.model import appearing, choose_device, load_model, save_model
+from lrtrain.model import (
+    appearing,
+    choose_device,
+    load_config,
+    load_model,
+    open_weights,
+    save_model,
+)
+from lrtrain.model_files import model_folder
 from lrtrain.rope import Rope
 from tests.lrtrain.tiny_models import (
     FAMILIES,
@@ -32,6 +43,7 @@ from tests.lrtrain.tiny_models import (
     VOCABULARY,
     WINDOW,
     document_mask,
+    download_from,
     reference_model,
     save_tiny,
     tiny_config,
@@ -242,6 +254,8 @@ def test_other_architectures_are_refused_by_name(config: Any, match: str, tmp_pa
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"attention_sink": True}, "attention_sink"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "is quantized"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its plain weights"),
         (
             {
                 "rope_parameters": {
@@ -314,7 +328,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(LongRecipeError, match=r"has no config\.json"):
         load_model(str(tmp_path), dtype=torch.float32)
     tiny_config("llama").save_pretrained(tmp_path)
-    with pytest.raises(LongRecipeError, match="cannot load"):
+    with pytest.raises(LongRecipeError, match=r"model\.safetensors is missing"):
         load_model(str(tmp_path), dtype=torch.float32)
 
 
@@ -322,8 +336,127 @@ def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
     folder = Path(save_tiny("llama", tmp_path / "model"))
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(LongRecipeError, match="cannot load"):
+    with pytest.raises(LongRecipeError, match="only safetensors are read"):
         load_model(str(folder), dtype=torch.float32)
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As of a model without a head for next tokens."""
+    del tensors["lm_head.weight"]
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda x: {key: x[key] for key in x if key != "lm_head.weight"},
+            r"lm_head\.weight is not there, and \(96, 48\) by its config\.json",
+        ),
+        (
+            lambda x: {key: x[key] for key in x if "1.mlp.up_proj" not in key},
+            r"model\.layers\.1\.mlp\.up_proj\.weight is not there",
+        ),
+        (_without_prefix, r"lm_head\.weight is not there.* as a causal model"),
+        (
+            lambda x: {**x, "model.layers.0.self_attn.q_proj.bias": torch.ones(48)},
+            r"layers\.0\.self_attn\.q_proj\.bias is not of the model of its config\.json",
+        ),
+        (
+            lambda x: {**x, "model.norm.weight": torch.ones(16)},
+            r"model\.norm\.weight is \(16,\), and \(48,\) by its config\.json",
+        ),
+        (
+            lambda x: {**x, "model.norm.weight": torch.ones(48, dtype=torch.int8)},
+            r"model\.norm\.weight is stored as I8",
+        ),
+    ],
+    ids=["no head", "no layer", "no prefix", "a bias", "a shape", "bytes"],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    match: str,
+    tmp_path: Path,
+) -> None:
+    """transformers would draw those that are missing at random, and say so in a warning."""
+    folder = Path(save_tiny("llama", tmp_path / "model"))
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LongRecipeError, match=match) as problem:
+        load_model(str(folder), dtype=torch.float32)
+    assert str(problem.value).startswith(f"{folder}: ")
+    assert "\n" not in str(problem.value)
+
+
+def test_a_file_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
+    file = Path(save_tiny("llama", tmp_path / "model")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(LongRecipeError, match=rf"{file} is damaged \(.*\); get the model again"):
+        load_model(str(file.parent), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("stored", ["both", "input", "output", "buffers", "split"])
+def test_tied_embeddings_are_loaded_however_they_are_stored(stored: str, tmp_path: Path) -> None:
+    """Both, either, with the buffers of old versions, in several files: as transformers has it."""
+    folder = Path(save_tiny("llama", tmp_path / "model", tie_word_embeddings=True))
+    expected = AutoModelForCausalLM.from_pretrained(folder)
+    file, head = folder / "model.safetensors", "lm_head.weight"
+    tensors = load_file(file)
+    if stored == "both":
+        tensors[head] = tensors["model.embed_tokens.weight"].clone()
+    elif stored == "output":
+        file.unlink()
+        save_safetensors(expected, str(file))  # keeps one of two that share their memory
+        tensors = load_file(file)
+        assert head in tensors
+        assert "model.embed_tokens.weight" not in tensors
+    elif stored == "buffers":
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, file, {"format": "pt"})
+    if stored == "split":
+        file.unlink()
+        expected.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    open_weights(str(folder), load_config(str(folder))).check_tied()
+    ours = load_model(str(folder), dtype=torch.float32)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(ours.get_parameter(name), parameter)
+
+
+def test_one_file_is_read_before_several_as_transformers_does(tmp_path: Path) -> None:
+    folder = Path(save_tiny("llama", tmp_path / "model"))
+    index = {"weight_map": {"lm_head.weight": "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    AutoModelForCausalLM.from_pretrained(folder)
+    load_model(str(folder), dtype=torch.float32)
+
+
+def test_an_output_embedding_of_its_own_in_a_tied_model_is_refused(tmp_path: Path) -> None:
+    """transformers trains both; many ranks, and a merge, would leave it out."""
+    folder = Path(save_tiny("llama", tmp_path / "model", tie_word_embeddings=True))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    weights = open_weights(str(folder), load_config(str(folder)))
+    with pytest.raises(LongRecipeError, match="set tie_word_embeddings to false") as problem:
+        weights.check_tied()
+    assert f"{folder} holds an output embedding of its own" in str(problem.value)
+
+
+def test_of_a_hub_model_the_weights_of_its_index_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that some hold a second time, for other programs."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    model = AutoModelForCausalLM.from_pretrained(save_tiny("llama", tmp_path / "model"))
+    model.save_pretrained(hub, max_shard_size="20KB")
+    wanted = {path.name for path in hub.iterdir()}
+    for name in ("consolidated.safetensors", "README.md"):
+        (hub / name).touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download_from(hub, cache))
+    assert model_folder("me/model") == cache
+    assert {path.name for path in cache.iterdir()} == wanted
 
 
 def test_loading_without_extension_keeps_window_and_theta(folders: dict[str, str]) -> None:
@@ -418,6 +551,27 @@ def test_devices_that_are_not_there_are_one_line() -> None:
         assert choose_device("auto") == torch.device("cpu")
         with pytest.raises(LongRecipeError, match="no cuda:1 here"):
             choose_device("cuda:1")
+
+
+def test_a_gpu_multiplies_fp32_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a container has set; each of many ranks has its own. A CPU has no TF32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for choose, name, after in (
+            (choose_device, "cpu", "high"),
+            (choose_device, "cuda", "highest"),
+            (choose_device, "cuda:0", "highest"),
+            (distributed._device, "auto", "highest"),
+        ):
+            torch.set_float32_matmul_precision("high")
+            choose(name)
+            assert torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_device_with_a_number_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lrdata.errors import LongRecipeError
 from lrtrain import moments
 from lrtrain.host_memory import host_zeros, is_being_made
-from lrtrain.moments import BLOCKS, EightBit, Moment, block_of, make_moment
+from lrtrain.moments import BLOCKS, EightBit, Moment, block_of, make_moment, need_bitsandbytes
 from lrtrain.optim import AdamW, Storage
 
 CPU = torch.device("cpu")
@@ -329,6 +329,44 @@ def test_what_to_install_is_said() -> None:
         assert str(problem.value) == (
             "--moments 8bit needs bitsandbytes: pip install 'longrecipe[gpu]'"
         )
+
+
+@pytest.mark.usefixtures("_no_bitsandbytes")
+def test_that_it_is_missing_is_said_before_a_run() -> None:
+    with pytest.raises(LongRecipeError, match="needs bitsandbytes: pip install"):
+        need_bitsandbytes(CPU)
+
+
+def test_one_that_works_is_taken() -> None:
+    need_bitsandbytes(CPU)
+
+
+@pytest.mark.usefixtures("no_native_library")
+def test_one_whose_own_library_is_not_there_is_refused() -> None:
+    """It is imported as ever, and would raise after a step."""
+    with pytest.raises(LongRecipeError) as problem:
+        need_bitsandbytes(CPU)
+    message = str(problem.value)
+    assert message.startswith("--moments 8bit: bitsandbytes does not work on cpu (")
+    assert message.endswith("(python -m bitsandbytes says more) or use --moments fp32")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("found", [0.0, 1.1, float("nan")])
+def test_one_that_reads_other_numbers_is_refused(
+    found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As kernels for another card leave what was there, and raise nothing."""
+    functional = SimpleNamespace(
+        quantize_blockwise=bnb.quantize_blockwise,
+        dequantize_blockwise=lambda *given, **more: (
+            bnb.dequantize_blockwise(*given, **more) * found
+        ),
+        create_dynamic_map=bnb.create_dynamic_map,
+    )
+    monkeypatch.setattr(moments, "_functional", lambda: functional)
+    with pytest.raises(LongRecipeError, match="numbers are read back off by"):
+        need_bitsandbytes(CPU)
 
 
 @pytest.mark.usefixtures("_no_bitsandbytes")

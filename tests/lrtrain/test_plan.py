@@ -1,5 +1,6 @@
 """`lrtrain plan`: what a person reads before paying."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -280,14 +281,12 @@ def test_what_a_cpu_offloads_is_in_its_working_memory(
 def test_a_plan_for_a_cpu_asks_nothing_of_the_card_that_is_here(
     shards: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Card:
-        total_memory = 80 * 10**9
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (30 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * 10**9)
     here = make_plan(shards, str(model), TrainRecipe())
-    assert here.available == Card.total_memory
+    assert here.available == 32 * 10**9, "what is free, and what this process has of the rest"
     assert here.host_available is not None
     assert here.seconds is not None
     cpu = make_plan(shards, str(model), TrainRecipe(device="cpu"))
@@ -297,10 +296,61 @@ def test_a_plan_for_a_cpu_asks_nothing_of_the_card_that_is_here(
 def test_a_container_has_no_more_host_memory_than_it_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, none = tmp_path / "memory.max", tmp_path / "other"
-    monkeypatch.setattr(planning, "_CONTAINER_LIMITS", (limit, none))
-    machine = planning._memory_here(torch.device("cpu"))[0]
+    groups = _control_groups(tmp_path, monkeypatch, "0::/\n")
+    machine = _host_memory()
+    limit = groups / "memory.max"
     limit.write_text("123456789\n")
-    assert planning._memory_here(torch.device("cpu"))[0] == 123_456_789
+    assert _host_memory() == 123_456_789
     limit.write_text("max\n")
-    assert planning._memory_here(torch.device("cpu"))[0] == machine
+    assert _host_memory() == machine
+
+
+def _host_memory() -> int:
+    return planning._memory_here(torch.device("cpu"))[0]
+
+
+def _control_groups(folder: Path, monkeypatch: pytest.MonkeyPatch, own: str) -> Path:
+    """The folder of a tree of control groups, of which this process is in these."""
+    (folder / "cgroup").write_text(own)
+    monkeypatch.setattr(planning, "_OWN_GROUPS", folder / "cgroup")
+    monkeypatch.setattr(planning, "_GROUPS", folder / "groups")
+    (folder / "groups").mkdir()
+    return folder / "groups"
+
+
+@pytest.mark.parametrize(
+    ("own", "tree", "name"),
+    [
+        ("0::/system.slice/job_7/step_0\n", ".", "memory.max"),
+        ("0::/../system.slice/job_7/step_0\n", ".", "memory.max"),
+        (
+            "12:pids:/elsewhere\n5:cpu,memory:/system.slice/job_7/step_0\n0::/other\n",
+            "memory",
+            "memory.limit_in_bytes",
+        ),
+    ],
+)
+def test_a_job_has_no_more_host_memory_than_any_of_its_groups(
+    own: str, tree: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As batch systems limit it: in a group above the process's own, below the root."""
+    root = _control_groups(tmp_path, monkeypatch, own) / tree
+    machine = _host_memory()
+    job = root / "system.slice" / "job_7"
+    (job / "step_0").mkdir(parents=True)
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / name).write_text("1\n")
+    (job / "step_0" / name).write_text("max\n" if tree == "." else f"{2**63 - 4096}\n")
+    assert _host_memory() == machine
+    (job / name).write_text("64000000\n")
+    (root / "system.slice" / name).write_text("96000000\n")
+    assert _host_memory() == 64_000_000
+    (job / "step_0" / name).write_text("32000000\n")
+    assert _host_memory() == 32_000_000
+
+
+def test_where_there_are_no_control_groups_the_machine_is_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_OWN_GROUPS", tmp_path / "none")
+    assert _host_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,8 +1,11 @@
 """What many ranks would take, on paper: memory is what real ones take, time follows from bytes."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,12 +16,15 @@ from lrdata.errors import LongRecipeError
 from lrtrain.activations import Activations, prepare
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.cli import main
-from lrtrain.distributed import ALONE, many, shard
+from lrtrain.cli_run import plan
+from lrtrain.distributed import ALONE, many, pretended, shard
 from lrtrain.loader import Batch
 from lrtrain.memory import LiveBytes, StepMemory, step_memory
 from lrtrain.optim import AdamW, Storage
 from lrtrain.plan import make_plan
 from lrtrain.plan_ranks import (
+    LINK,
+    NETWORK,
     Cluster,
     check_cluster,
     fastest,
@@ -162,13 +168,25 @@ def test_rows_are_joined_as_far_as_a_rank_has_them() -> None:
 
 
 def test_what_ranks_send_each_other() -> None:
-    """By hand: 8.03 billion parameters, 32 layers of 8 key and value heads of 128, in bf16."""
-    config = llama3_8b_config()
-    assert parameters_and_gradients(config, 8) == pytest.approx(7 / 8 * 8.03e9 * (2 + 2 + 4), 0.01)
+    """By hand: 8.03 billion parameters, 32 layers of 8 key and value heads of 128."""
+    config, bf16, fp32 = llama3_8b_config(), TrainRecipe(), TrainRecipe(dtype="fp32")
+    again = TrainRecipe(checkpointing=True)
+    sent = parameters_and_gradients(config, 8, bf16)
+    assert sent == pytest.approx(7 / 8 * 8.03e9 * (2 + 2 + 4), 0.01)
+    assert parameters_and_gradients(config, 8, fp32) == 1.5 * sent
     one = 2 * 8 * 128 * 2 * 32
-    assert keys_and_values(config, 1000, 4, checkpointing=False) == 3 / 4 * 1000 * one * 2
-    assert keys_and_values(config, 1000, 4, checkpointing=True) == 3 / 4 * 1000 * one * 3
-    assert keys_and_values(config, 1000, 1, checkpointing=True) == 0
+    assert keys_and_values(config, 1000, 4, bf16) == 3 / 4 * 1000 * one * 2
+    assert keys_and_values(config, 1000, 4, fp32) == 3 / 4 * 1000 * one * 2 * 2
+    assert keys_and_values(config, 1000, 4, again) == 3 / 4 * 1000 * one * 3
+    assert keys_and_values(config, 1000, 1, again) == 0
+
+
+@pytest.mark.parametrize(("name", "speed"), [("link", LINK), ("network", NETWORK)])
+def test_the_default_speed_of_a_link_is_what_its_help_says(name: str, speed: float) -> None:
+    (option,) = (each for each in plan.params if each.name == name)
+    assert isinstance(option, click.Option)
+    (said,) = re.findall(r"default: (\w+),", option.help or "")
+    assert option.type.convert(said, option, None) == speed
 
 
 def test_over_the_network_of_hosts_it_takes_longer() -> None:
@@ -176,6 +194,42 @@ def test_over_the_network_of_hosts_it_takes_longer() -> None:
     for one, other in zip(inside, across, strict=True):
         assert other.sharding > one.sharding
         assert (other.waits > one.waits) == (one.context == 8), "smaller groups are neighbours"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_host"), [(8, 8), (6, 8), (16, 8), (24, 8), (48, 16), (14, 8), (20, 8), (9, 8)]
+)
+def test_groups_take_the_network_where_one_is_on_several_hosts(
+    gpus: int, per_host: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups are those that torch is asked for."""
+    groups, new_group = list[list[int]](), dist.new_group
+
+    def noted(ranks: list[int], **how: Any) -> Any:
+        groups.append(ranks)
+        return new_group(ranks, **how)
+
+    monkeypatch.setattr(dist, "new_group", noted)
+    cluster = Cluster(gpus, per_host, network=1e9)
+    assert cluster.speed(1) == cluster.link
+    for ranks in splits(gpus)[1:]:
+        groups.clear()
+        with pretended(gpus, ranks):
+            assert [gpu for group in groups for gpu in group] == list(range(gpus))
+        spans = any(group[0] // per_host != group[-1] // per_host for group in groups)
+        assert (cluster.speed(ranks) < cluster.link) == spans
+        if spans and gpus % per_host == 0:
+            assert cluster.speed(ranks) == 1e9 * math.gcd(ranks, per_host)
+
+
+def test_a_group_has_the_adapters_of_its_own_gpus() -> None:
+    """By hand: GPUs 6 to 11 of hosts of 8 have two on the first; the last of 9 is alone."""
+    assert Cluster(24, network=1e9).speed(6) == 2e9
+    assert Cluster(24, network=1e9).speed(24) == 8e9
+    assert Cluster(14, network=1e9).speed(14) == 6e9
+    assert Cluster(9, network=1e9).speed(9) == 1e9
+    assert Cluster(24).speed(24) == 8 * 40e9
+    assert Cluster(24, network=100e9).speed(24) == Cluster(24).link
 
 
 def test_a_slow_network_binds() -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lrdata.errors import LongRecipeError
+from lrtrain.loop import CHECKPOINT_SECONDS
 from lrtrain.recipe import TrainRecipe
 
 
@@ -48,9 +49,10 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_a_run_can_go_on_unless_told_otherwise() -> None:
-    """At most ten steps are lost; 0 is allowed, for a run that is stopped by signals alone."""
+    """20 minutes are lost; 0 is allowed, for a run that is stopped by signals alone."""
     recipe = TrainRecipe()
-    assert (recipe.checkpoint_every, recipe.keep_checkpoints) == (10, 1)
+    assert (recipe.checkpoint_every, recipe.keep_checkpoints) == (None, 1)
+    assert CHECKPOINT_SECONDS == 20 * 60
     assert TrainRecipe(checkpoint_every=0).checkpoint_every == 0
 
 

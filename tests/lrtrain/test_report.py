@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from lrdata.errors import LongRecipeError
+from lrtrain.evaluation.longppl import LongPplCell
 from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.report import (
@@ -29,7 +30,9 @@ from lrtrain.evaluation.report.compare import draw_comparison
 from lrtrain.evaluation.report.needle import needle_at
 from lrtrain.evaluation.report.perplexity import perplexity_at
 from lrtrain.evaluation.report.short import short_of
-from lrtrain.evaluation.report.statistics import Samples, difference, share
+from lrtrain.evaluation.report.statistics import Samples, as_perplexity, difference, share
+from lrtrain.evaluation.report.tables import half, plus_minus
+from lrtrain.evaluation.ruler import RulerCell
 from lrtrain.evaluation.short import ShortCell
 from lrtrain.evaluation.suite import Cell
 
@@ -275,7 +278,107 @@ def test_what_is_beyond_a_window_does_not_set_the_scale(report: Report) -> None:
     assert 0.66 < high < 0.8
 
 
-# Seeds
+# A single sample
+
+
+def test_a_single_sample_has_no_interval() -> None:
+    two, one = Samples([20.0, 24.0], [10, 10]), Samples([20.0], [10])
+    for found in (mean([20.0], [10]), difference(one, one), share(one, one)):
+        assert found is not None
+        assert found.as_list()[1:] == [None, None]
+        assert as_perplexity(found)[1:] == [None, None]
+        assert as_perplexity(found)[0] == pytest.approx(math.exp(found.value))
+        assert plus_minus(found) == "±?"
+    for found in (mean(two.values, two.weights), difference(two, two)):
+        assert found is not None
+        assert None not in found.as_list()
+        assert "?" not in plus_minus(found)
+
+
+def test_a_report_of_single_samples(report: Report, tmp_path: Path) -> None:
+    """Of every suite: numbers in the tables, no NaN in the JSON, points in the figures."""
+    one: dict[str, Any] = {
+        "windows": (0,), "context": (64,), "nats": (50.0,), "tokens": (63,), "bytes": (200,),
+        "words": (10,), "drift": (0.5,), "positions": (63,),
+    }  # fmt: skip
+    report.cells = []
+    for model in report.models:
+        name = model.name
+        report.cells += [
+            NeedleCell(name, 512, 0.5, (False,), (0.4,)),
+            RulerCell(name, "vt", 512, 30, (0.4,), ("",), (("a",),)),
+            *(PerplexityCell(name, length, (20.0,), (10,), (40,)) for length in (512, 4096)),
+            short_cell(name, (4,), **one),
+            LongPplCell(
+                model=name,
+                windows=(0, 1),
+                context=(128, 128),
+                bins=((0, 64), (64, 128)),
+                key_nats=((2.0, 1.0), (3.0, 1.0)),
+                key_tokens=((2, 1), (2, 1)),
+                nats=(9.0, 8.0),
+                tokens=(3, 3),
+                bytes=(9, 9),
+                left_out=0,
+                documents=(4, 4),
+            ),
+        ]
+    written = write_report(report, tmp_path)
+    assert len(written) == 1 + len(SECTIONS) + 1
+    text = (tmp_path / "eval.json").read_text(encoding="utf-8")
+    assert "NaN" not in text
+    read = json.loads(text)
+    assert read["needle"]["by_length"][0]["share"] == [0.4, None, None]
+    assert read["ruler"]["by_length"][0]["score"] == [0.4, None, None]
+    assert read["perplexity"]["cells"][0]["nats_per_byte"] == [0.5, None, None]
+    assert read["short"]["cells"][1]["nats_per_byte_less_base"] == [0.0, None, None]
+    assert read["longppl"]["cells"][0]["longppl"] == [pytest.approx(math.exp(7 / 6)), None, None]
+    output = io.StringIO()
+    print_report(report, Console(file=output, width=160))
+    assert "nan" not in output.getvalue()
+    assert "±0.000" not in output.getvalue()
+    # Of two models: four suites, perplexity at two lengths, short skills of the second against the
+    # first, LongPPL in two bins.
+    assert output.getvalue().count("±?") == 2 + 2 + 4 + (3 + 3 + 2) + 6
+
+
+def test_a_single_sample_is_inside_what_a_panel_shows(report: Report) -> None:
+    report.cells = [
+        PerplexityCell(model.name, length, (nats,), (10,), (100,))
+        for model, nats in zip(report.models, (60.0, 66.0), strict=True)
+        for length in (512, 4096)
+    ]
+    (axes,) = draw_comparison(report, SECTIONS).axes
+    low, high = axes.get_ylim()
+    assert low < 0.6 < 0.66 < high
+
+
+# Depths and seeds
+
+
+def test_what_differs_between_depths_does_not_widen_the_interval(report: Report) -> None:
+    """A model that reads half of the text is sure to find what is there, and nothing else."""
+    report.cells = [
+        NeedleCell("base", 512, depth, (found,) * 4, (float(found),) * 4)
+        for depth, found in ((0.0, False), (1.0, True))
+    ]
+    found = needle_at(report, "base", 512)
+    assert found
+    assert [one.as_list() for one in found] == [[0.5, 0.5, 0.5]] * 2
+    assert [one.count for one in found] == [8, 8]
+
+
+def test_a_mean_over_depths_has_the_analytic_standard_error(report: Report) -> None:
+    """That of a stratified mean."""
+    draw = np.random.default_rng(8)
+    report.cells, variance = [], 0.0
+    for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
+        share = depth / 2 + draw.uniform(0, 0.5, 5)
+        variance += share.var(ddof=1) / 5 / 5**2
+        report.cells.append(NeedleCell("base", 512, depth, (False,) * 5, tuple(share.tolist())))
+    found = needle_at(report, "base", 512)
+    assert found
+    assert half(found[1]) == pytest.approx(1.96 * math.sqrt(variance), rel=0.06)
 
 
 def test_seeds_are_further_draws_of_samples(report: Report) -> None:

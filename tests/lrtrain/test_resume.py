@@ -20,17 +20,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 
+import lrtrain.loop
 import lrtrain.model
 import lrtrain.step
 from lrdata.errors import LongRecipeError
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.loss import piece_loss
 from lrtrain.metrics import MetricsLog, read_metrics
+from lrtrain.optim import AdamW
 from lrtrain.recipe import TrainRecipe
 from lrtrain.stages import run
 from tests.lrtrain.tiny_runs import WIDE, build_shards, save_tiny_model
@@ -605,6 +608,36 @@ def test_how_often_it_is_saved_may_change(
     recipes = [json.loads((out / "recipe.json").read_text()) for out in (alive.out, whole)]
     assert recipes[0] == {**recipes[1], **change}
     assert_the_same(alive.out, whole)
+
+
+def test_without_a_number_of_steps_it_is_saved_by_the_clock(
+    inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of steps of 12 minutes after every second one; of quick ones never. To the same bits."""
+    save, update = Checkpoints.save, AdamW.step
+    seconds, of_a_step = 0.0, 1.0
+    saved: list[tuple[str, int]] = []
+
+    def saving(checkpoints: Checkpoints, step: int, *given: Any) -> Any:
+        saved.append((checkpoints.stage, step))
+        return save(checkpoints, step, *given)
+
+    def step(*given: Any) -> None:
+        nonlocal seconds
+        seconds += of_a_step
+        update(*given)
+
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    monkeypatch.setattr(AdamW, "step", step)
+    monkeypatch.setattr(lrtrain.loop, "time", SimpleNamespace(monotonic=lambda: seconds))
+    recipe = replace(SHORT, checkpoint_every=None)
+    run(inputs.shards, str(inputs.model), tmp_path / "quick", recipe, lambda _: None)
+    assert saved == []
+    of_a_step = 12 * 60.0
+    run(inputs.shards, str(inputs.model), tmp_path / "slow", recipe, lambda _: None)
+    assert saved == [("extend", 2), ("extend", 4), ("anneal", 2)]
+    for name in ("quick", "slow"):
+        assert_the_same(tmp_path / name, undisturbed(SHORT))
 
 
 def test_what_is_learnt_may_not(inputs: Inputs, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The frequencies a model turns by are those its config promises, before and after saving."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lrdata.errors import LongRecipeError
-from lrtrain.model import load_model, save_model
+from lrtrain.model import check_saved, load_model, save_config, save_model
 from lrtrain.rope import (
     Rope,
+    check_angles,
     check_inv_freq,
     expected_inv_freq,
     extended_theta,
@@ -199,6 +201,7 @@ def test_saved_and_reloaded_in_plain_transformers_it_is_the_same_model(
     config = AutoConfig.from_pretrained(out)
     promised = _promised(rope, 12 if family == "qwen3" else 8)
     assert {key: config.rope_parameters[key] for key in promised} == promised
+    assert config.rope_parameters == model.config.rope_parameters
     assert config.max_position_embeddings == TARGET
     assert AutoTokenizer.from_pretrained(out).model_max_length == TARGET
     assert (out / "README.md").read_text(encoding="utf-8") == "# A card\n"
@@ -237,6 +240,65 @@ def test_a_config_that_keeps_theta_in_the_old_place_is_understood(
     )
 
 
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("theta", 8e6), Rope("yarn"), Rope("none")])
+def test_transformers_4_turns_a_saved_model_the_same(
+    folders: dict[str, str], rope: Rope, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """It reads `rope_theta` and `rope_scaling`, and nothing of `rope_parameters`."""
+    model = load_model(folders["llama"], dtype=torch.float32, rope=rope, target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "saved", target_len=TARGET, card="")
+    written = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    del written["rope_parameters"]
+    assert written["rope_theta"] == _promised(rope, 8)["rope_theta"]
+    old = AutoConfig.for_model(**written)
+    assert old.rope_parameters == model.config.rope_parameters
+    turns = LlamaRotaryEmbedding(old)
+    torch.testing.assert_close(turns.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0)
+    assert turns.attention_scaling == model.model.rotary_emb.attention_scaling
+
+
+def test_yarn_starts_from_the_window_that_the_model_has(
+    folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """Not from another that its config names beside, which transformers takes when it loads."""
+    base = Path(shutil.copytree(folders["llama"], tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["original_max_position_embeddings"] = WINDOW // 2
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_model(str(base), dtype=torch.float32, rope=Rope("yarn"), target_len=TARGET)
+    save_model(model, str(tiny_tokenizer), tmp_path / "new", target_len=TARGET, card="")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    assert plain.config.rope_parameters["original_max_position_embeddings"] == WINDOW
+    torch.testing.assert_close(
+        plain.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"rope_parameters": None, "rope_theta": None}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}, "rope_parameters"),
+        ({"max_position_embeddings": WINDOW}, "max_position_embeddings 64 where 512"),
+    ],
+    ids=["theta lost", "another theta", "another window"],
+)
+def test_a_saved_config_that_says_something_else_is_refused(
+    change: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Though it agrees with itself."""
+    config = tiny_config("llama")
+    set_rope(config, Rope("auto"), TARGET)
+    save_config(config, tmp_path)
+    check_saved(tmp_path, config)
+    path = tmp_path / "config.json"
+    written = {**json.loads(path.read_text(encoding="utf-8")), **change}
+    kept = {name: value for name, value in written.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(LongRecipeError, match=f"transformers reads {named}"):
+        check_saved(tmp_path, config)
+
+
 def test_a_folder_that_is_there_is_never_written_over(
     folders: dict[str, str], tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +327,31 @@ def test_a_loaded_model_that_turns_differently_is_refused(
         load_model(folders["llama"], **extend)
     lost_theta.undo()
     load_model(folders["llama"], **extend)
+
+
+def test_a_device_that_rounds_positions_is_refused(
+    folders: dict[str, str], positions_in_tf32: pytest.MonkeyPatch
+) -> None:
+    """Where the first is that it takes for another: frequencies alone are right."""
+    extend: dict[str, Any] = {"dtype": torch.bfloat16, "rope": Rope("auto"), "target_len": TARGET}
+    with pytest.raises(LongRecipeError, match=r"position 2,049 are off by 0\.\d+ on cpu: TF32"):
+        load_model(folders["llama"], **extend)
+    positions_in_tf32.undo()
+    load_model(folders["llama"], **extend)
+
+
+@pytest.mark.parametrize("rope", [Rope("auto"), Rope("yarn"), Rope("none")])
+@pytest.mark.parametrize("target", [300, 4_096, 131_072, 2**20, 2**22])
+def test_angles_in_fp32_are_right_for_any_window(rope: Rope, target: int) -> None:
+    """Those of transformers; and none of them is once a sixteenth of a turn is missing."""
+    config = tiny_config("llama", head_dim=128, max_position_embeddings=256)
+    set_rope(config, rope, target)
+    model = LlamaRotaryEmbedding(config)
+    check_angles(model)
+    real = model.forward
+    model.forward = lambda x, position_ids: real(x, position_ids + 0.4)
+    with pytest.raises(LongRecipeError, match="are off by"):
+        check_angles(model)
 
 
 def test_a_saved_model_that_turns_differently_leaves_no_folder(

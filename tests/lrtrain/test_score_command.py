@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lrdata.scores import open_scores
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import main
 from lrtrain.model import copy_tokenizer
+from lrtrain.model_files import SINGLE
 from tests.corpora import content
 from tests.lrtrain.scoring import (
     FILES,
@@ -157,6 +159,7 @@ def save_few_embeddings(tokenizer: Path, folder: Path) -> str:
     ("long_model", "named"),
     [
         ("few", "embeddings"),
+        ("headless", "headless: lm_head.weight is not there"),
         ("long@target=64", "already has a window"),
         ("long@theta=big,target=512", "theta=big"),
     ],
@@ -173,6 +176,10 @@ def test_what_is_wrong_with_the_long_model_is_found_before_the_base_is_read(
     """Reading it may take hours."""
     save_few_embeddings(tiny_tokenizer, tmp_path / "few")
     shutil.copytree(models / "long", tmp_path / "long")
+    headless = Path(shutil.copytree(models / "long", tmp_path / "headless"))
+    tensors = load_file(headless / SINGLE)
+    del tensors["lm_head.weight"]
+    save_file(tensors, headless / SINGLE, {"format": "pt"})
     read = stop_after(monkeypatch, 100)
     recipe = contrast(corpus, models, long_model=str(tmp_path / long_model), window=32)
     assert named in refused(recipe, tmp_path / "scores")

@@ -18,6 +18,8 @@ from lrdata.atomic import locked
 from lrdata.manifest import MANIFEST
 from lrdata.scores import Scores, open_scores
 from lrdata.tokenizer import Tokenizer
+from lrtrain import attention
+from lrtrain.attention_backends import Heads
 from lrtrain.scoring import ScoreRecipe, score
 from tests.corpora import content
 from tests.fetch import fetch
@@ -132,6 +134,35 @@ def assert_lsd(
         measured += int(np.isfinite(window.gain).sum())
         assert np.nanstd(window.gain) > 0.1, "too little for a mistake to show"
     assert scores.manifest.measured == measured > 0
+
+
+# With which attention
+
+
+def test_the_attention_of_a_run_in_the_same_process_is_not_used(
+    models: Path, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_model(*_: Any) -> torch.Tensor:
+        raise RuntimeError("it is for other heads, another device or another dtype")
+
+    monkeypatch.setattr(attention, "_chosen", of_another_model)
+    assert_lsd(quietly(lsd(corpus, models), tmp_path / "scores"), plain(models / "long"))
+    assert attention._chosen is of_another_model, "nor changed"
+
+
+def test_attention_is_the_fastest_for_each_model_here(
+    models: Path, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
+
+    def fastest(*given: Any) -> tuple[str, list[str]]:
+        asked.append(given)
+        return "dense", []
+
+    monkeypatch.setattr("lrtrain.scoring.plan.fastest", fastest)
+    quietly(contrast(corpus, models), tmp_path / "scores")
+    heads = Heads(query=4, key_value=2, width=8)
+    assert asked == [(heads, torch.device("cpu"), torch.float32)] * 2
 
 
 # What is written

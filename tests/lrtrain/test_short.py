@@ -363,9 +363,8 @@ def test_the_base_comes_first_and_is_what_others_are_compared_with(
     models: Path, tmp_path: Path
 ) -> None:
     names = [f"{name}={models / name}" for name in ("bos", "two", "one")]
-    report = evaluate(
-        names, suites=["short"], base="one", lengths=[64, 128], windows=4, out=tmp_path
-    )
+    asked: dict[str, Any] = {"suites": ["short"], "lengths": [64, 128], "device": "cpu"}
+    report = evaluate(names, base="one", windows=4, out=tmp_path, **asked)
     assert [model.name for model in report.models] == ["one", "bos", "two"]
     written = json.loads((tmp_path / "eval.json").read_text())
     assert written["settings"]["base"] == "one"
@@ -425,6 +424,7 @@ def test_text_without_words_has_no_cloze(models: Path, tmp_path: Path) -> None:
         suites=["short"],
         text=tmp_path / "numbers.txt",
         lengths=[64],
+        device="cpu",
         out=tmp_path,
     )
     for cell in json.loads((tmp_path / "eval.json").read_text())["short"]["cells"]:

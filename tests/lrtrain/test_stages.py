@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 import shutil
 import weakref
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lrdata.dataset import open_dataset
@@ -24,6 +26,8 @@ from lrtrain import attention, attention_backends, loop, stages
 from lrtrain.cli import main
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.metrics import read_metrics
+from lrtrain.model import model_fingerprint
+from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
 from lrtrain.stages import run
@@ -322,6 +326,21 @@ def _refused(shards: Path, model: Path | str, out: Path, recipe: TrainRecipe = R
     return message
 
 
+@pytest.mark.usefixtures("positions_in_tf32")
+def test_a_device_that_rounds_positions_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    assert "position 2,049 are off by" in _refused(shards, model, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("no_native_library")
+def test_a_bitsandbytes_that_does_not_work_here_is_refused(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    message = _refused(shards, model, tmp_path / "run", replace(RECIPE, moments="8bit"))
+    assert "bitsandbytes does not work on cpu" in message
+
+
 def test_another_tokenizer(shards: Path, tiny_bos_tokenizer: Path, tmp_path: Path) -> None:
     model = save_tiny_model(tiny_bos_tokenizer, tmp_path / "other")
     assert "another tokenizer" in _refused(shards, model, tmp_path / "run")
@@ -364,6 +383,80 @@ def test_an_unsupported_architecture(shards: Path, model: Path, tmp_path: Path) 
     assert "gemma2" in _refused(shards, other, tmp_path / "run")
 
 
+def _changed(model: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
+    """A copy with these tensors in it, or without those that are None."""
+    shutil.copytree(model, folder)
+    tensors = {**load_file(folder / SINGLE), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, folder / SINGLE, {"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_not_there(shards: Path, model: Path, tmp_path: Path) -> None:
+    """Which transformers would draw at random."""
+    headless = _changed(model, tmp_path / "headless", **{"lm_head.weight": None})
+    message = _refused(shards, headless, tmp_path / "run")
+    assert f"{headless}: lm_head.weight is not there" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tied_model_with_an_output_embedding_of_its_own(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    own = _changed(model, tmp_path / "own")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "set tie_word_embeddings to false" in _refused(shards, own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ids_without_an_embedding(shards: Path, model: Path, tmp_path: Path) -> None:
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    rows = {name: load_file(model / SINGLE)[name][:900].clone() for name in names}
+    few = _changed(model, tmp_path / "few", **rows)
+    config = json.loads((few / "config.json").read_text())
+    (few / "config.json").write_text(json.dumps({**config, "vocab_size": 900}))
+    message = _refused(shards, few, tmp_path / "run")
+    assert f"{few} has 900 embeddings but its tokenizer" in message
+
+
+def test_a_quantized_model(shards: Path, model: Path, tmp_path: Path) -> None:
+    quantized = _changed(model, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (quantized / "config.json").write_text(json.dumps(config))
+    message = _refused(shards, quantized, tmp_path / "run")
+    assert f"{quantized} is quantized (quantization_config)" in message
+
+
+def test_what_was_made_before_a_stage_that_is_to_run(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """It would stay, and be announced as made from it."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    merged, annealed = out / "merged", out / "anneal"
+    shutil.rmtree(annealed)  # as after --stages extend,merge
+    for names in (("anneal",), ("anneal", "merge"), ("extend", "anneal", "merge")):
+        with pytest.raises(LongRecipeError, match=f"anneal stage.*: {merged}; remove"):
+            run(shards, str(model), out, replace(RECIPE, stages=names), lambda _: None)
+    shutil.copytree(done / "anneal", annealed)
+    shutil.rmtree(out / "extend")
+    with pytest.raises(LongRecipeError, match=f"extend stage.*: {annealed} and {merged}; remove"):
+        run(shards, str(model), out, RECIPE, lambda _: None)
+    assert not (out / "extend").exists()
+
+
+def test_a_merge_that_needs_no_anneal_is_done(
+    tiny_tokenizer: Path, model: Path, tmp_path: Path
+) -> None:
+    """Of shards without replay rows."""
+    shards, out = build_shards(tiny_tokenizer, tmp_path / "plain", replay=False), tmp_path / "run"
+    recipe, said = replace(RECIPE, steps=1), list[str]()
+    run(shards, str(model), out, recipe, lambda _: None)
+    run(shards, str(model), out, recipe, said.append)
+    assert f"merge: {out / 'merged'} is there; done" in said
+
+
 def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -374,6 +467,60 @@ def test_a_missing_model_and_missing_shards(shards: Path, model: Path, tmp_path:
 def test_another_run_in_the_folder(shards: Path, model: Path, done: Path) -> None:
     with pytest.raises(LongRecipeError, match="another run"):
         run(shards, str(model), done, replace(RECIPE, lr=1e-4), lambda _: None)
+
+
+def test_other_shards_are_said_in_words(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Not in the hashes of hundreds of files."""
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    manifest = read_manifest(other)
+    kept = [entry for entry in manifest.files if entry.kind != "holdout"]
+    write_manifest(other, replace(manifest, files=kept))
+    with pytest.raises(LongRecipeError, match=f"on other shards than those in {other}") as problem:
+        run(other, str(model), done, RECIPE, lambda _: None)
+    assert not re.search("[0-9a-f]{64}", str(problem.value))
+
+
+def test_another_base_under_the_same_name(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """With it a merge would average a model that was never extended."""
+    base, out = Path(shutil.copytree(model, tmp_path / "base")), tmp_path / "run"
+    extend, merge = (replace(RECIPE, stages=(stage,), steps=1) for stage in ("extend", "merge"))
+    run(shards, str(base), out, extend, lambda _: None)
+    sha256 = json.loads((out / "recipe.json").read_text())["model_sha256"]
+    assert sha256 == model_fingerprint(str(base))
+    tensors = load_file(base / SINGLE)
+    before = (base / SINGLE).read_bytes()
+    save_file({**tensors, "lm_head.weight": -tensors["lm_head.weight"]}, base / SINGLE)
+    with pytest.raises(LongRecipeError, match=f"{base} had other weights or another config"):
+        run(shards, str(base), out, merge, lambda _: None)
+    assert not (out / "merged").exists()
+    (base / SINGLE).write_bytes(before)
+    run(shards, str(base), out, merge, lambda _: None)
+
+
+def test_a_run_of_before_its_weights_were_recorded_goes_on(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    recipe = json.loads((out / "recipe.json").read_text())
+    sha256 = recipe.pop("model_sha256")
+    (out / "recipe.json").write_text(json.dumps(recipe))
+    run(shards, str(model), out, RECIPE, lambda _: None)
+    assert json.loads((out / "recipe.json").read_text())["model_sha256"] == sha256
+
+
+def test_the_options_of_a_run_are_those_of_its_recipe(
+    shards: Path, done: Path, tmp_path: Path
+) -> None:
+    """Which holds hashes beside them."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    words = ("run", shards, "--config", out / "recipe.json", "--out", out)
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert (out / "recipe.json").read_text() == (done / "recipe.json").read_text()
 
 
 def test_a_folder_with_other_things(shards: Path, model: Path, tmp_path: Path) -> None:
@@ -548,8 +695,12 @@ def test_every_rank_takes_the_backend_of_gpus_that_the_first_has_chosen(
     attention_backends.load_backend.cache_clear()
 
 
-def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask() -> None:
+def test_a_row_in_pieces_is_for_no_backend_that_would_make_a_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_501)
     gpu = torch.device("cuda")
     assert attention.choose_backend("cudnn", None, gpu) == "cudnn"
     with pytest.raises(LongRecipeError, match="cannot take a row in pieces"):
         attention.choose_backend("cudnn", None, gpu, split=True)
+    attention_backends.load_backend.cache_clear()

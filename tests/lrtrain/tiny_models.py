@@ -1,10 +1,12 @@
 """Tiny random models of every family the trainer knows, and their float64 reference."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -74,6 +76,19 @@ def save_tiny(family: str, folder: Path, *, seed: int = 0, **changes: Any) -> st
         parameter.data = 1 + noise / 5 if "norm" in name else noise / 5
     model.save_pretrained(folder)
     return str(folder)
+
+
+def download_from(hub: Path, cache: Path) -> Callable[..., str]:
+    """huggingface_hub's snapshot_download of a model that is in a folder."""
+
+    def download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        cache.mkdir(exist_ok=True)
+        names = [path.name for path in hub.iterdir()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            shutil.copyfile(hub / name, cache / name)
+        return str(cache)
+
+    return download
 
 
 def reference_model(folder: str, rope_parameters: dict[str, Any], window: int) -> Any:

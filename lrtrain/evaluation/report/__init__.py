@@ -3,7 +3,9 @@
 `eval.json` holds the outcome of every sample beside the means, and everything that is needed to
 repeat the evaluation. Intervals are 95 % bootstrap intervals over samples (percentiles of 2,000
 resamples, seeded), those of several seeds together; where all samples agree an interval has no
-width. A mean over RULER's tasks is resampled within them, see `lrdata.bootstrap.ratio`.
+width, and of a single one there is none: null, or ±? in a table. A mean over the depths of needles,
+or over RULER's tasks, is resampled within them, see `lrdata.bootstrap.ratio`; LongPPL's samples are
+documents.
 
 `results` is what was found, `statistics` its intervals. `section` says how a suite is written and
 shown; `needle`, `ruler`, `perplexity`, `short` and `longppl` are those there are; `tables` and
@@ -79,7 +81,7 @@ def write_report(report: Report, out: Path, *, plots: bool = True) -> list[Path]
     Raises LongRecipeError when there are to be figures and they cannot be drawn here.
     """
     written = [out / JSON_NAME]
-    write_json(out / JSON_NAME, content(report))
+    write_json(out / JSON_NAME, content(report), allow_nan=False)
     if not plots:
         return written
     check_plots()

@@ -1,8 +1,11 @@
 """LongPPL in the report: by model, and by how much text is before a key token."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lrtrain.evaluation.longppl import LongPplCell
 from lrtrain.evaluation.report.figures import spread, style
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LongPplFound:
-    """What one model says of the key tokens, in nats per token; their number is that of all."""
+    """What one model says of the key tokens, in nats per token; their number is that of all.
+
+    Samples are documents: windows of the same one are too much alike to be a sample each.
+    """
 
     keys: Mean
     all_tokens: Mean
@@ -33,29 +39,38 @@ class LongPplFound:
 
 
 def longppl_of(report: Report, model: str) -> LongPplFound | None:
-    """None where nothing was measured. Windows without key tokens do not widen intervals."""
+    """None where nothing was measured. Documents without key tokens do not widen intervals."""
     cell = next((cell for cell in report.of(LongPplCell) if cell.model == model), None)
     return _found(cell) if cell else None
 
 
 def _found(cell: LongPplCell) -> LongPplFound:
     counts = list(map(sum, cell.key_tokens))
-    keys = measured_mean(list(map(sum, cell.key_nats)), counts)
+    keys = measured_mean(*_by_document(cell, list(map(sum, cell.key_nats)), counts))
     assert keys is not None, "a model without key tokens has no cell"
     bins = {}
     for at, bin_ in enumerate(cell.bins):
         tokens = [row[at] for row in cell.key_tokens]
-        found = measured_mean([row[at] for row in cell.key_nats], tokens)
+        found = measured_mean(*_by_document(cell, [row[at] for row in cell.key_nats], tokens))
         if found:
             bins[bin_] = (found, sum(tokens))
     return LongPplFound(
         keys=keys,
-        all_tokens=mean(cell.nats, cell.tokens),
+        all_tokens=mean(*_by_document(cell, cell.nats, cell.tokens)),
         key_tokens=sum(counts),
         by_position=bins,
         longest=cell.longest_read,
         left_out=cell.left_out,
     )
+
+
+def _by_document(
+    cell: LongPplCell, nats: Sequence[float], of: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """What has an entry for each window, summed over the windows of each document."""
+    documents = cell.documents or range(len(cell.windows))
+    numbers = np.unique(documents, return_inverse=True)[1]
+    return np.bincount(numbers, nats).tolist(), np.bincount(numbers, of).tolist()
 
 
 def _bins(report: Report) -> list[tuple[int, int]]:
@@ -78,7 +93,7 @@ def _cell_values(cell: LongPplCell, found: LongPplFound) -> dict[str, Any]:
         "model": cell.model,
         "longppl": as_perplexity(found.keys),
         "perplexity": as_perplexity(found.all_tokens),
-        "nats_per_byte": mean(cell.nats, cell.bytes).as_list(),
+        "nats_per_byte": mean(*_by_document(cell, cell.nats, cell.bytes)).as_list(),
         "key_tokens": found.key_tokens,
         "tokens": sum(cell.tokens),
         "left_out": cell.left_out,
@@ -87,6 +102,7 @@ def _cell_values(cell: LongPplCell, found: LongPplFound) -> dict[str, Any]:
             for (above, to), (nats, count) in found.by_position.items()
         ],
         "windows": list(cell.windows),
+        "window_documents": list(cell.documents),
         "window_context": list(cell.context),
         "window_key_nats": [round(sum(row), 6) for row in cell.key_nats],
         "window_key_tokens": [sum(row) for row in cell.key_tokens],
@@ -98,14 +114,23 @@ def _cell_values(cell: LongPplCell, found: LongPplFound) -> dict[str, Any]:
 
 def _show(report: Report, console: "Console") -> None:
     found = {model.name: longppl_of(report, model.name) for model in report.models}
-    windows = max(len(cell.windows) + cell.left_out for cell in report.of(LongPplCell))
+    cells = report.of(LongPplCell)
+    windows = max(len(cell.windows) + cell.left_out for cell in cells)
+    documents = max(len(set(cell.documents or cell.windows)) for cell in cells)
     console.print("\n[bold]LongPPL[/]: perplexity of the tokens for which long context matters")
     console.print(
-        f"below it: its 95 % interval over {windows} windows, and key tokens; by how many tokens "
-        "are before them; perplexity: that of all tokens",
+        f"below it: its 95 % interval over {documents} documents ({windows} windows), and key "
+        "tokens; by how many tokens are before them; perplexity: that of all tokens",
         style="dim",
     )
     console.print(_table(report, found))
+    keys = report.settings.get("keys") or {}
+    if common := keys.get("files_in_shards"):
+        console.print(
+            f"{plain(keys['folder'])} and {plain(report.settings['shards'])} are of the same files "
+            f"({len(common)}, {plain(common[0])} for one): models that were trained on these may "
+            "know the text; score another"
+        )
     for name, cell in found.items():
         if cell and cell.left_out:
             console.print(
@@ -137,7 +162,8 @@ def _table(report: Report, found: dict[str, LongPplFound | None]) -> "Table":
 
 def _lines(nats: Mean, tokens: int, star: str) -> str:
     value, low, high = (shortly(math.exp(value)) for value in (nats.value, nats.low, nats.high))
-    return f"{value}{star}\n[dim]{low}-{high} [/]\n[dim]{tokens:,} [/]"
+    interval = "±?" if math.isnan(nats.low) else f"{low}-{high}"
+    return f"{value}{star}\n[dim]{interval} [/]\n[dim]{tokens:,} [/]"
 
 
 def _draw(report: Report) -> "Figure":

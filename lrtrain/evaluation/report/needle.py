@@ -10,7 +10,7 @@ from lrtrain.evaluation.report.figures import draw_by_length, draw_maps
 from lrtrain.evaluation.report.results import ModelEntry, Report
 from lrtrain.evaluation.report.section import Section
 from lrtrain.evaluation.report.statistics import Mean, mean
-from lrtrain.evaluation.report.tables import by_length, graded, half, mark
+from lrtrain.evaluation.report.tables import by_length, graded, mark, plus_minus
 from lrtrain.evaluation.suite import seed_of_each
 
 if TYPE_CHECKING:
@@ -24,14 +24,16 @@ def needle_at(
 ) -> tuple[Mean, Mean] | None:
     """Exact and share at one depth, or over all depths; None where nothing was measured.
 
-    Seeds are but further draws of prompts: their samples are one sample.
+    The depths are given, and resamples are drawn within them. Seeds are but further draws of
+    prompts: their samples are one sample.
     """
     cells = _cells_at(report, model, length, depth)
     if not cells:
         return None
     exact = [float(value) for cell in cells for value in cell.exact]
     share = [value for cell in cells for value in cell.share]
-    return mean(exact), mean(share)
+    depths = [index for index, cell in enumerate(cells) for _ in cell.share]
+    return mean(exact, groups=depths), mean(share, groups=depths)
 
 
 def _cells_at(
@@ -115,7 +117,7 @@ def _cell(report: Report, model: ModelEntry, length: int) -> str:
     exact, share = found
     return (
         f"{graded(share.value)}{mark(length, model)}\n"
-        f"[dim]±{half(share):.3f} [/]\n[dim]{exact.value:.0%} [/]"
+        f"[dim]{plus_minus(share)} [/]\n[dim]{exact.value:.0%} [/]"
     )
 
 

@@ -9,7 +9,7 @@ from lrtrain.evaluation.report.figures import draw_by_length, draw_line, label_l
 from lrtrain.evaluation.report.results import ModelEntry, Report
 from lrtrain.evaluation.report.section import Section
 from lrtrain.evaluation.report.statistics import Mean, as_perplexity, mean
-from lrtrain.evaluation.report.tables import by_length, half, mark, shortly, size_text
+from lrtrain.evaluation.report.tables import by_length, mark, plus_minus, shortly, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def _cell(report: Report, model: ModelEntry, length: int) -> str:
     token, byte = found
     return (
         f"{shortly(math.exp(token.value))}{mark(length, model)}\n"
-        f"[dim]{byte.value:.3f} [/]\n[dim]±{half(byte):.3f} [/]"
+        f"[dim]{byte.value:.3f} [/]\n[dim]{plus_minus(byte)} [/]"
     )
 
 
@@ -118,11 +118,12 @@ def _panel(report: Report, axes: "Axes") -> None:
         for length in lengths
         if (value := found(model.name, length))
     ]
-    inside = [value.high for value, is_inside in values if is_inside]
+    tops = [max(value.value, value.high) for value, _ in values]  # the value where high is NaN
+    inside = [top for top, (_, is_inside) in zip(tops, values, strict=True) if is_inside]
     if inside:
-        low, high = min(value.low for value, _ in values), max(inside)
+        low, high = min(min(value.value, value.low) for value, _ in values), max(inside)
         margin = 0.1 * (high - low)
-        if any(value.high > high + margin for value, _ in values):
+        if any(top > high + margin for top in tops):
             axes.set_ylim(low - margin, high + margin)
     axes.set_title("Perplexity: lower is better")
     axes.set_ylabel(_what(report))

@@ -12,9 +12,9 @@ from lrtrain.evaluation.report.statistics import Mean, mean
 from lrtrain.evaluation.report.tables import (
     by_length,
     graded,
-    half,
     mark,
     plain,
+    plus_minus,
     size_text,
 )
 from lrtrain.evaluation.ruler import TASKS, RulerCell
@@ -129,7 +129,7 @@ def _mean_cell(report: Report, model: ModelEntry, length: int) -> str:
     found = score_at(report, model.name, length)
     if found is None:
         return ""
-    return f"{graded(found.value)}{mark(length, model)}\n[dim]±{half(found):.3f} [/]"
+    return f"{graded(found.value)}{mark(length, model)}\n[dim]{plus_minus(found)} [/]"
 
 
 def _draw(report: Report) -> "Figure":

@@ -15,7 +15,14 @@ from lrtrain.evaluation.report.statistics import (
     measured_mean,
     share,
 )
-from lrtrain.evaluation.report.tables import add_model, half, mark, new_table, plain, size_text
+from lrtrain.evaluation.report.tables import (
+    add_model,
+    mark,
+    new_table,
+    plain,
+    plus_minus,
+    size_text,
+)
 from lrtrain.evaluation.short import ShortCell
 
 if TYPE_CHECKING:
@@ -109,7 +116,7 @@ def _cell_values(cell: ShortCell, found: ShortFound) -> dict[str, Any]:
     }
 
 
-def _listed(found: Mean | None) -> list[float] | None:
+def _listed(found: Mean | None) -> list[float | None] | None:
     return found.as_list() if found else None
 
 
@@ -150,12 +157,11 @@ def _show(report: Report, console: "Console") -> None:
 
 
 def _lines(found: Mean, against: Mean | None, how: str, star: str) -> str:
-    lines = f"{found.value:.3f}{star}\n[dim]±{half(found):.3f} [/]"
+    lines = f"{found.value:.3f}{star}\n[dim]{plus_minus(found)} [/]"
     if against is None:
         return lines
-    percent = how.endswith("%")
-    spread = f"{half(against):.1%}" if percent else f"{half(against):.3f}"
-    return f"{lines}\n[dim]{format(against.value, how)} ±{spread} [/]"
+    spread = plus_minus(against, how.removeprefix("+"))
+    return f"{lines}\n[dim]{format(against.value, how)} {spread} [/]"
 
 
 def _draw(report: Report) -> "Figure":

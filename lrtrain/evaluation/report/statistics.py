@@ -3,24 +3,31 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from lrdata.bootstrap import interval, picks, ratio
+from lrdata.bootstrap import Interval, interval, picks, ratio
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval: NaN where a single sample cannot tell how others would be."""
 
     value: float
     low: float
     high: float
     count: int
 
-    def as_list(self) -> list[float]:
-        """[mean, low end, high end], as eval.json has them."""
-        return [round(self.value, 6), round(self.low, 6), round(self.high, 6)]
+    @classmethod
+    def of(cls, found: Interval, count: int) -> Self:
+        """What a bootstrap over so many samples found."""
+        return cls(*found, count) if count > 1 else cls(found.value, math.nan, math.nan, count)
+
+    def as_list(self) -> list[float | None]:
+        """[mean, low end, high end], as eval.json has them: no NaN, but None."""
+        ends = (None if math.isnan(end) else round(end, 6) for end in (self.low, self.high))
+        return [round(self.value, 6), *ends]
 
 
 def mean(
@@ -35,7 +42,7 @@ def mean(
     """
     top = np.asarray(values, np.float64)
     bottom = np.ones(len(top)) if weights is None else np.asarray(weights, np.float64)
-    return Mean(*ratio(top, bottom, groups), len(top))
+    return Mean.of(ratio(top, bottom, groups), len(top))
 
 
 def measured_mean(values: Sequence[float], weights: Sequence[float]) -> Mean | None:
@@ -90,9 +97,9 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
     found = found[np.isfinite(found)]
     inside = np.append(found, singly[np.isfinite(singly)])
     stretched = found[0] + (found - found[0]) * math.sqrt(count / max(1, count - 1))
-    return Mean(*interval(np.clip(stretched, inside.min(), inside.max())), count)
+    return Mean.of(interval(np.clip(stretched, inside.min(), inside.max())), count)
 
 
-def as_perplexity(nats: Mean) -> list[float]:
+def as_perplexity(nats: Mean) -> list[float | None]:
     """exp of nats per token and of the ends of its interval, as eval.json has them."""
-    return [round(math.exp(value), 6) for value in nats.as_list()]
+    return [None if value is None else round(math.exp(value), 6) for value in nats.as_list()]

@@ -1,5 +1,6 @@
 """What the tables of all sections have in common."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,13 @@ def mark(length: int, model: ModelEntry) -> str:
 
 
 def half(found: Mean) -> float:
-    """Half of the interval."""
+    """Half of the interval; NaN where there is none."""
     return (found.high - found.low) / 2
+
+
+def plus_minus(found: Mean, how: str = ".3f") -> str:
+    """The same as a table has it: ±0.012, or ±?."""
+    return "±?" if math.isnan(half(found)) else f"±{format(half(found), how)}"
 
 
 def shortly(value: float) -> str:

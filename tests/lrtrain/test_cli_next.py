@@ -1,0 +1,63 @@
+"""A command line that is printed for what comes next is one that the command takes."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from lrtrain.cli import main
+from lrtrain.cli_next import eval_command, run_command
+from lrtrain.model_spec import parse_models
+from lrtrain.recipe import TrainRecipe
+
+
+def parsed(command: str, name: str) -> dict[str, Any]:
+    program, called, *words = shlex.split(command)
+    assert (program, called) == ("lrtrain", name)
+    return main.commands[name].make_context(name, words).params
+
+
+@pytest.mark.parametrize(
+    ("window", "target", "lengths"),
+    [
+        (8192, 131072, [8192, 32768, 131072]),
+        (256, 2048, [256, 1024, 2048]),
+        (4096, 100_000, [4096, 16384, 65536, 100_000]),
+        (2048, 4096, [2048, 4096]),
+        (4096, 4096, [4096]),
+        (8192, 4096, [4096]),
+    ],
+)
+def test_a_model_is_measured_up_to_its_window(
+    window: int, target: int, lengths: list[int], tmp_path: Path
+) -> None:
+    base, made = tmp_path / "a base", tmp_path / "merged"
+    for folder, length in ((base, window), (made, target)):
+        LlamaConfig(max_position_embeddings=length).save_pretrained(folder)
+    asked = parsed(eval_command(str(base), made), "eval")
+    assert asked["lengths"] == lengths
+    specs = parse_models(list(asked["models"]))
+    assert (specs[0].name, specs[0].path) == ("base", str(base))
+    assert specs[-1].path == str(made)
+    untrained = [(spec.path, spec.target_len) for spec in specs[1:-1]]
+    assert untrained == ([(str(base), target)] if window < target else [])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"checkpointing": True, "moments": "8bit", "offload": ("optimizer", "activations")},
+        {"dtype": "fp32", "device": "cpu", "mlp_tokens": 4096, "rope": "theta=8e6", "lr": 1e-4},
+        {"steps": 3, "attention_scale": "auto", "stages": ("extend",), "checkpoint_every": 0},
+    ],
+)
+def test_a_run_has_the_options_of_the_recipe(options: dict[str, Any]) -> None:
+    recipe = TrainRecipe(**options)
+    asked = parsed(run_command(Path("my shards"), "model", recipe), "run")
+    assert asked.pop("shards") == Path("my shards")
+    assert (asked.pop("model"), asked.pop("out")) == ("model", Path("RUN"))
+    stages = tuple(asked.pop("stages").split(","))
+    assert TrainRecipe(stages=stages, **asked) == recipe
