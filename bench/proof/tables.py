@@ -144,6 +144,7 @@ def show(found: Found) -> None:
     print("\n".join(_merge_lines(found)), end="\n\n")
     _print_price(found)
     _print_search(found)
+    _print_text_at_one_rate(found)
 
 
 def _print_pairs(found: Found, budget: Budget) -> None:
@@ -192,6 +193,19 @@ def _print_search(found: Found) -> None:
             taken = "**" if found["rates"][name] == float(rate) else ""
             cells.append(f"{taken}{' / '.join(f'{value:.3f}' for value in values)}{taken}")
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _print_text_at_one_rate(found: Found) -> None:
+    """Text of full length's at the same rate, on the seed of the search."""
+    full = found["search"][FULL.name]
+    print("\nText at 2,048, of full length's at the same rate; one seed.\n")
+    print(f"| | {' | '.join(full)} |\n|---|{'---|' * len(full)}")
+    for name, tried in found["search"].items():
+        shares = (
+            f"{tried[rate][_TEXT_FAR] / one[_TEXT_FAR]:.3f}" if rate in tried else ""
+            for rate, one in full.items()
+        )
+        print(f"| {name} | {' | '.join(shares)} |")
 
 
 def _print(lines: dict[str, Line], columns: dict[str, Callable[[Line], str]]) -> None:
