@@ -108,7 +108,7 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     """A line for each variant, beside the plain one, seed by seed."""
     print(f"### {PLAIN}, one thing changed at a time\n")
-    print("| | 256 | **2,048** | less than as it is | text 2,048 | of as it is | short text |")
+    print("| | 256 | **2,048** | more than as it is | text 2,048 | of as it is | short text |")
     print("|---|---|---|---|---|---|---|")
     runs = found["trained"]
 
