@@ -56,9 +56,7 @@ METHODS = (
 CHOSEN = METHODS[-1]
 """The one that is annealed and merged; fixed before the runs."""
 
-TEXT_RATES = tuple(
-    one for one in METHODS if one.name.startswith(("LongRecipe, evidence", "LongRecipe, lexicon"))
-)
+TEXT_RATES = tuple(one for one in METHODS if one.name.startswith("LongRecipe, evidence"))
 """Methods at whose rates full length is trained too: what text costs is compared at one rate, as
 twice the rate learns more of the texts' kind, whatever the method."""
 
