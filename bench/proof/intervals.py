@@ -42,8 +42,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 def share_of_means(one: Sequence[float], other: Sequence[float]) -> Interval:
     """Mean of one / mean of other, by the delta method: for counts so small that the shares of
-    single seeds say little."""
-    whole = float(np.mean(other))
+    single seeds say little. Not a number where the others are all 0."""
+    whole = float(np.mean(other)) or nan
     ratio = float(np.mean(one)) / whole
     rest = over_seeds([(a - ratio * b) / whole for a, b in zip(one, other, strict=True)])
     return Interval(ratio, rest.half)

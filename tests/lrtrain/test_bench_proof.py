@@ -247,6 +247,7 @@ def test_shares_of_means_are_those_of_a_bootstrap() -> None:
     assert found.mean == pytest.approx(one[:11].sum() / other[:11].sum())
     assert math.isfinite(found.half)
     assert intervals.share_of_means([2.0, 4.0], [1.0, 2.0]).half == pytest.approx(0)
+    assert math.isnan(intervals.share_of_means([1.0, 1.0], [0.0, 0.0]).mean)
     assert intervals.over_spans(one, other) == pytest.approx(1.96 * drawn.std(), rel=0.05)
 
 
