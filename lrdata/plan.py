@@ -189,7 +189,8 @@ def _hash_seconds(files: list[SourceFile], workers: int) -> float:
     if largest is None or not largest.size:
         return 0.0
     began = time.monotonic()
-    data = open_source(largest).read(_HASHED_BYTES)
+    with open_source(largest) as stream:
+        data = stream.read(_HASHED_BYTES)
     hashlib.sha256(data)
     each = (time.monotonic() - began) / len(data)
     total = sum(file.size for file in local)

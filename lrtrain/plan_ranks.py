@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from lrdata.errors import LongRecipeError
 from lrtrain.flops import linear_weights
 from lrtrain.memory import StepMemory
+from lrtrain.model import TORCH_DTYPES
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import head_dim_of
 
@@ -36,8 +37,6 @@ LINK = 350e9
 data sheet."""
 NETWORK = 40e9
 """The same from other hosts: one 400 Gbit/s adapter a GPU, 50 by the data sheet."""
-_BYTES = {"bf16": 2, "fp32": 4}
-"""Of a parameter, a key or a value, by --dtype."""
 _BYTES_OF_A_GRADIENT = 4
 
 
@@ -120,15 +119,16 @@ def keys_and_values(config: Any, tokens: int, context: int, recipe: TrainRecipe)
     """Bytes that a rank gets and gives of a row that `context` ranks share."""
     width = 2 * config.num_key_value_heads * head_dim_of(config)
     passes = 3 if recipe.checkpointing else 2  # forward, again, and the gradients
-    share = (context - 1) / context
-    return config.num_hidden_layers * passes * share * tokens * width * _BYTES[recipe.dtype]
+    share, size = (context - 1) / context, TORCH_DTYPES[recipe.dtype].itemsize
+    return config.num_hidden_layers * passes * share * tokens * width * size
 
 
 def parameters_and_gradients(config: Any, ranks: int, recipe: TrainRecipe) -> float:
     """Bytes that a rank gets and gives of the parameters of a model, for a micro-batch."""
     embedding = 0 if config.tie_word_embeddings else config.hidden_size * config.vocab_size
     count = linear_weights(config) + embedding
-    return (ranks - 1) / ranks * count * (2 * _BYTES[recipe.dtype] + _BYTES_OF_A_GRADIENT)
+    each = 2 * TORCH_DTYPES[recipe.dtype].itemsize + _BYTES_OF_A_GRADIENT
+    return (ranks - 1) / ranks * count * each
 
 
 def fastest(found: Measured, fits: Fits) -> Mix | None:

@@ -99,3 +99,17 @@ def content(folder: Path) -> dict[str, bytes]:
         elif not any(path.iterdir()):
             found[f"{name}/"] = b""
     return found
+
+
+def some_texts(count: int, seed: int = 0, longest: int = 60) -> list[str]:
+    """Texts of 1..`longest` paragraphs."""
+    draw = random.Random(seed)
+    return ["".join(generated_text(draw.randint(1, longest), seed + i)) for i in range(count)]
+
+
+def write_jsonl(path: Path, texts: Sequence[str], **fields: object) -> Path:
+    """A file of texts with ids, `<the file's name>-<number>`; returns its path."""
+    records = [{"id": f"{path.stem}-{i}", "text": text, **fields} for i, text in enumerate(texts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(json_lines(records))
+    return path

@@ -18,7 +18,7 @@ from lrdata.draws import Draws
 from lrdata.recipe import BuildRecipe
 from lrdata.tokenizer import Tokenizer
 from lrdata.vocabulary import each_token
-from tests.lrdata.test_building import some_texts, write_jsonl
+from tests.corpora import some_texts, write_jsonl
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 

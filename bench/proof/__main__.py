@@ -13,7 +13,6 @@ figures.
 """
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -31,6 +30,7 @@ from small import SEEDS, SmallProof
 
 from lrdata.atomic import write_json
 from lrdata.errors import Commands
+from lrdata.runtime import usable_cpus
 
 _OPTIONS = (
     click.option("--out", type=click.Path(path_type=Path), required=True),
@@ -62,7 +62,7 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def study_of(out: Path, workers: int | None, seconds: float) -> Study:
     made()  # by what is here now, whatever becomes of it meanwhile
-    return Study(out, workers or os.cpu_count() or 1, seconds=seconds)
+    return Study(out, workers or usable_cpus(), seconds=seconds)
 
 
 def draw(what: str, found: dict[str, Any], path: Path) -> None:

@@ -197,7 +197,7 @@ def _print_search(found: Found) -> None:
 
 def _print_text_at_one_rate(found: Found) -> None:
     """Text of full length's at the same rate, on the seed of the search."""
-    full = found["search"][FULL.name]
+    full = dict(sorted(found["search"][FULL.name].items(), key=lambda each: float(each[0])))
     print("\nText at 2,048, of full length's at the same rate; one seed.\n")
     print(f"| | {' | '.join(full)} |\n|---|{'---|' * len(full)}")
     for name, tried in found["search"].items():

@@ -14,6 +14,7 @@ from lrdata import cli_hub
 from lrdata.errors import Commands
 from lrdata.manifest import read_manifest
 from lrdata.staging import complete
+from tests.corpora import content
 from tests.lrdata.hub_server import HubServer
 from tests.lrdata.made_dataset import MAKERS, write_dataset
 
@@ -41,14 +42,6 @@ def made(folder: Path, first: int = 0, parts: int = 5) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def of_dataset(folder: Path, *left: str) -> dict[str, bytes]:

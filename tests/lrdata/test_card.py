@@ -26,8 +26,8 @@ from lrdata.report.command import build_command
 from lrdata.report.front_matter import quoted
 from lrdata.report.markdown import inert
 from lrdata.retargeting import retarget
+from tests.corpora import some_texts, write_jsonl
 from tests.lrdata.made_dataset import extend_row, write_dataset
-from tests.lrdata.test_building import some_texts, write_jsonl
 
 _SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
 

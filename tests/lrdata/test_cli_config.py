@@ -17,7 +17,7 @@ from lrdata.cli_config import defaults_of
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.errors import LongRecipeError
 from lrdata.recipe import BuildRecipe, without_derived
-from tests.lrdata.test_building import content, some_texts, write_jsonl
+from tests.corpora import content, some_texts, write_jsonl
 
 TEXTS = st.text(
     st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="="), min_size=1

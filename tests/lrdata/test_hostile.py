@@ -24,6 +24,7 @@ from lrdata.building import build
 from lrdata.cli import main
 from lrdata.recipe import BuildRecipe
 from lrdata.shards import file_sha256
+from tests.corpora import content, some_texts, write_jsonl
 from tests.lrdata.build_runs import ROOT
 from tests.lrdata.made_dataset import (
     extend_row,
@@ -32,7 +33,6 @@ from tests.lrdata.made_dataset import (
     rows_to_table,
     write_dataset,
 )
-from tests.lrdata.test_building import content, some_texts, write_jsonl
 from tests.lrdata.test_parquet_bounds import zeros
 
 COMMANDS: dict[str, list[str]] = {

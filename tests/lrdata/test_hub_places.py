@@ -16,7 +16,8 @@ from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push, repository
 from lrdata.hub.plain import PlainFolder
 from lrdata.verifying import verify
-from tests.lrdata.hub_datasets import REPO, content, made, of_dataset
+from tests.corpora import content
+from tests.lrdata.hub_datasets import REPO, made, of_dataset
 from tests.lrdata.hub_server import HubServer
 
 # A person's files

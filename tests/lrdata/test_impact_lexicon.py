@@ -25,6 +25,7 @@ from lrdata.scores import open_scores
 from lrdata.shards import SCHEMA, Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
+from tests.corpora import content
 from tests.lrdata.made_scores import made_texts, random_window, tokens_of, write_scores
 
 TARGET = 1024
@@ -153,11 +154,6 @@ def rows_of(folder: Path, *kinds: str) -> Iterator[Row]:
     for kind in kinds:
         for index in range(shards.rows(kind)):
             yield shards.read_row(kind, index)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
 
 
 def test_workers_do_not_change_a_byte(

@@ -26,6 +26,7 @@ from lrdata.scores import ScoredWindow, open_scores
 from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrdata.windows import Document, Span, Window
+from tests.corpora import content
 from tests.lrdata.made_scores import (
     made_texts,
     random_window,
@@ -274,11 +275,6 @@ def built(common: list[str], folder: Path, tmp_path_factory: pytest.TempPathFact
     return build(
         common, tmp_path_factory.mktemp("built") / "shards", "--impact", f"scores:{folder}"
     )
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
 
 
 def rows_of(folder: Path, kind: str) -> Iterator[Row]:

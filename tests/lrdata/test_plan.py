@@ -19,7 +19,7 @@ from lrdata.cli import main
 from lrdata.manifest import read_manifest
 from lrdata.plan import Plan, make_plan, plan_table
 from lrdata.recipe import BuildRecipe
-from tests.lrdata.test_building import some_texts, write_jsonl
+from tests.corpora import some_texts, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import lrdata
 from lrdata.cli import main
-from tests.lrdata.test_building import some_texts, write_jsonl
+from tests.corpora import some_texts, write_jsonl
 
 
 def promised(package: str) -> set[str]:

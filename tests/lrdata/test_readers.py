@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import lrdata
-from tests.lrdata.test_building import some_texts, write_jsonl
+from tests.corpora import some_texts, write_jsonl
 
 KINDS = ("extend", "replay", "holdout")
 Rows = list[dict[str, Any]]

@@ -18,7 +18,7 @@ from lrdata.recipe import BuildRecipe
 from lrdata.retargeting import retarget
 from lrdata.verifying import verify
 from tests.conftest import CHAT_TEMPLATE
-from tests.lrdata.test_building import content, some_texts, write_jsonl
+from tests.corpora import content, some_texts, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from lrdata.shards import Shards
 from lrdata.tokenizer import Tokenizer
 from tests.chi_square import assert_follows, evenly
 from tests.conftest import generated_text
-from tests.lrdata.test_building import some_texts, write_jsonl
+from tests.corpora import some_texts, write_jsonl
 
 
 @given(st.lists(st.integers(1, 100), max_size=200))
@@ -53,6 +53,18 @@ def write_three(folder: Path, name: str = "{}.jsonl") -> dict[str, Path]:
     return files
 
 
+def replaying(folder: Path, files: dict[str, Path], tokenizer: Path, texts: int) -> BuildRecipe:
+    """As many tokens of these files as of a corpus of so many texts."""
+    return BuildRecipe(
+        (str(write_jsonl(folder / "c.jsonl", some_texts(texts, 1))),),
+        str(tokenizer),
+        1024,
+        replay=tuple(map(str, files.values())),
+        replay_ratio=1.0,
+        id_field="id",
+    )
+
+
 @pytest.fixture(scope="module", params=["{}.jsonl", "{}.jsonl.gz"])
 def sampled(
     request: pytest.FixtureRequest, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
@@ -60,16 +72,7 @@ def sampled(
     """A dataset whose replay takes an eighth of three files, of sizes 1 : 2 : 3; its folder."""
     folder = tmp_path_factory.mktemp("sampled")
     files = write_three(folder, request.param)
-    corpus = write_jsonl(folder / "c.jsonl", some_texts(40, 1))
-    recipe = BuildRecipe(
-        (str(corpus),),
-        str(tiny_tokenizer),
-        1024,
-        replay=tuple(map(str, files.values())),
-        replay_ratio=1.0,
-        id_field="id",
-    )
-    build(recipe, folder / "out", workers=1)
+    build(replaying(folder, files, tiny_tokenizer, 40), folder / "out", workers=1)
     return folder
 
 
@@ -133,14 +136,7 @@ def test_of_a_large_corpus_little_more_is_read_than_is_taken(
 
     monkeypatch.setattr("lrdata.replay.read_unit", reading)
     files = write_three(tmp_path)
-    corpus = write_jsonl(tmp_path / "c.jsonl", some_texts(20, 1))
-    recipe = BuildRecipe(
-        (str(corpus),),
-        str(tiny_tokenizer),
-        1024,
-        replay=tuple(map(str, files.values())),
-        id_field="id",
-    )
+    recipe = replaying(tmp_path, files, tiny_tokenizer, 20)
     whole = sum(path.stat().st_size for path in files.values())
     for ratio in (0.02, 1.0):
         read.clear()

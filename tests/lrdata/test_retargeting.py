@@ -35,6 +35,7 @@ from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, Row, file_sha256
 from lrdata.verifying import verify
 from tests.conftest import generated_text
+from tests.corpora import content
 
 TARGET, NEW = 1024, 4096
 
@@ -82,12 +83,6 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retargeted files have the row groups of the build."""
     monkeypatch.setattr("lrdata.shard_writer.PAGE_TOKENS", (1_000, 1_000))
     monkeypatch.setattr("lrdata.shard_writer.GROUP_TOKENS", 2_000)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def extend_rows(folder: Path) -> list[Row]:
