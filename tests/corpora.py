@@ -96,7 +96,7 @@ def content(folder: Path) -> dict[str, bytes]:
         name = path.relative_to(folder).as_posix()
         if path.is_file():
             found[name] = path.read_bytes()
-        elif not any(path.iterdir()):
+        elif path.is_dir() and not any(path.iterdir()):
             found[f"{name}/"] = b""
     return found
 

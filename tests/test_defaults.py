@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from lrdata.cli import main as lrdata
+from lrdata.errors import LongRecipeError
 from lrtrain.cli import main as lrtrain
 from lrtrain.evaluation import NeedleTemplate
 
@@ -49,7 +50,7 @@ def test_defaults_of_commands_are_those_of_the_library(
 
     def take(*arguments: Any, **options: Any) -> None:
         given.update(signature.bind(*arguments, **options).arguments)
-        raise KeyboardInterrupt  # it need do nothing
+        raise LongRecipeError("enough")  # an interrupt would end a process with other threads
 
     monkeypatch.setattr(f"{home}.{name}", take)
     monkeypatch.setattr(

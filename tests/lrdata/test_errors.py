@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import click
@@ -46,7 +47,9 @@ def test_debug_shows_the_exception_itself(arguments: list[str]) -> None:
     assert CliRunner().invoke(group, arguments).exception is problem
 
 
-def test_an_interrupt_says_that_work_can_go_on() -> None:
+def test_an_interrupt_says_that_work_can_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Threads that other tests left behind would end this process.
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
     result = run(KeyboardInterrupt())
     assert result.exit_code == 130
     assert result.stderr.strip() == (
