@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,21 +27,23 @@ def run_command(shards: Path | str, model: str, recipe: "TrainRecipe") -> str:
     return shlex.join(words)
 
 
-def eval_command(base: str, made: Path) -> str:
+def eval_command(base: str, made: Path, rope: str = "auto", eot: str | None = None) -> str:
     """`lrtrain eval` of a model, from the window of its base to its own: beside the base, also with
-    the RoPE of the new window, untrained."""
+    the `rope` that training began with, untrained. eot: where the tokenizer names none."""
     from lrtrain.model import load_config
 
     window, target = (load_config(str(one)).max_position_embeddings for one in (base, made))
     models, lengths = [f"base={base}"], [min(window, target)]
     if window < target:
-        models.append(f"{base}@target={_written(target)}")
+        chosen = "" if rope == "auto" else f"{rope},"
+        models.append(f"{base}@{chosen}target={_written(target)}")
         while _STEP * lengths[-1] < target:
             lengths.append(_STEP * lengths[-1])
         lengths.append(target)
-    return shlex.join(
-        ["lrtrain", "eval", *models, str(made), "--lengths", ",".join(map(_written, lengths))]
-    )
+    words = ["lrtrain", "eval", *models, str(made), "--lengths", ",".join(map(_written, lengths))]
+    words += ["--eot", eot] if eot else []
+    words += [] if find_spec("matplotlib") else ["--no-plots"]
+    return shlex.join(words)
 
 
 def _written(tokens: int) -> str:

@@ -10,6 +10,7 @@ import click
 
 from lrdata.cli_config import config_option
 from lrdata.cli_json import json_option, print_json
+from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count, Speed
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
@@ -290,7 +291,9 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
     made = run_stages(shards, model, out, recipe, click.echo)
     if made:  # of many ranks the first says so
         click.echo(f"made {', '.join(map(str, made))}")
-        click.echo(f"see what it retrieves with: {eval_command(model, made[-1])}")
+        eot = open_dataset(shards).manifest.recipe.get("eot")
+        command = eval_command(model, made[-1], recipe.rope, eot)
+        click.echo(f"see what it retrieves with: {command}")
 
 
 @click.command()

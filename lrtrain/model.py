@@ -19,7 +19,7 @@ from lrdata.shards import file_sha256
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import IMPLEMENTATION, register
 from lrtrain.distributed import ALONE, Ranks, shard, whole_parameters
-from lrtrain.model_files import SINGLE, Weights, model_folder, write_safetensors
+from lrtrain.model_files import SINGLE, Weights, model_folder, weight_files, write_safetensors
 from lrtrain.rope import Rope, check_angles, check_inv_freq, rope_of_transformers_4, set_rope
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -249,13 +249,15 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
 
 
 def model_fingerprint(path_or_id: str) -> str:
-    """sha256 over the config and weights of a model folder; of a hub id, its revision."""
+    """sha256 over a model folder's config and the files of weights that are read; of a hub id, its
+    revision."""
     folder = Path(path_or_id)
     if not folder.is_dir():
         return str(load_config(path_or_id)._commit_hash)
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for name in sorted(["config.json", *weight_files(folder)]):
+        if (folder / name).exists():  # that it is not is said when the weights are opened
+            digest.update(f"{name} {file_sha256(folder / name)}\n".encode())
     return digest.hexdigest()
 
 

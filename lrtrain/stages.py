@@ -11,20 +11,18 @@ its last checkpoint in RUN/checkpoints, which go when it is done.
 """
 
 import gc
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from lrdata.atomic import locked, write_json
+from lrdata.atomic import locked
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
-from lrdata.recipe import differences
 from lrdata.runtime import usable_cpus
 from lrdata.shards import Shards, file_sha256
 from lrdata.tokenizer import Tokenizer
@@ -46,26 +44,18 @@ from lrtrain.model import (
     choose_device,
     load_config,
     load_model,
-    model_fingerprint,
     open_weights,
     save_model,
 )
-from lrtrain.model_files import model_folder
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import parse_rope
+from lrtrain.run_folder import claim
 from lrtrain.schedules import linear_to_zero, warmup_then
 from lrtrain.weights import NEED_LSD, WEIGHTS
 
-_OF_NO_MATTER = dict.fromkeys(
-    (
-        *("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard"),
-        *("context_parallel", "data_parallel", "rank_timeout"),
-    )
-)
-"""Options in which two runs may differ and be the same: more stages of one recipe, for one."""
 FOLDERS = {"extend": "extend", "anneal": "anneal", "merge": "merged"}
 Say = Callable[[str], None]
 
@@ -113,12 +103,12 @@ def run(
             )
             say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
 
-            def claim() -> None:
+            def hold() -> None:
                 if ranks.first:
-                    _claim(opened)
                     stack.enter_context(locked(opened.out, opened.out))
 
-            ranks.agree(claim)
+            ranks.agree(hold)
+            ranks.first_works(partial(claim, opened.out, recipe, model, opened.shards))
             made = [*_trained(opened), *_merged(opened)]
         return made if ranks.first else []
 
@@ -234,7 +224,9 @@ def _check_order(opened: Run) -> None:
         if opened.is_done(stage) or opened.is_left_out(stage):
             continue
         later = list(FOLDERS)[list(FOLDERS).index(stage) + 1 :]
-        stale = " and ".join(str(opened.folder(name)) for name in later if opened.is_done(name))
+        made = [opened.folder(name) for name in later if opened.is_done(name)]
+        begun = [one.folder for name in later for one in Checkpoints(opened.out, name, 1).all()]
+        stale = " and ".join(map(str, [*made, *begun]))
         if stale:
             raise LongRecipeError(
                 f"made before the {stage} stage, which would run now: {stale}; remove that, to "
@@ -264,37 +256,6 @@ def _check_weights(shards: Shards, weights: str) -> None:
             f"--token-weights {weights}: no token of {shards.where} has an lsd; build the dataset "
             "with --impact scores:DIR, DIR from `lrtrain score` of this corpus without --long-model"
         )
-
-
-def _claim(opened: Run) -> None:
-    """Write recipe.json, or compare with the one that is there."""
-    out, shards = opened.out, opened.shards
-    wanted = {
-        **opened.recipe.as_json(),
-        "model": opened.model,
-        "shards": [entry.sha256 for entry in shards.manifest.files],
-    }
-    path, there = out / "recipe.json", dict[str, Any]()
-    if path.exists():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        of_no_matter = {**_OF_NO_MATTER, "model_sha256": None, "shards": None}
-        for found in differences(*({**one, **of_no_matter} for one in (there, wanted))):
-            _refuse_another(out, found)
-        if there.get("shards") != wanted["shards"]:
-            _refuse_another(out, f"it trains on other shards than those in {shards.where}")
-    elif out.exists() and any(
-        not entry.name.startswith(".recipe.json.") for entry in out.iterdir()
-    ):
-        raise LongRecipeError(f"{out} is not an empty folder; choose another --out")
-    # Of what is there, whatever a hub calls it. Runs of before this was written have none.
-    weights = model_fingerprint(str(model_folder(opened.model)))
-    if there.get("model_sha256", weights) != weights:
-        _refuse_another(out, f"{opened.model} had other weights or another config when it began")
-    write_json(path, {**wanted, "model_sha256": weights})
-
-
-def _refuse_another(out: Path, why: str) -> NoReturn:
-    raise LongRecipeError(f"{out} holds another run ({why}); choose another --out")
 
 
 def _train(opened: Run, name: str) -> None:

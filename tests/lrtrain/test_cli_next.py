@@ -45,6 +45,20 @@ def test_a_model_is_measured_up_to_its_window(
     assert untrained == ([(str(base), target)] if window < target else [])
 
 
+@pytest.mark.parametrize("rope", ["auto", "yarn", "theta=8e6", "none"])
+def test_the_untrained_model_has_the_rope_that_training_began_with(
+    rope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, length in (("base", 256), ("made", 2048)):
+        LlamaConfig(max_position_embeddings=length).save_pretrained(tmp_path / name)
+    monkeypatch.setattr("lrtrain.cli_next.find_spec", lambda name: None)
+    command = eval_command(str(tmp_path / "base"), tmp_path / "made", rope, "<end of text>")
+    asked = parsed(command, "eval")
+    untrained = parse_models(list(asked["models"]))[1]
+    assert (untrained.rope, untrained.target_len) == (rope, 2048)
+    assert (asked["eot"], asked["no_plots"]) == ("<end of text>", True)
+
+
 @pytest.mark.parametrize(
     "options",
     [

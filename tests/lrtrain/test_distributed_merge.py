@@ -1,4 +1,5 @@
-"""While the first rank merges the others stay, and end with it: stopped, failed or done.
+"""While the first rank merges the others stay, and end with it: stopped, failed or done. They wait
+as long while it reads the base.
 
 torchrun waits 300 s for a host when the ranks of another have ended, and a merge may take longer.
 """
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lrtrain.run_folder
 import lrtrain.stages
 from lrdata.errors import LongRecipeError
 from lrtrain.distributed import ALONE, Ranks
@@ -77,6 +79,24 @@ def test_the_others_stay_till_it_is_done(inputs: Inputs, out: Path) -> None:
     impatient = replace(MERGE, rank_timeout=3)
     assert on_ranks(2, _merge_for, 5.0, inputs, out, impatient) == [True, True]
     assert_merged(inputs, out)
+
+
+def _read_the_base_for(seconds: float, inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
+    read = lrtrain.run_folder.model_fingerprint
+
+    def slowly(path: str) -> str:
+        time.sleep(seconds)
+        return read(path)
+
+    lrtrain.run_folder.model_fingerprint = slowly
+    train(inputs, out, recipe)
+
+
+def test_the_others_wait_for_a_large_base(inputs: Inputs, tmp_path: Path) -> None:
+    """For longer than a rank may be silent; the run begins then."""
+    impatient = replace(MERGE, rank_timeout=3, stages=("extend",))
+    on_ranks(2, _read_the_base_for, 5.0, inputs, tmp_path / "run", impatient)
+    assert (tmp_path / "run" / "extend").exists()
 
 
 def _strike_in_the_merge(

@@ -23,6 +23,7 @@ from lrdata.manifest import read_manifest, write_manifest
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, file_sha256
 from lrtrain import attention, attention_backends, loop, stages
+from lrtrain.checkpoint import Checkpoints
 from lrtrain.cli import main
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.metrics import read_metrics
@@ -30,6 +31,7 @@ from lrtrain.model import model_fingerprint
 from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import extended_theta
+from lrtrain.run_folder import claim
 from lrtrain.stages import run
 from lrtrain.weights import WEIGHTS
 from tests.fetch import fetch
@@ -444,6 +446,52 @@ def test_what_was_made_before_a_stage_that_is_to_run(
     with pytest.raises(LongRecipeError, match=f"extend stage.*: {annealed} and {merged}; remove"):
         run(shards, str(model), out, RECIPE, lambda _: None)
     assert not (out / "extend").exists()
+    shutil.rmtree(annealed)
+    shutil.rmtree(merged)
+    begun = Checkpoints(out, "anneal", 1).save(1, [("weight", torch.zeros(3))]).folder
+    with pytest.raises(LongRecipeError, match=f"extend stage.*: {begun}; remove"):
+        run(shards, str(model), out, RECIPE, lambda _: None)
+
+
+def test_a_run_that_is_refused_leaves_the_one_at_work_its_recipe(
+    shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would not know it any more when it goes on. The first has yet to read its base."""
+    out, other = tmp_path / "run", replace(RECIPE, lr=1e-4, steps=1)
+    refused = list[LongRecipeError]()
+
+    def slowly(path: str) -> str:
+        if not refused:
+            with pytest.raises(LongRecipeError, match="another run is at work") as problem:
+                run(shards, str(model), out, replace(other, lr=2e-4), lambda _: None)
+            refused.append(problem.value)
+        return model_fingerprint(path)
+
+    monkeypatch.setattr("lrtrain.run_folder.model_fingerprint", slowly)
+    run(shards, str(model), out, other, lambda _: None)
+    assert refused
+    assert json.loads((out / "recipe.json").read_text())["lr"] == 1e-4
+    run(shards, str(model), out, other, lambda _: None)
+
+
+def test_a_run_that_is_stopped_while_it_reads_its_base_has_not_begun(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    """As of many ranks, where a signal only asks."""
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, RECIPE, str(model), open_dataset(shards), lambda: True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_that_are_not_read_are_not_of_the_base(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Some hubs hold weights in a second form, for others, which may be fetched later."""
+    base, out = Path(shutil.copytree(model, tmp_path / "base")), tmp_path / "run"
+    extend, merge = (replace(RECIPE, stages=(stage,), steps=1) for stage in ("extend", "merge"))
+    run(shards, str(base), out, extend, lambda _: None)
+    save_file({"layers.0.weight": torch.zeros(3)}, base / "consolidated.safetensors")
+    run(shards, str(base), out, merge, lambda _: None)
 
 
 def test_a_merge_that_needs_no_anneal_is_done(
