@@ -1,6 +1,6 @@
 """Does it extend the window, and at what price? Every method under equal conditions.
 
-    python bench/proof small --out /tmp/proof            # a tiny model; 105 minutes on two cores
+    python bench/proof small --out /tmp/proof            # a tiny model; two hours on two cores
     python bench/proof small --out /tmp/smoke --smoke    # shows in two minutes that it runs
     python bench/proof scale --out /tmp/proof            # the attention scale, with its bases
     python bench/proof variants --out /tmp/proof         # LongRecipe with one thing changed
@@ -84,10 +84,10 @@ def main() -> None:
 @study_options
 @click.option("--smoke", is_flag=True, help="A step each: figures mean nothing.")
 def small(smoke: bool, **options: Any) -> None:
-    """Fifteen methods on a tiny model, with equal tokens and with equal rows; anneal and merge."""
+    """Sixteen methods on a tiny model, with equal tokens and with equal rows; anneal and merge."""
     study = study_of(**options)
     proof = SmallProof.smoke(study) if smoke else SmallProof(study)
-    found = {**proof.run(), "made": made()}
+    found = {**proof.run(), "made": study.made()}
     write_json(study.out / "small.json", found)
     tables.show(found)
     draw("small", found, study.out / "small.png")
@@ -101,7 +101,7 @@ def scale(seeds: int, smoke: bool, **options: Any) -> None:
     """Retrieval and text against the softmax scale in training, for rows of 10 to 50 %."""
     study = study_of(**options)
     numbers = (0, 1) if smoke else SEEDS[:seeds]
-    found = {**scale_study.run(study, numbers, smoke), "made": made()}
+    found = {**scale_study.run(study, numbers, smoke), "made": study.made()}
     write_json(study.out / "scale.json", found)
     scale_study.show(found)
     draw("scale", found, study.out / "scale.png")
@@ -115,7 +115,7 @@ def variants(seeds: int, smoke: bool, **options: Any) -> None:
     """LongRecipe with one thing changed: segments, law of gaps, share, theta, scale."""
     study = study_of(**options)
     numbers = (0, 1) if smoke else SEEDS[:seeds]
-    found = {**variants_study.run(study, numbers, smoke), "made": made()}
+    found = {**variants_study.run(study, numbers, smoke), "made": study.made()}
     write_json(study.out / "variants.json", found)
     variants_study.show(found)
 
@@ -161,7 +161,7 @@ def prepare_real(out: Path, plan: str) -> None:
 def run_real(plan: str, **options: Any) -> None:
     """Train and measure every method; one process, on a GPU where there is one."""
     study = replace(study_of(**{**options, "workers": options["workers"] or 1}), threads=None)
-    found = {**real_proof.run(study, real_proof.PLANS[plan]), "made": made()}
+    found = {**real_proof.run(study, real_proof.PLANS[plan]), "made": study.made()}
     write_json(study.out / f"real-{plan}.json", found)
     real_tables.show(found)
 

@@ -1,10 +1,13 @@
 """Cells of work in processes of their own: what is there as JSON is not done again."""
 
+import hashlib
+import inspect
 import json
 import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,11 +17,13 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from math import inf
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lrdata.atomic import write_json
+from lrdata.errors import LongRecipeError
 from lrdata.manifest import safe_path
 from lrdata.progress import progress
 
@@ -30,9 +35,14 @@ def made() -> dict[str, str]:
     commit = "unknown"
     with suppress(FileNotFoundError):  # a machine without git
         run = subprocess.run(describe, capture_output=True, text=True, check=False)
-        commit = run.stdout.strip()
+        commit = run.stdout.strip() or commit  # a copy without its history
     versions = {name: version(name) for name in ("torch", "transformers", "numpy", "tokenizers")}
     return {"commit": commit, "python": platform.python_version(), **versions}
+
+
+def code_digest(*modules: ModuleType) -> str:
+    """Of code that makes something: made by other code it is something else."""
+    return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
 
 
 class OutOfTime(Exception):
@@ -51,14 +61,10 @@ class Cell:
         return out / "cells" / f"{self.name}.json"
 
     def kept(self, out: Path) -> dict[str, Any] | None:
-        """What was found before, if the same was asked."""
+        """What was found before, and with what, if the same was asked."""
         path = self.path(out)
-        if not path.exists():
-            return None
-        return self.found_in(json.loads(path.read_text(encoding="utf-8")))
-
-    def found_in(self, kept: Mapping[str, Any]) -> dict[str, Any] | None:
-        return dict(kept["found"]) if kept["asked"] == repr(self.arguments) else None
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"asked": None}
+        return dict(kept) if kept["asked"] == repr(self.arguments) else None
 
     def keep(self, out: Path, found: dict[str, Any]) -> None:
         self.path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -79,21 +85,38 @@ class Study:
     seconds: float = inf
     """No cell is begun after so many; the same command goes on."""
     begun: float = field(default_factory=time.monotonic)
+    commits: set[str] = field(default_factory=set)
+    """Of this repository, by which `results` were found."""
 
     def take(self, file: Path) -> None:
-        """Put the cells that `gather` wrote on another machine among ours; those here stay."""
+        """Put the cells that `gather` wrote on another machine among ours; those here stay.
+
+        Raises LongRecipeError, and takes none, where one is here that was asked otherwise.
+        """
+        carried = dict[Path, Any]()
         for name, kept in json.loads(file.read_text(encoding="utf-8")).items():
             path = safe_path(self.out / "cells", f"{name}.json")
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, kept)
+                carried[path] = kept
+            elif json.loads(path.read_text(encoding="utf-8"))["asked"] != kept["asked"]:
+                raise LongRecipeError(
+                    f"{path} was asked otherwise than the one in {file}; remove the older one"
+                )
+        for path, kept in carried.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, kept)
 
     def gather(self, folder: str) -> dict[str, Any]:
-        """Name -> what is kept of it, of all cells whose names begin with a folder's."""
+        """Name -> what is kept of it, of all cells whose names begin with a folder's.
+
+        Raises LongRecipeError where there are none.
+        """
         root, found = self.out / "cells", {}
         for path in sorted((root / folder).rglob("*.json")):
             name = path.relative_to(root).with_suffix("").as_posix()
             found[name] = json.loads(path.read_text(encoding="utf-8"))
+        if not found:
+            raise LongRecipeError(f"{root / folder} holds no cells")
         return found
 
     def results(self, what: str, cells: Mapping[Any, Cell]) -> dict[Any, dict[str, Any]]:
@@ -101,8 +124,8 @@ class Study:
 
         Raises OutOfTime when some are not.
         """
-        found = {key: cell.kept(self.out) for key, cell in cells.items()}
-        due = [key for key in cells if found[key] is None]
+        kept = {key: cell.kept(self.out) for key, cell in cells.items()}
+        due = [key for key in cells if kept[key] is None]
         with progress(what, len(cells), len(cells) - len(due)) as task, self._pool() as pool:
             waiting = iter(due)
             running = {
@@ -117,17 +140,23 @@ class Study:
                 if problem := done.exception():  # what still runs is finished, and kept
                     failed = failed or (cells[key].name, problem)
                     continue
-                found[key] = done.result()
                 cells[key].keep(self.out, done.result())
+                kept[key] = cells[key].kept(self.out)
                 task.advance(note=cells[key].name)
                 if failed is None and self._has_time() and (key := next(waiting, None)) is not None:
                     running[pool.submit(cells[key].work, *cells[key].arguments)] = key
         if failed is not None:
             raise RuntimeError(f"{failed[0]} failed") from failed[1]
-        missing = [cells[key].name for key in cells if found[key] is None]
+        missing = [cells[key].name for key in cells if kept[key] is None]
         if missing:
             raise OutOfTime(f"{len(missing)} cells of {what} are left, {missing[0]} is the next")
-        return {key: value for key, value in found.items() if value is not None}
+        whole = {key: value for key, value in kept.items() if value is not None}
+        self.commits.update(value["made"]["commit"] for value in whole.values())
+        return {key: dict(value["found"]) for key, value in whole.items()}
+
+    def made(self) -> dict[str, Any]:
+        """With what `results` were found: versions of this call, and the commits of all cells."""
+        return {**made(), "commits": sorted(self.commits)}
 
     def _has_time(self) -> bool:
         return time.monotonic() - self.begun < self.seconds
@@ -139,11 +168,20 @@ class Study:
 
 
 def _begin(log: Path, threads: int | None) -> None:
-    """A process of the pool: what commands say goes to a file."""
+    """A process of the pool: what commands say goes to a file, and it ends with its parent."""
     import torch
 
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
     with open(log / f"{os.getpid()}.txt", "w") as stream:
         os.dup2(stream.fileno(), sys.stderr.fileno())
         os.dup2(stream.fileno(), sys.stdout.fileno())
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed tells nobody, and the pool waits for its word for ever."""
+    parent = parent_process()
+    assert parent is not None, "it was spawned"
+    parent.join()
+    os._exit(1)

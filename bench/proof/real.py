@@ -29,7 +29,7 @@ from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrtrain.demo.corpus import is_new, long_lines
 from lrtrain.evaluation import evaluate
-from lrtrain.model import TORCH_DTYPES, load_model, save_model
+from lrtrain.model import TORCH_DTYPES, choose_device, load_model, save_model
 from tests.fetch import fetch
 
 _PART_BYTES = 48 * 1024**2
@@ -131,7 +131,7 @@ class Skills:
             "windows": self.windows,
             "seed": setting.seed,
             "dtype": {"bf16": "bfloat16", "fp32": "float32"}[self.dtype],
-            "device": "auto",
+            "device": setting.options["device"],
             "plots": False,
         }
         evaluate(
@@ -171,7 +171,7 @@ def setting_of(out: Path, plan: Plan, seed: int) -> Setting:
         seed=seed,
         options={
             "dtype": plan.dtype,
-            "device": "auto",
+            "device": choose_device("auto").type,  # others round otherwise
             "checkpointing": plan.checkpointing,
             "checkpoint_every": plan.checkpoint_every,
             "micro_tokens": 0,
@@ -187,7 +187,7 @@ def prepare(out: Path, plan: Plan) -> None:
     base = out / f"smollm2-{plan.dtype}"
     if not base.exists():
         _write_base(base, plan.dtype)
-    said, asked = out / "corpus.txt", f"{plan.megabytes} MB of each kind"
+    said, asked = out / "corpus.txt", f"{plan.megabytes} MB of each kind, every 20th held out"
     if said.exists() and said.read_text() != asked:
         raise LongRecipeError(
             f"{out} has a corpus of {said.read_text()}, not {asked}; choose another --out"

@@ -34,7 +34,8 @@ def method_of(target: int, share: float, power: int) -> Method:
 
 
 def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
-    """{target: {full length or share: {power: {seed: what was found}}}}."""
+    """Lists of what was found: `base` and `trained`, an entry for each target, method and seed;
+    `scales`: the methods."""
     sizes, steps = (SMOKE, 1) if smoke else (Sizes(), _STEPS)
     shares = {TARGET: SHARES[TARGET][:1]} if smoke else SHARES
     methods = {

@@ -1,7 +1,5 @@
 """The small proof: a tiny model that retrieves inside 256 tokens, taken to 2,048."""
 
-import hashlib
-import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import corpus as texts_of_small
-from cells import Cell, Study
+from cells import Cell, Study, code_digest
 from corpus import CODES, write_corpus
 from measures import read_measures, read_spans
 from methods import FULL, Budget, Method, as_published, evidence
@@ -145,7 +143,7 @@ def make_base(setting: Setting, sizes: Sizes, sources: str) -> dict[str, Any]:
 def make_bases(study: Study, seeds: Sequence[int], sizes: Sizes) -> dict[int, dict[str, Any]]:
     """The base models of seeds, and what else `make_base` makes; anew if the code for it is."""
     modules = (texts_of_small, lrtrain.demo.corpus, lrtrain.demo.tokenizer, lrtrain.demo.base)
-    sources = hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
+    sources = code_digest(*modules)
     cells = {
         seed: Cell(f"base/{seed}", make_base, (setting_of(study.out, seed), sizes, sources))
         for seed in seeds

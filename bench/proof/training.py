@@ -16,10 +16,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cells import code_digest
 from methods import Budget, Method
 
+from lrdata import evidence, impact, positions, replay, replay_sample, rows, select, windows
 from lrdata.building import build
 from lrdata.dataset import open_dataset
+from lrdata.impact import digits, lexicon, random, returns, scorer
 from lrdata.recipe import BuildRecipe
 from lrdata.shards import file_sha256
 from lrtrain.flops import training_flops
@@ -31,6 +34,12 @@ from lrtrain.stages import run
 
 MERGE_WEIGHTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the trained model; 0 is the base with its new theta, 1 what was annealed."""
+
+
+_ROWS_BY = code_digest(
+    *(windows, impact, scorer, digits, lexicon, random, returns, select, evidence),
+    *(positions, rows, replay, replay_sample),
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Setting:
     """Of the base: machines that round otherwise train others, whose figures are not mixed."""
     texts: str = ""
     """Of what is trained on and measured: with other texts, nothing found here is kept."""
+    rows_by: str = _ROWS_BY
+    """Of the code that makes rows of texts."""
     replay: tuple[str, ...] = field(default=(), repr=False)
     lexicon: Path | None = field(default=None, repr=False)
 
@@ -72,7 +83,7 @@ class Setting:
 
         Replay rows are in all of them. Where they are, the corpora need not be.
         """
-        out = self.folder / "shards" / method.rows_key(self.target)
+        out = self.folder / "shards" / self.rows_by / method.rows_key(self.target)
         with _one_at_a_time(self.folder / "shards"):  # two cells may need the same ones
             if not (out / "manifest.json").exists():
                 self._build(method, rows, out)

@@ -3,10 +3,12 @@
 Equal tokens, the bases, corpora and rate of *LongRecipe, lexicon* in the small proof (the rate is
 the published one, of small.json); so many seeds of it. Changed: how long segments are, by which law
 the unused positions are spread over the gaps, the share of the window that is kept, theta, and the
-softmax scale in training.
+softmax scale in training. And positions without gaps, PoSE's, and full length, at the same rate as
+all.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from cells import Cell, Study
 from gaps import spread_by
 from intervals import difference, over_seeds, share
-from methods import Budget, Method
+from methods import FULL, Budget, Method
 from small import RATES, TARGET, Codes, SmallProof, make_bases, setting_of
 from training import Setting, Training, train
 
@@ -30,7 +32,8 @@ PUBLISHED = Path(__file__).with_name("small.json")
 
 @dataclass(frozen=True)
 class Variant:
-    """`law`: of the gaps, see LAWS. theta: times the one of the paper's formula."""
+    """`law`: of the gaps, see LAWS. theta: times the one of the paper's formula. rate: times that
+    of all."""
 
     name: str
     build: tuple[tuple[str, Any], ...] = ()
@@ -38,6 +41,7 @@ class Variant:
     power: int = 0
     law: str = "uniform"
     theta: float = 1.0
+    rate: float = 1.0
 
 
 VARIANTS = (
@@ -46,6 +50,10 @@ VARIANTS = (
     Variant("segments of 176 tokens", (("segment_tokens", 176),)),
     Variant("segments of 304 tokens", (("segment_tokens", 304),)),
     Variant("each token at its own place", (("positions", "source"),)),
+    Variant("no gaps", (("positions", "contiguous"),)),
+    Variant("PoSE's positions", (("positions", "pose"),)),
+    Variant("a quarter of the rate", rate=0.25),
+    Variant("no gaps, a quarter of the rate", (("positions", "contiguous"),), rate=0.25),
     Variant("heavy-tailed gaps", law="heavy"),
     Variant("one large jump and small gaps", law="jump"),
     Variant("rows of 20 %", share=0.2),
@@ -72,7 +80,8 @@ def train_variant(
     rows = round(budget.rows(method) * 0.3 / variant.share)
     with spread_by(variant.law):
         setting.shards(method)
-    return train(Training(setting, method, replace(budget, short_rows=rows), rate), measure)
+    budget, rate = replace(budget, short_rows=rows), rate * variant.rate
+    return train(Training(setting, method, budget, rate), measure)
 
 
 def method_of(variant: Variant, target: int) -> Method:
@@ -85,7 +94,7 @@ def method_of(variant: Variant, target: int) -> Method:
 
 
 def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
-    """{variant: {seed: what was found}}; the first is the small proof's own."""
+    """{rate, trained: {variant: {seed: what was found}}}; the first is the small proof's own."""
     proof = SmallProof.smoke(study) if smoke else SmallProof(study)
     sizes, budget = proof.sizes, proof.budgets[0]
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -93,9 +102,10 @@ def run(study: Study, seeds: Sequence[int], smoke: bool) -> dict[str, Any]:
     make_bases(study, seeds, sizes)
     plain = method_of(Variant(""), TARGET)
     cells = {("as it is", seed): proof.cell(seed, plain, budget, rate) for seed in seeds}
-    for variant in VARIANTS[4:6] if smoke else VARIANTS:
+    cells |= {("full length", seed): proof.cell(seed, FULL, budget, rate) for seed in seeds}
+    for variant in VARIANTS[8:10] if smoke else VARIANTS:
         for seed in seeds:
-            name = variant.name.replace(", ", "-").replace(" / ", "-").replace(" ", "-")
+            name = re.sub("[^a-z0-9]+", "-", variant.name.lower())
             setting = setting_of(study.out, seed).with_base()
             asked = (setting, variant, rate, budget, Codes(sizes))
             cells[variant.name, seed] = Cell(f"variants/{name}/seed-{seed}", train_variant, asked)

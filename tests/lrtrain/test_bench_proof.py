@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +102,53 @@ def test_the_small_proof_and_the_scale_run_to_their_end(tmp_path: Path) -> None:
 
 def _text(out: Path) -> str:
     return (out / "scale.json").read_text()
+
+
+def test_cells_that_are_not_there_or_were_asked_otherwise_are_not_carried(tmp_path: Path) -> None:
+    none = bench("cells", "16k", tmp_path / "a.json", "--out", tmp_path)
+    assert none.returncode == 1
+    assert "holds no cells" in none.stderr
+    assert not (tmp_path / "a.json").exists()
+    (tmp_path / "cells/16384").mkdir(parents=True)
+    here, carried = tmp_path / "cells/16384/base-0.json", tmp_path / "carried.json"
+    here.write_text(json.dumps({"asked": "one", "found": {}, "made": {}}))
+    other = {"asked": "another", "found": {}, "made": {}}
+    carried.write_text(json.dumps({"16384/full-0": other, "16384/base-0": other}))
+    back = bench("cells", "16384", carried, "--out", tmp_path, "--back")
+    assert back.returncode == 1
+    assert f"{here} was asked otherwise" in back.stderr
+    assert [path.name for path in here.parent.iterdir()] == ["base-0.json"]
+
+
+_WITH_A_PROCESS_AT_WORK = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from cells import Cell, Study
+
+def work(pid):
+    Path(pid).write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    Study(Path(sys.argv[2]), 1).results("cells", {0: Cell("a", work, (sys.argv[3],))})
+"""
+
+
+def test_a_process_at_work_ends_with_the_one_that_is_killed(tmp_path: Path) -> None:
+    """Its run would be in the way of the same command."""
+    script, pid = tmp_path / "study.py", tmp_path / "pid"
+    script.write_text(_WITH_A_PROCESS_AT_WORK)
+    study = subprocess.Popen([sys.executable, script, PROOF, tmp_path / "out", pid])
+    until = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert study.poll() is None
+    study.kill()
+    study.wait()
+    while Path(f"/proc/{pid.read_text()}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid.read_text()}").exists()
 
 
 def test_what_the_real_proof_needs_travels_in_parts(tmp_path: Path) -> None:
