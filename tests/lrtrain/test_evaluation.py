@@ -328,7 +328,9 @@ def test_the_end_of_text_may_be_chosen(no_end_of_text: str, tmp_path: Path) -> N
     assert written["settings"]["eot"] == FIN
 
 
-def test_the_end_of_text_is_that_of_the_shards(no_end_of_text: str, tmp_path: Path) -> None:
+def test_the_end_of_text_is_that_of_the_shards(
+    no_end_of_text: str, make_model: Callable[..., str], tmp_path: Path
+) -> None:
     lines = [json.dumps({"text": "".join(generated_text(30, seed))}) for seed in range(12)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     recipe = BuildRecipe(
@@ -351,6 +353,8 @@ def test_the_end_of_text_is_that_of_the_shards(no_end_of_text: str, tmp_path: Pa
     named = evaluate([no_end_of_text], out=tmp_path / "named", eot=FIN, **asked)
     assert len(report.cells) == 3
     assert report.cells == named.cells
+    other, needles = make_model("other", 1), {**asked, "suites": ["needle"], "lengths": [64]}
+    assert evaluate([other], out=tmp_path / "needles", **needles).cells, "which reads no row"
 
 
 def test_a_model_beyond_its_window_is_measured_all_the_same(
