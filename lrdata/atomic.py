@@ -62,6 +62,15 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there, for good, and its folder if nothing is left in that."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+        fsync(path.parent)
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
 def remove_partials(folder: Path) -> None:
     """Remove what was being written in a folder when its process died. For who has it `locked`."""
     for partial in folder.glob(".*.partial"):

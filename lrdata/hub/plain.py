@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lrdata.atomic import fsync, locked, remove_partials, replacing
+from lrdata.atomic import locked, remove_file, remove_partials, replacing
 from lrdata.errors import LongRecipeError
 from lrdata.hub.places import Held, Sent
 from lrdata.layout import CARD, FOLDERS
@@ -72,9 +72,7 @@ class PlainFolder:
     def remove(self, paths: Sequence[str], message: str) -> None:
         self._begun.touch()
         for path in sorted(paths, key=lambda path: path != MANIFEST):  # the manifest first
-            file = safe_path(self.root, path)
-            file.unlink(missing_ok=True)
-            fsync(file.parent)
+            remove_file(safe_path(self.root, path))
 
     def add(self, files: Sequence[Sent], message: str, task: Task) -> None:
         self._begun.touch()

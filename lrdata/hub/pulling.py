@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lrdata.atomic import clear, fsync, locked, remove_partials
+from lrdata.atomic import clear, fsync, locked, remove_file, remove_partials
 from lrdata.errors import LongRecipeError
 from lrdata.hub.opening import open_place
 from lrdata.hub.places import Held, Place, refuse_without_manifest, refuse_wrong
@@ -163,7 +163,7 @@ def _fetch_extras(place: Place, held: Mapping[str, Held], staging: Path) -> None
 def _remove_extras(folder: Path) -> None:
     """What was pulled without a checksum may be another dataset's, whose pull was killed here."""
     for path in (*CARD, PICTURE):
-        (folder / path).unlink(missing_ok=True)
+        remove_file(folder / path)
 
 
 # The new folder
@@ -196,7 +196,7 @@ def _publish_shards(out: Path, staging: Path, manifest: Manifest) -> None:
         for file in (out / kind).glob("*.parquet"):
             path = file.relative_to(out).as_posix()
             if is_shard(path) and path not in names:
-                file.unlink()
+                remove_file(file)
     for name in names:
         target = safe_path(out, name)
         target.parent.mkdir(exist_ok=True)
