@@ -22,11 +22,10 @@ from lrtrain.attention_backends import (
     NOT_SPLIT,
     ON_CPU,
     Backend,
-    Heads,
-    fastest,
     load_backend,
     sdpa,
 )
+from lrtrain.attention_trials import Heads, fastest
 from lrtrain.rope import head_dim_of
 
 IMPLEMENTATION = "longrecipe"

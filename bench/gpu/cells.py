@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # it need not be installed i
 from lrdata.errors import one_line
 from lrtrain.activations import prepare
 from lrtrain.attention import IMPLEMENTATION, choose_backend, heads_of, register
-from lrtrain.attention_backends import Heads, largest_errors, load_backend, try_backends
+from lrtrain.attention_backends import load_backend
+from lrtrain.attention_trials import Heads, largest_errors, try_backends
 from lrtrain.flops import peak_flops, training_flops
 from lrtrain.loader import Batch
 from lrtrain.memory import step_memory

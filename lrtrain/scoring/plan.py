@@ -12,7 +12,8 @@ from lrdata.corpus import SourceFile, find_files
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.attention import heads_of
-from lrtrain.attention_backends import Backend, fastest, load_backend
+from lrtrain.attention_backends import Backend, load_backend
+from lrtrain.attention_trials import fastest
 from lrtrain.model import (
     TORCH_DTYPES,
     automatic_dtype,

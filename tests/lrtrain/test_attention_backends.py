@@ -1,7 +1,6 @@
-"""Every kernel equals the definition in float64; the choice is of those that do."""
+"""Every kernel equals the definition in float64."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from inspect import signature
 from itertools import pairwise
@@ -15,21 +14,17 @@ from torch.nn.attention.varlen import varlen_attn
 
 from lrdata.errors import LongRecipeError
 from lrtrain import attention_backends
-from lrtrain.attention import choose_backend
 from lrtrain.attention_backends import (
     BACKENDS,
     ON_CPU,
     Backend,
-    Heads,
     cudnn,
     cumulative,
     dense,
-    fastest,
-    largest_errors,
     load_backend,
     sdpa,
-    try_backends,
 )
+from lrtrain.attention_trials import Heads, largest_errors
 
 CPU = torch.device("cpu")
 HEADS = Heads(query=4, key_value=2, width=32)
@@ -68,116 +63,6 @@ def test_errors_without_the_first_queries_on_a_gpu(name: str, lacking: int, head
         pytest.skip(str(problem))
     device = torch.device("cuda")
     assert 0 < max(largest_errors(backend, heads, device, torch.bfloat16, lacking=lacking)) < 0.02
-
-
-@pytest.mark.gpu
-def test_a_gpu_has_a_choice_and_takes_the_fastest() -> None:
-    trials = list(try_backends(HEADS, torch.device("cuda"), torch.bfloat16, 4096))
-    timed = {trial.name: trial.seconds for trial in trials if trial.seconds is not None}
-    assert "sdpa" in timed
-    assert fastest(HEADS, torch.device("cuda"), torch.bfloat16)[0] in timed
-
-
-def _blind(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
-    return sdpa(q, k, v, [sum(seq_lengths)], scale)
-
-
-def _unscaled(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
-    return dense(q, k, v, seq_lengths, scale * 1.1)
-
-
-class _Gradient(torch.autograd.Function):
-    """x, whose gradient is so many times what it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return outer[0] * ctx.factor, None
-
-
-def _wrong_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-    return sdpa(q, _Gradient.apply(k, 0.9), v, lengths, scale)
-
-
-def _nan_backward(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-    return sdpa(q, k, _Gradient.apply(v, float("nan")), lengths, scale)
-
-
-def _in_one_piece(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-    """As if values lay in memory as [1, H, S, D], which those of a model do not."""
-    strides = torch.empty(v.shape, device="meta").stride()
-    return sdpa(q, k, v.as_strided(v.shape, strides), lengths, scale)
-
-
-class _Remembering:
-    """Plans a kernel for each shape, with the scale in it."""
-
-    def __init__(self) -> None:
-        self.scales = dict[Any, float]()
-
-    def __call__(
-        self, q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
-    ) -> torch.Tensor:
-        return sdpa(q, k, v, lengths, self.scales.setdefault((q.shape, *lengths), scale))
-
-
-WRONG = [_blind, _unscaled, _wrong_backward, _nan_backward, _in_one_piece, _Remembering()]
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_backend_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    monkeypatch.setitem(attention_backends._LOADERS, "wrong", lambda: wrong)
-    monkeypatch.setattr(attention_backends, "BACKENDS", ("sdpa", "wrong"))
-    monkeypatch.setattr(attention_backends, "ON_CPU", ("sdpa", "wrong"))
-    trials = {trial.name: trial for trial in try_backends(HEADS, CPU, torch.float32, 64)}
-    load_backend.cache_clear()
-    assert trials["sdpa"].seconds is not None
-    assert "off by" in str(trials["wrong"].problem)
-    assert trials["wrong"].seconds is None
-
-
-def _from_the_first_key(
-    q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float
-) -> torch.Tensor:
-    """As if queries that are fewer than keys were the first of them and not the last."""
-    own = lengths[0] - k.shape[2] + q.shape[2]
-    out = sdpa(q[:, :, :own], k[:, :, :own], v[:, :, :own], [own], scale)
-    if len(lengths) == 1:
-        return out
-    keys, values = (x[:, :, lengths[0] :] for x in (k, v))
-    return torch.cat([out, sdpa(q[:, :, own:], keys, values, lengths[1:], scale)], 1)
-
-
-@pytest.mark.parametrize("split", [False, True])
-def test_a_backend_that_is_wrong_on_pieces_of_rows_is_not_used_for_them(
-    split: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(attention_backends._LOADERS, "wrong", lambda: _from_the_first_key)
-    monkeypatch.setattr(attention_backends, "BACKENDS", ("sdpa", "wrong"))
-    monkeypatch.setattr(attention_backends, "ON_CPU", ("sdpa", "wrong"))
-    found = try_backends(HEADS, CPU, torch.float32, 64, split=split)
-    trials = {trial.name: trial for trial in found}
-    load_backend.cache_clear()
-    assert trials["sdpa"].seconds is not None
-    assert ("off by" in str(trials["wrong"].problem)) == split
-    assert (trials["wrong"].seconds is None) == split
-
-
-def test_what_is_not_installed_or_raises_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(*_: Any) -> torch.Tensor:
-        raise RuntimeError("no kernel for this card\nand more")
-
-    monkeypatch.setitem(attention_backends._LOADERS, "raises", lambda: raises)
-    monkeypatch.setattr(attention_backends, "BACKENDS", ("flash3", "raises"))
-    monkeypatch.setattr(attention_backends, "ON_CPU", ("flash3", "raises"))
-    trials = {trial.name: trial for trial in try_backends(HEADS, CPU, torch.float32, 64)}
-    load_backend.cache_clear()
-    assert "flash3 is not here (No module named" in str(trials["flash3"].problem)
-    assert trials["raises"].problem == "no kernel for this card and more"
 
 
 def _kernel(
@@ -337,12 +222,16 @@ def test_the_last_queries_alone_are_rows_of_the_full_result(
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
 
 
+def unscaled(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
+    return dense(q, k, v, seq_lengths, scale * 1.1)
+
+
 @pytest.mark.parametrize("lacking", [0, 1, 129])
 @pytest.mark.parametrize("name", ON_CPU)
 def test_errors_without_the_first_queries(name: str, lacking: int) -> None:
     backend = load_backend(name)
     assert max(largest_errors(backend, HEADS, CPU, torch.float32, lacking=lacking)) < 1e-5
-    assert max(largest_errors(_unscaled, HEADS, CPU, torch.float32, lacking=lacking)) > 1e-3
+    assert max(largest_errors(unscaled, HEADS, CPU, torch.float32, lacking=lacking)) > 1e-3
 
 
 _VARLEN = set(signature(varlen_attn).parameters)
@@ -380,100 +269,6 @@ def test_ends_that_were_made_in_scoring_can_be_kept_for_backward() -> None:
     scale = torch.ones((), requires_grad=True)
     (scale * cumulative((7, 11), CPU)).sum().backward()
     assert scale.grad == 25
-
-
-def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
-    """The choice that a GPU is given, of these backends alone, made on a CPU."""
-    for name, backend in loaders.items():
-        monkeypatch.setitem(attention_backends._LOADERS, name, lambda backend=backend: backend)
-    monkeypatch.setattr(attention_backends, "BACKENDS", (*loaders, "flash3"))
-    real = try_backends
-
-    def on_the_cpu(heads: Heads, device: torch.device, dtype: torch.dtype, *, split: bool) -> Any:
-        monkeypatch.setattr(attention_backends, "ON_CPU", attention_backends.BACKENDS)
-        return real(heads, CPU, torch.float32, 256, split)
-
-    monkeypatch.setattr(attention_backends, "try_backends", on_the_cpu)
-
-
-def test_the_fastest_of_those_that_are_right_is_taken_and_others_are_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-        time.sleep(0.1)
-        return sdpa(q, k, v, lengths, scale)
-
-    load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, slow=slow, sdpa=sdpa, wrong=_unscaled)
-    name, problems = fastest(HEADS, torch.device("cuda"), torch.float32)
-    load_backend.cache_clear()
-    assert name == "sdpa"
-    (problem,) = problems
-    assert problem.startswith("wrong left out: its values are off by"), "flash3 is not installed"
-
-
-def test_what_is_fastest_for_rows_that_are_split_is_right_on_pieces_of_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-        time.sleep(0.1)
-        return sdpa(q, k, v, lengths, scale)
-
-    load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, slow=slow, other=_from_the_first_key)
-    gpu = torch.device("cuda")
-    assert fastest(HEADS, gpu, torch.float32) == ("other", [])
-    name, problems = fastest(HEADS, gpu, torch.float32, split=True)
-    assert choose_backend("auto", HEADS, gpu, torch.float32).split()[0] == "other"
-    chosen = choose_backend("auto", HEADS, gpu, torch.float32, split=True)
-    load_backend.cache_clear()
-    assert name == "slow"
-    (problem,) = problems
-    assert problem.startswith("other left out: its values are off by")
-    assert chosen.startswith("slow (other left out: its values are off by")
-
-
-def test_no_backend_that_is_right_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, blind=_blind)
-    with pytest.raises(LongRecipeError, match=r"no attention backend is right on cuda: blind left"):
-        fastest(HEADS, torch.device("cuda"), torch.float32)
-    load_backend.cache_clear()
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 5, 256, 16_384])
-def test_many_documents_sum_to_the_tokens(tokens: int) -> None:
-    rows = [attention_backends._many_documents(tokens, row) for row in range(4)]
-    for lengths in rows:
-        assert sum(lengths) == tokens
-        assert min(lengths) >= 1
-        assert tokens < 1000 or len(set(lengths)) > 10
-    assert tokens < 1000 or not set(rows[0]) & set(rows[1]) & set(rows[2])
-
-
-def _after(seconds: Callable[[Sequence[int]], float]) -> Backend:
-    def backend(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-        time.sleep(seconds(lengths))
-        return sdpa(q, k, v, lengths, scale)
-
-    return backend
-
-
-def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    known = set[tuple[int, ...]]()
-
-    def plan(lengths: Sequence[int]) -> float:
-        new = tuple(lengths) not in known
-        known.add(tuple(lengths))
-        return 0.1 if new else 0.0
-
-    load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, planned=_after(plan), steady=_after(lambda _: 0.005))
-    name, _ = fastest(HEADS, torch.device("cuda"), torch.float32)
-    load_backend.cache_clear()
-    assert name == "steady"
 
 
 # cuDNN

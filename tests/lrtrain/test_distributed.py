@@ -22,7 +22,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import lrtrain.context_parallel
-from lrtrain.attention_backends import Backend, Heads, dense, sdpa
+from lrtrain.attention_backends import Backend, dense, sdpa
+from lrtrain.attention_trials import Heads
 from lrtrain.context_parallel import SplitRows, keys_of, piece
 from lrtrain.distributed import many
 from lrtrain.loader import Batch, Piece

@@ -19,7 +19,7 @@ from lrdata.manifest import MANIFEST
 from lrdata.scores import Scores, open_scores
 from lrdata.tokenizer import Tokenizer
 from lrtrain import attention
-from lrtrain.attention_backends import Heads
+from lrtrain.attention_trials import Heads
 from lrtrain.scoring import ScoreRecipe, score
 from tests.corpora import content
 from tests.fetch import fetch
