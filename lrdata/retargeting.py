@@ -284,7 +284,11 @@ def _manifest(manifest: Manifest, target_len: int, entries: list[FileEntry]) -> 
 @contextmanager
 def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """The staging folder, for this process alone, removed in the end; after an error with all that
-    was written. What an earlier run of the same plan left unfinished goes first."""
+    was written. What an earlier run of the same plan left unfinished goes first.
+
+    While the plan is there others may take `out` for unfinished and clear it: so it goes before the
+    lock does, and last of all else.
+    """
     staging = out / STAGING
     _refuse_foreign(out)
     with locked(staging, out):
@@ -305,7 +309,8 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
             _clear(out)
             clear(staging)
             raise
-    shutil.rmtree(staging, ignore_errors=True)  # with the plan, by which the same call goes on
+        clear(staging, keep=(_PLAN,))
+        (staging / _PLAN).unlink(missing_ok=True)
 
 
 def _refuse_foreign(out: Path) -> None:
