@@ -290,9 +290,9 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     lock does, and last of all else.
     """
     staging = out / STAGING
-    _refuse_foreign(out)
+    refuse_foreign(out)
     with locked(staging, out):
-        _refuse_foreign(out)  # another run may have come to its end since
+        refuse_foreign(out)  # another run may have come to its end since
         if not (staging / _PLAN).exists():
             _clear(out)
             write_json(staging / _PLAN, plan)
@@ -313,7 +313,8 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
         (staging / _PLAN).unlink(missing_ok=True)
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Raise LongRecipeError unless `out` is new, empty, or of a `retarget` that was ended."""
     if out.exists() and not out.is_dir():
         raise LongRecipeError(f"{out} is a file; choose another --out")
     ours = (out / STAGING / _PLAN).exists()
