@@ -83,6 +83,11 @@ class Staging:
         with locked(staging.root, out):
             staging._refuse_foreign(overwrite)  # another build may have come to its end since
             there = None if overwrite else staging._recipe()
+            if there == _LAYOUT:
+                raise LongRecipeError(
+                    f"{out} is half removed, by an --overwrite that was ended; give --overwrite "
+                    "again, or choose another --out"
+                )
             if there is not None:
                 refuse_other(out, there, {**_LAYOUT, **identity})
             if overwrite:

@@ -204,6 +204,23 @@ def test_overwrite_where_a_folder_of_it_was_moved_to_another_disk(
     assert content(out) == content(tmp_path / "alone")
 
 
+def test_an_overwrite_that_was_ended_is_to_be_given_again(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build without it cannot go on with what is half removed."""
+    out, other = shutil.copytree(built, tmp_path / "shards"), replace(recipe, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.staging._remove_ours", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(other, out, workers=1, overwrite=True)
+    for again in (recipe, other):
+        with pytest.raises(LongRecipeError, match=r"--overwrite that was ended; give --overwrite"):
+            build(again, out, workers=1)
+    build(other, out, workers=1, overwrite=True)
+    build(other, tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"corpora": ("nowhere",)}, {"replay": ("nowhere",)}, {"tokenizer": "./nope"}, {"eot": "<fin>"}]
