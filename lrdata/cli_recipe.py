@@ -107,7 +107,8 @@ _RECIPE = (
         "licence",
         multiple=True,
         metavar="SOURCE=ID",
-        help="A source's licence, for the dataset card; also when all is built; repeatable.",
+        help="A source's licence, for the dataset card; also when all is built, where others that "
+        "were stated stay; repeatable.",
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),

@@ -223,10 +223,11 @@ def complete(out: Path, manifest: Manifest, figure: str | None = None) -> None:
 
 
 def relicensed(manifest: Manifest, licences: Mapping[str, str]) -> Manifest:
-    """The manifest with other licences, by source, on which no row depends."""
-    sources = [replace(entry, licence=licences.get(entry.source)) for entry in manifest.sources]
-    recipe = {**manifest.recipe, "licences": dict(licences)}
-    return replace(manifest, sources=sources, recipe=recipe)
+    """The manifest with these licences, by source, beside those that it has of other sources. No
+    row depends on them."""
+    stated = {**manifest.recipe.get("licences", {}), **licences}
+    sources = [replace(entry, licence=stated.get(entry.source)) for entry in manifest.sources]
+    return replace(manifest, sources=sources, recipe={**manifest.recipe, "licences": stated})
 
 
 def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:

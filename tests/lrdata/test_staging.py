@@ -255,8 +255,34 @@ def test_a_licence_can_be_stated_when_all_is_built(
         assert content(out) == expected
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     push(out, tmp_path / "pushed")
-    build(recipe, out, workers=1)
-    assert content(out) == content(built)
+
+
+def test_a_licence_that_was_stated_stays(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --license a build takes none back; with one it changes that source's alone."""
+    books = replace(recipe, licences={"books": "mit"})
+    short = replace(recipe, licences={"short": "cc0-1.0"})
+    other = replace(recipe, licences={"short": "odbl"})
+    finished = shutil.copytree(built, tmp_path / "finished")
+    unfinished = tmp_path / "unfinished"
+    build(books, finished, workers=1)
+    stop_at("lrdata.staging.complete", books, unfinished, monkeypatch)
+    for out in (finished, unfinished):
+        for made, expected in (
+            (recipe, {"books": "mit"}),
+            (short, {"books": "mit", "short": "cc0-1.0"}),
+            (other, {"books": "mit", "short": "odbl"}),
+            (recipe, {"books": "mit", "short": "odbl"}),
+        ):
+            manifest = build(made, out, workers=1)
+            assert manifest == read_manifest(out)
+            assert manifest.recipe["licences"] == expected
+            assert {entry.source: entry.licence for entry in manifest.sources if entry.licence} == (
+                expected
+            )
+        build(replace(recipe, licences=expected), tmp_path / f"fresh-{out.name}", workers=1)
+        assert content(out) == content(tmp_path / f"fresh-{out.name}")
 
 
 def test_a_licence_does_not_cost_what_is_in_the_card(
@@ -270,11 +296,12 @@ def test_a_licence_does_not_cost_what_is_in_the_card(
     assert path.read_text() == card(manifest, figure=PICTURE)
     path.write_text(path.read_text() + "My own words.\n")
     before = content(out)
+    other = replace(recipe, licences={"books": "odbl"})
     with pytest.raises(LongRecipeError, match=r"README\.md is not as it was built.*move it away"):
-        build(recipe, out, workers=1)
+        build(other, out, workers=1)
     assert content(out) == before
     path.unlink()
-    manifest = build(recipe, out, workers=1)
+    manifest = build(other, out, workers=1)
     assert path.read_text() == card(manifest)
 
 
