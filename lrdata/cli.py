@@ -93,11 +93,13 @@ def build(
     open_engine(engine).begin(recipe, workers or usable_cpus())
     from lrdata.building import build as build_dataset
     from lrdata.building import describe, refuse_bad
+    from lrdata.layout import PAGE
     from lrdata.manifest import as_json as manifest_json
     from lrdata.stopwatch import Timing
 
     prepare_for_bulk_work()
-    timing = Timing()
+    timing, page = Timing(), out / PAGE
+    reported = page.exists() and not overwrite
     manifest = build_dataset(
         recipe, out, workers=workers, engine=engine, overwrite=overwrite, timing=timing
     )
@@ -108,6 +110,9 @@ def build(
     else:
         for line in describe(manifest):
             click.echo(line)
+    if reported and not page.exists():
+        again = f"write it again with: lrdata report {out}"
+        click.echo(f"{page} named other licences and is removed; {again}", err=True)
     refuse_bad(manifest, max_bad, out)
     if not as_json:
         click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")

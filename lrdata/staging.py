@@ -32,7 +32,7 @@ from lrdata.atomic import (
     write_text,
 )
 from lrdata.errors import LongRecipeError
-from lrdata.layout import CARD, FOLDERS, PICTURE, is_ours, is_partial
+from lrdata.layout import CARD, FOLDERS, PAGE, PICTURE, is_ours, is_partial
 from lrdata.manifest import (
     MANIFEST,
     FileEntry,
@@ -231,8 +231,12 @@ def relicensed(manifest: Manifest, licences: Mapping[str, str]) -> Manifest:
 
 
 def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
-    """Complete a finished dataset anew with what is said of it now. For who has it `locked`. Raises
-    LongRecipeError where somebody has written into its card."""
+    """Complete a finished dataset anew with what is said of it now. For who has it `locked`.
+
+    The page of its report goes: it names the licences of before, would be published with them, and
+    rows have to be read to write it again (`lrdata report`). Raises LongRecipeError where somebody
+    has written into its card.
+    """
     path = out / CARD[0]
     there = path.read_text(encoding="utf-8") if path.exists() else card(manifest)
     both = (manifest, stated)  # the new one if this was killed before it wrote the manifest
@@ -242,6 +246,7 @@ def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
             f"{path} is not as it was built, and would be written anew for other licences; move "
             "it away first"
         )
+    (out / PAGE).unlink(missing_ok=True)  # first: no manifest stands beside a page of another
     complete(out, stated, cards[there])
 
 

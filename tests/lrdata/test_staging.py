@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from lrdata.building import build
+from lrdata.cli import main
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push
-from lrdata.layout import PICTURE
+from lrdata.layout import PAGE, PICTURE
 from lrdata.manifest import read_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.report.card import card
+from lrdata.report.dataset import write_report
 from lrdata.unit import Job, Receipt, build_unit
 from tests.corpora import content, some_texts, write_jsonl
 
@@ -303,6 +306,41 @@ def test_a_licence_does_not_cost_what_is_in_the_card(
     path.unlink()
     manifest = build(other, out, workers=1)
     assert path.read_text() == card(manifest)
+
+
+def test_a_report_of_other_licences_goes_and_that_is_said(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be pushed with them. It goes before the manifest names the new ones."""
+    out, pushed = shutil.copytree(built, tmp_path / "out"), tmp_path / "pushed"
+    words = [*recipe.corpora, "--config", str(out / "manifest.json"), "--out", str(out)]
+    words += ["--tokenizer", recipe.tokenizer, "--replay", recipe.replay[0], "--workers", "1"]
+    page, said = out / PAGE, f"{out / PAGE} named other licences and is removed; write it again"
+
+    def building(*options: str) -> str:
+        result = CliRunner().invoke(main, ["build", *words, *options])
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    stated = ["--license", "books=mit", "--license", "short=cc0-1.0"]
+    building(*stated)
+    write_report(out, plots=False)
+    assert ">mit<" in page.read_text()
+    assert said not in building()
+    assert page.exists()
+    with monkeypatch.context() as patch:
+        stop_at(
+            "lrdata.staging.write_manifest",
+            replace(recipe, licences={"books": "odbl"}),
+            out,
+            patch,
+        )
+    assert not page.exists()
+    write_report(out, plots=False)
+    assert said in building("--license", "books=odbl")
+    assert not page.exists()
+    push(out, pushed)
+    assert not (pushed / PAGE).exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
