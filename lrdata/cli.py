@@ -9,7 +9,7 @@ from lrdata.cli_export import export
 from lrdata.cli_hub import pull, push
 from lrdata.cli_json import json_option, print_json
 from lrdata.cli_look import inspect, report
-from lrdata.cli_recipe import recipe_of, recipe_options
+from lrdata.cli_recipe import recipe_of, recipe_options, without_foreign_sources
 from lrdata.cli_scores import lexicon, survival
 from lrdata.errors import Commands, LongRecipeError
 from lrdata.sizes import Count, Share
@@ -82,7 +82,7 @@ def build(
       lrdata build 'lib/**/*.py' --tokenizer ./llama3 --target-len 32k --out code \\
           --replay instruct.jsonl --prompt-field question --response-field answer
     """
-    recipe = recipe_of(options)
+    recipe = without_foreign_sources(recipe_of(options))
     if dry_run:
         _show_plan(recipe, workers, out, as_json)
         return
@@ -143,7 +143,7 @@ def plan(out: Path | None, workers: int | None, as_json: bool, **options: Any) -
     The corpus is listed, and a few megabytes of it are built to measure tokens, rejected records
     and speed; nothing is written.
     """
-    _show_plan(recipe_of(options), workers, out, as_json)
+    _show_plan(without_foreign_sources(recipe_of(options)), workers, out, as_json)
 
 
 def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None, as_json: bool) -> None:
