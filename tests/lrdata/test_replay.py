@@ -127,7 +127,7 @@ def test_of_a_large_corpus_little_more_is_read_than_is_taken(
 ) -> None:
     """As if a megabyte were two kilobytes."""
     monkeypatch.setattr("lrdata.replay_sample._UNIT_BYTES", 2000)
-    monkeypatch.setattr("lrdata.replay_sample._SPREAD", 20)
+    monkeypatch.setattr("lrdata.replay_sample._POINTS", 20)
     read: list[int] = []
 
     def reading(unit: Unit, *arguments: object) -> object:
