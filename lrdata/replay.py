@@ -6,7 +6,7 @@ count in the loss on the response only. Rows are filled best-fit; documents long
 cut into row-sized parts.
 
 The documents are a fair sample of the corpus, see `lrdata.replay_sample`. What is drawn is read
-twice: it is counted, to know how much of it is enough, and then it is packed.
+twice: it is counted, to know how much of it is enough, and then it is packed. One process does so.
 """
 
 import heapq
@@ -88,14 +88,14 @@ class _Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What replay is drawn from. here: see `same_files`."""
+    """What replay is drawn from. names_in_corpus: see `same_files`."""
 
     recipe: BuildRecipe
     tokenizer: Tokenizer
     conversation: Conversation
     thinned: list[Cluster]
     whole: list[Cluster]
-    here: Mapping[str, Sequence[str]]
+    names_in_corpus: Mapping[str, Sequence[str]]
 
     @classmethod
     def open(
@@ -103,10 +103,11 @@ class _Corpus:
         recipe: BuildRecipe,
         files: Sequence[SourceFile],
         tokenizer: Tokenizer,
-        here: Mapping[str, Sequence[str]],
+        names_in_corpus: Mapping[str, Sequence[str]],
     ) -> Self:
         chat = template_conversation if recipe.chat_template else plain_conversation
-        return cls(recipe, tokenizer, chat(tokenizer), *clusters_of(files, recipe.seed), here)
+        clusters = clusters_of(files, recipe.seed)
+        return cls(recipe, tokenizer, chat(tokenizer), *clusters, names_in_corpus)
 
     @property
     def text_bytes(self) -> int:
@@ -154,13 +155,14 @@ class _Corpus:
         """Those with levels in [low, high), without those that are held out of extend."""
         levels = cluster.levels(documents, self.recipe.seed)
         chosen = np.flatnonzero((low <= levels) & (levels < high)).tolist()
-        if self.here:
+        if self.names_in_corpus:
             files, records = documents.files, documents.records
             chosen = [at for at in chosen if not self._held_out(files[at], records[at])]
         return documents.only(chosen)
 
     def _held_out(self, file: str, record: int) -> bool:
-        return any(held_out(self.recipe, name, record) for name in self.here.get(file, ()))
+        names = self.names_in_corpus.get(file, ())
+        return any(held_out(self.recipe, name, record) for name in names)
 
     def _encode(self, documents: Documents) -> tuple[Encoded, Encoded]:
         """The texts of a batch, and its prompts: empty where records have none."""
@@ -200,15 +202,15 @@ def build_replay(
     tokenizer: Tokenizer,
     staging: Path,
     extend_tokens: int,
-    here: Mapping[str, Sequence[str]],
+    names_in_corpus: Mapping[str, Sequence[str]],
 ) -> tuple[list[FileEntry], Ledger]:
     """Write replay shards to the staging folder until there are enough tokens.
 
-    here: which of the files are in the corpus to extend with, see `same_files`. Raises
-    LongRecipeError when the corpus is too short: nothing is ever repeated silently.
+    names_in_corpus: of the files that are in the corpus to extend with too, see `same_files`.
+    Raises LongRecipeError when the corpus is too short: nothing is ever repeated silently.
     """
     budget = _budget(recipe, extend_tokens)
-    corpus = _Corpus.open(recipe, files, tokenizer, here if recipe.holdout else {})
+    corpus = _Corpus.open(recipe, files, tokenizer, names_in_corpus if recipe.holdout else {})
     limits = _limits(corpus, extend_tokens)
     ledger = Ledger()
     entries: list[FileEntry] = []

@@ -21,10 +21,11 @@ source and file by file: 1 % of the bytes has a point in it. The level of a whol
 F + (1 - F) x, where x begins at a draw and goes up by the golden section, modulo 1, from one to the
 next: of n in a row p n have an x below p, to within a few, for every p.
 
-What that costs: a cluster is read to its end, and one that is thinned is read again to take what
-was counted. Plain JSONL is cut anywhere, Parquet between row groups, and small files are put
-together. A .gz, .zst or Arrow file is a cluster whatever its size: where they are equal all of up
-to a hundred are read, and about a hundred of more.
+What that costs: a cluster is read to its end, and twice: to count what is drawn of it and to take
+that; a thinned one also each time that more has to be counted. Plain JSONL is cut anywhere, Parquet
+between row groups, and small files are put together. A .gz, .zst or Arrow file is a cluster
+whatever its size: where they are equal all of up to a hundred are read, and about a hundred of
+more.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,9 @@ from lrdata.draws import Draws
 from lrdata.records import Documents
 
 _UNIT_BYTES = 1024**2
-_MOST_UNITS = 50_000  # of a larger corpus clusters are larger: all of them are held in memory
+_CLUSTERS_OF_A_LARGE_CORPUS = 50_000
+"""About so many: larger ones of a larger corpus, as all are held in memory. The ends of files and
+sources make more of them."""
 _POINTS = 100
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -67,7 +70,8 @@ class Cluster:
 def clusters_of(files: Sequence[SourceFile], seed: int) -> tuple[list[Cluster], list[Cluster]]:
     """The clusters of a corpus: those that are thinned, and those that are taken as a whole, these
     by their levels."""
-    units = plan_units(files, max(_UNIT_BYTES, sum(file.size for file in files) // _MOST_UNITS))
+    aim = max(_UNIT_BYTES, sum(file.size for file in files) // _CLUSTERS_OF_A_LARGE_CORPUS)
+    units = plan_units(files, aim)
     sizes = np.array([sum(piece.text_bytes for piece in unit.pieces) for unit in units], np.int64)
     thresholds = np.minimum(_POINTS * sizes / max(sizes.sum(), 1), 1.0)
     draws = Draws(seed)
