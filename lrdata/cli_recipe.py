@@ -64,7 +64,8 @@ _RECIPE = (
     click.option(
         "--replay",
         multiple=True,
-        help="Corpus for the annealing stage, of all of which a sample is drawn; repeatable.",
+        help="Corpus for the annealing stage, of all of which a sample is drawn; what that is "
+        "drawn from is read twice, .gz, .zst and Arrow files to their end; repeatable.",
     ),
     click.option(
         "--replay-ratio",

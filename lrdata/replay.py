@@ -111,8 +111,7 @@ class _Corpus:
 
     @property
     def text_bytes(self) -> int:
-        units = (cluster.unit for cluster in (*self.thinned, *self.whole))
-        return sum(piece.text_bytes for unit in units for piece in unit.pieces)
+        return sum(cluster.text_bytes for cluster in (*self.thinned, *self.whole))
 
     def drawn(
         self,
@@ -229,6 +228,18 @@ def build_replay(
     return entries, ledger
 
 
+def bytes_to_read(recipe: BuildRecipe, files: Sequence[SourceFile], extend_tokens: int) -> int:
+    """About how many bytes of text `build_replay` reads to count them, and most of them again."""
+    clusters = [cluster for both in clusters_of(files, recipe.seed) for cluster in both]
+    level = _counted_first(_budget(recipe, extend_tokens), sum(one.text_bytes for one in clusters))
+    return sum(one.text_bytes for one in clusters if one.reaches(0.0, level))
+
+
+def _counted_first(budget: int, text_bytes: int) -> float:
+    """The level below which documents are counted first: most often they have the budget."""
+    return min(_TOKEN_BYTES * budget / max(text_bytes, 1), 1.0)
+
+
 def _budget(recipe: BuildRecipe, extend_tokens: int) -> int:
     return math.ceil(recipe.replay_ratio * extend_tokens)
 
@@ -290,7 +301,7 @@ def _limits(corpus: _Corpus, extend_tokens: int) -> tuple[float, float]:
     """
     budget = _budget(corpus.recipe, extend_tokens)
     tokens = 0  # of the documents below `low`
-    low, high = 0.0, min(_TOKEN_BYTES * budget / max(corpus.text_bytes, 1), 1.0)
+    low, high = 0.0, _counted_first(budget, corpus.text_bytes)
     while True:
         edges = np.linspace(low, high, _BINS + 1)
         totals = tokens + np.cumsum(_tokens_between(corpus, edges))

@@ -54,6 +54,11 @@ class Cluster:
     threshold: float
     level: float | None
 
+    @property
+    def text_bytes(self) -> int:
+        """About how much text it holds, see `lrdata.corpus.Piece`."""
+        return sum(piece.text_bytes for piece in self.unit.pieces)
+
     def reaches(self, low: float, high: float) -> bool:
         """Whether documents of it may have levels in [low, high)."""
         return low < self.threshold if self.level is None else low <= self.level < high
