@@ -81,14 +81,16 @@ def remove_partials(folder: Path) -> None:
 def locked(folder: Path, out: Path) -> Iterator[None]:
     """`folder`, made where it is not there, for this process alone: two runs that make `out` would
     take each other's files. At the end it goes if it is empty, and so does `out` if it was made
-    for this.
+    for this: now, or by a run that was killed, whose `folder` is still in it.
 
     What is locked is a file in it, open for writing: a lock on the folder itself is not told to
     the other machines of a file system that several share. Raises LongRecipeError while another
     process has it, or has just removed it.
     """
     busy = f"another run is at work in {out}; wait for it, or choose another --out"
-    made = folder.exists() or not out.exists()
+    # A folder that is left over is a killed run's, which most often made `out` too; of one that a
+    # person had made no more than an empty folder is lost.
+    out_goes = folder.exists() or not out.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path, held = folder / LOCK, False
     try:
@@ -107,7 +109,7 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
             with suppress(OSError):  # it would be in nobody's way
                 path.unlink()
         os.close(handle)  # until then NFS keeps a removed file under another name
-        for empty in (folder, out)[: 1 + made] if held else ():
+        for empty in (folder, *([out] if out_goes else [])) if held else ():
             with suppress(OSError):  # it is not, or another run has it by now
                 empty.rmdir()
 

@@ -9,7 +9,7 @@ from lrdata.cli_export import export
 from lrdata.cli_hub import pull, push
 from lrdata.cli_json import json_option, print_json
 from lrdata.cli_look import inspect, report
-from lrdata.cli_recipe import recipe_of, recipe_options
+from lrdata.cli_recipe import recipe_of, recipe_options, without_foreign_sources
 from lrdata.cli_scores import lexicon, survival
 from lrdata.errors import Commands, LongRecipeError
 from lrdata.sizes import Count, Share
@@ -82,7 +82,7 @@ def build(
       lrdata build 'lib/**/*.py' --tokenizer ./llama3 --target-len 32k --out code \\
           --replay instruct.jsonl --prompt-field question --response-field answer
     """
-    recipe = recipe_of(options)
+    recipe = without_foreign_sources(recipe_of(options))
     if dry_run:
         _show_plan(recipe, workers, out, as_json)
         return
@@ -93,11 +93,13 @@ def build(
     open_engine(engine).begin(recipe, workers or usable_cpus())
     from lrdata.building import build as build_dataset
     from lrdata.building import describe, refuse_bad
+    from lrdata.layout import PAGE
     from lrdata.manifest import as_json as manifest_json
     from lrdata.stopwatch import Timing
 
     prepare_for_bulk_work()
-    timing = Timing()
+    timing, page = Timing(), out / PAGE
+    reported = page.exists() and not overwrite
     manifest = build_dataset(
         recipe, out, workers=workers, engine=engine, overwrite=overwrite, timing=timing
     )
@@ -108,6 +110,9 @@ def build(
     else:
         for line in describe(manifest):
             click.echo(line)
+    if reported and not page.exists():
+        again = f"write it again with: lrdata report {out}"
+        click.echo(f"{page} named other licences and is removed; {again}", err=True)
     refuse_bad(manifest, max_bad, out)
     if not as_json:
         click.echo(f"{out} is complete; look at a row with: lrdata inspect {out}")
@@ -138,7 +143,7 @@ def plan(out: Path | None, workers: int | None, as_json: bool, **options: Any) -
     The corpus is listed, and a few megabytes of it are built to measure tokens, rejected records
     and speed; nothing is written.
     """
-    _show_plan(recipe_of(options), workers, out, as_json)
+    _show_plan(without_foreign_sources(recipe_of(options)), workers, out, as_json)
 
 
 def _show_plan(recipe: "BuildRecipe", workers: int | None, out: Path | None, as_json: bool) -> None:

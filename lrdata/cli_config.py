@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from lrdata.errors import LongRecipeError
 
@@ -25,6 +26,8 @@ _OTHER_NAMES = {"weights": "weight", "licences": "licence", "license": "licence"
 
 
 _STORED = ("manifest.json", "recipe.json")
+_IS_STORED = f"{__name__}: stored"
+"""In a context: whether a program wrote what `--config` names."""
 
 
 def config_option(
@@ -35,6 +38,7 @@ def config_option(
     def use(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
         if path is not None:
             given, stored = read_options(path)
+            context.meta[_IS_STORED] = stored
             allowed = recipe() if stored else None
             context.default_map = defaults_of(given, context.command.params, path, allowed)
 
@@ -47,6 +51,12 @@ def config_option(
         help="Options from a YAML or JSON file, by their names; also from a manifest.json or "
         "recipe.json. Those on the command line come first.",
     )
+
+
+def is_stored(context: click.Context, parameter: str) -> bool:
+    """Whether the value of a parameter is of a manifest or a run's recipe: no person wrote it."""
+    written = context.get_parameter_source(parameter) is not ParameterSource.DEFAULT_MAP
+    return bool(context.meta.get(_IS_STORED)) and not written
 
 
 def read_options(path: Path) -> tuple[dict[str, Any], bool]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from lrdata.cli_config import config_option
-from lrdata.recipe import POSITIONS, BuildRecipe
+from lrdata.cli_config import config_option, is_stored
+from lrdata.recipe import POSITIONS, WRITTEN, BuildRecipe
 from lrdata.sizes import Count, Share, parse_count, parse_share
+from lrdata.visible import visible
 
 _RECIPE = (
     click.argument("corpora", nargs=-1, required=True),
@@ -63,7 +64,8 @@ _RECIPE = (
     click.option(
         "--replay",
         multiple=True,
-        help="Corpus for the annealing stage, of all of which a sample is drawn; repeatable.",
+        help="Corpus for the annealing stage, of all of which a sample is drawn; what that is "
+        "drawn from is read twice, .gz, .zst and Arrow files to their end; repeatable.",
     ),
     click.option(
         "--replay-ratio",
@@ -107,7 +109,8 @@ _RECIPE = (
         "licence",
         multiple=True,
         metavar="SOURCE=ID",
-        help="A source's licence, for the dataset card; also when all is built; repeatable.",
+        help="A source's licence, for the dataset card; also when all is built, where others that "
+        "were stated stay; repeatable.",
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),
@@ -148,6 +151,29 @@ def recipe_of(options: dict[str, Any]) -> BuildRecipe:
     }
     options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
     return BuildRecipe(**options)
+
+
+def without_foreign_sources(recipe: BuildRecipe) -> BuildRecipe:
+    """Without the weights and licences that a manifest, given as --config, has of sources that this
+    corpus has not: they are of what it was built from. Says which. What a person wrote stays, for
+    the build to refuse."""
+    context = click.get_current_context()
+    stored = {
+        option: getattr(recipe, option)
+        for option, parameter in (("weights", "weight"), ("licences", "licence"))
+        if is_stored(context, parameter)
+    }
+    if not any(stored.values()):
+        return recipe
+    from lrdata.corpus import find_files
+
+    found = find_files(recipe.corpora), find_files(recipe.replay)
+    left = recipe.without_unknown_sources(list(stored), *found)
+    for option, said in stored.items():
+        for source in sorted(said.keys() - getattr(left, option).keys()):
+            what = visible(f"--{WRITTEN[option]} {source}={said[source]}")
+            click.echo(f"left out of --config: {what}: there is no source of that name", err=True)
+    return left
 
 
 def _pairs(option: str, values: tuple[str, ...]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -28,6 +28,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.manifest import Ledger
 from lrdata.progress import duration, progress
 from lrdata.recipe import BuildRecipe
+from lrdata.replay import bytes_to_read
 from lrdata.runtime import usable_cpus
 from lrdata.sizes import format_bytes
 from lrdata.staging import Staging
@@ -68,7 +69,8 @@ class Sample:
 class Plan:
     """`units`, their `sizes` in bytes of text, how many are `finished`, what a sample says.
 
-    start_seconds: until units are built, while the corpus is hashed and the tokenizer loaded."""
+    start_seconds: until units are built, while the corpus is hashed and the tokenizer loaded.
+    replay_bytes: of text that is read for replay, twice or more, when the units are built."""
 
     recipe: BuildRecipe
     files: list[SourceFile]
@@ -78,6 +80,7 @@ class Plan:
     sample: Sample
     start_seconds: float
     workers: int
+    replay_bytes: int = 0
 
     @property
     def text_bytes(self) -> int:
@@ -133,6 +136,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
+        """Until all units are built. What replay takes nobody has measured."""
         left = self.text_bytes * max(self.needed - self.finished, 0) / len(self.units)
         each = self.sample.seconds / max(self.sample.bytes_read, 1)
         return self.start_seconds + each * left / min(self.workers, self.needed)
@@ -152,6 +156,7 @@ class Plan:
             "train_len": self.recipe.train_len,
             "target_len": self.recipe.target_len,
             "out_bytes": self.out_bytes,
+            "replay_bytes": self.replay_bytes,
             "sampled_records": ledger.records_read + ledger.records_filtered,
             "sampled_rejected": ledger.records_quarantined,
             "seconds": self.seconds,
@@ -178,7 +183,12 @@ def make_plan(recipe: BuildRecipe, *, workers: int | None = None, out: Path | No
     starting = max(time.monotonic() - began, hashing)  # a build does both at once
     finished = 0 if out is None else Staging(out).finished_units()
     sizes = [sum(piece.text_bytes for piece in unit.pieces) for unit in units]
-    return Plan(recipe, files, units, sizes, finished, _sample(recipe, units), starting, workers)
+    sample = _sample(recipe, units)
+    plan = Plan(recipe, files, units, sizes, finished, sample, starting, workers)
+    if not recipe.replay:
+        return plan
+    extend_tokens = plan.total_rows * recipe.train_len
+    return replace(plan, replay_bytes=bytes_to_read(recipe, replay_files, extend_tokens))
 
 
 def _hash_seconds(files: list[SourceFile], workers: int) -> float:
@@ -248,6 +258,12 @@ def plan_table(plan: Plan) -> RenderableType:
         "rejected", f"{ledger.records_quarantined:,} of {records:,} records ({rejected:.1%})"
     )
     facts.add_row("time", f"about {duration(plan.seconds)} with {plan.workers} workers")
+    if recipe.replay:
+        facts.add_row(
+            "replay",
+            f"not in that time: about {format_bytes(plan.replay_bytes)} of text are read twice or "
+            "more, by one process",
+        )
     facts.add_row("sampled", f"{format_bytes(sample.bytes_read)}, {sample.tokens:,} tokens")
     return Group(facts, "", _units_table(plan))
 

@@ -19,7 +19,7 @@ from lrdata.building import build
 from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import MANIFEST, Manifest, read_manifest, shortened
 from lrdata.recipe import BuildRecipe, differences
-from lrdata.retargeting import retarget
+from lrdata.retargeting import refuse_foreign, retarget
 from lrdata.rules import window_len
 
 
@@ -62,8 +62,8 @@ def rebuild(
         corpora, replay, tokenizer, impact: where one of them is, if not there.
 
     Raises:
-        LongRecipeError: as `build`; or `out` holds a dataset, or a source is missing, or is not
-            what the manifest says.
+        LongRecipeError: as `build`; or `out` holds a dataset, or what is not ours, or a source is
+            missing, or is not what the manifest says.
     """
     there, out = read_manifest(Path(folder)), Path(out)
     window = window_len(there)
@@ -71,6 +71,8 @@ def rebuild(
     made = out.with_name(f".{out.name}.rebuild") if retargeted else out
     if (out / MANIFEST).exists():  # it would be compared, and nothing be built
         raise LongRecipeError(f"{out} holds a dataset already; choose another --out")
+    if retargeted:  # before hours of building
+        refuse_foreign(out)
     instead = {"corpora": corpora, "replay": replay, "tokenizer": tokenizer, "impact": impact}
     given = {name: value for name, value in instead.items() if value}
     try:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,9 @@ SHORTEST_TARGET, SHORTEST_ROW = 64, 16
 
 REPLAY_OPTIONS = ("replay", "replay_ratio", "prompt_field", "response_field", "chat_template")
 """Options that no extend row depends on."""
+
+WRITTEN = {"weights": "weight", "licences": "license"}
+"""How the command line calls options that it repeats, where that is not the recipe's name."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class BuildRecipe:
         stored = self.portable()
         for option in fields(self):
             if not fits(stored[option.name], option.type):
-                name = {"weights": "weight", "licences": "license"}.get(option.name, option.name)
+                name = WRITTEN.get(option.name, option.name)
                 raise LongRecipeError(
                     f"--{name.replace('_', '-')} does not fit a manifest, whose numbers have 64 "
                     f"bits and whose texts up to {LONGEST_TEXT:,} characters; choose another"
@@ -160,11 +163,33 @@ class BuildRecipe:
         self, files: Iterable["SourceFile"], replay_files: Iterable["SourceFile"]
     ) -> None:
         """Raise LongRecipeError for a licence or a weight of a source that is not there: the one
-        that was meant would go without. By source_field records name sources of their own."""
+        that was meant would go without."""
+        for option, known in self._known_sources(files, replay_files).items():
+            _refuse_unknown(option, getattr(self, option), known)
+
+    def without_unknown_sources(
+        self,
+        options: Collection[str],
+        files: Iterable["SourceFile"],
+        replay_files: Iterable["SourceFile"],
+    ) -> "BuildRecipe":
+        """Without what `options`, of `weights` and `licences`, say of sources that are not there:
+        for those that were stored with another corpus."""
+        left: dict[str, Any] = {
+            option: {name: said for name, said in getattr(self, option).items() if name in known}
+            for option, known in self._known_sources(files, replay_files).items()
+            if option in options
+        }
+        return replace(self, **left)
+
+    def _known_sources(
+        self, files: Iterable["SourceFile"], replay_files: Iterable["SourceFile"]
+    ) -> dict[str, set[str]]:
+        """The sources that options may name. By source_field records name sources of their own,
+        whose weights are not checked."""
         there = {file.source for file in files}
-        if self.source_field is None:
-            _refuse_unknown("--weight", self.weights, there)
-        _refuse_unknown("--license", self.licences, there | {file.source for file in replay_files})
+        weighed = {"weights": there} if self.source_field is None else {}
+        return {**weighed, "licences": there | {file.source for file in replay_files}}
 
     def portable(self) -> dict[str, Any]:
         """The recipe as JSON without the folders of this machine: what the manifest stores."""
@@ -180,10 +205,11 @@ class BuildRecipe:
 
 
 def _refuse_unknown(option: str, given: Mapping[str, object], known: Collection[str]) -> None:
+    written = f"--{WRITTEN[option]}"
     more = f" and {len(known) - 8} more" if len(known) > 8 else ""
     for name in sorted(given.keys() - known):
         raise LongRecipeError(
-            f"{option} {name}={given[name]}: there is no source {name}; name one of "
+            f"{written} {name}={given[name]}: there is no source {name}; name one of "
             f"{', '.join(sorted(known)[:8])}{more}"
         )
 

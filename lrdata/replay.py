@@ -6,7 +6,7 @@ count in the loss on the response only. Rows are filled best-fit; documents long
 cut into row-sized parts.
 
 The documents are a fair sample of the corpus, see `lrdata.replay_sample`. What is drawn is read
-twice: it is counted, to know how much of it is enough, and then it is packed.
+twice: it is counted, to know how much of it is enough, and then it is packed. One process does so.
 """
 
 import heapq
@@ -88,14 +88,14 @@ class _Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What replay is drawn from. here: see `same_files`."""
+    """What replay is drawn from. names_in_corpus: see `same_files`."""
 
     recipe: BuildRecipe
     tokenizer: Tokenizer
     conversation: Conversation
     thinned: list[Cluster]
     whole: list[Cluster]
-    here: Mapping[str, Sequence[str]]
+    names_in_corpus: Mapping[str, Sequence[str]]
 
     @classmethod
     def open(
@@ -103,15 +103,15 @@ class _Corpus:
         recipe: BuildRecipe,
         files: Sequence[SourceFile],
         tokenizer: Tokenizer,
-        here: Mapping[str, Sequence[str]],
+        names_in_corpus: Mapping[str, Sequence[str]],
     ) -> Self:
         chat = template_conversation if recipe.chat_template else plain_conversation
-        return cls(recipe, tokenizer, chat(tokenizer), *clusters_of(files, recipe.seed), here)
+        clusters = clusters_of(files, recipe.seed)
+        return cls(recipe, tokenizer, chat(tokenizer), *clusters, names_in_corpus)
 
     @property
     def text_bytes(self) -> int:
-        units = (cluster.unit for cluster in (*self.thinned, *self.whole))
-        return sum(piece.text_bytes for unit in units for piece in unit.pieces)
+        return sum(cluster.text_bytes for cluster in (*self.thinned, *self.whole))
 
     def drawn(
         self,
@@ -154,13 +154,14 @@ class _Corpus:
         """Those with levels in [low, high), without those that are held out of extend."""
         levels = cluster.levels(documents, self.recipe.seed)
         chosen = np.flatnonzero((low <= levels) & (levels < high)).tolist()
-        if self.here:
+        if self.names_in_corpus:
             files, records = documents.files, documents.records
             chosen = [at for at in chosen if not self._held_out(files[at], records[at])]
         return documents.only(chosen)
 
     def _held_out(self, file: str, record: int) -> bool:
-        return any(held_out(self.recipe, name, record) for name in self.here.get(file, ()))
+        names = self.names_in_corpus.get(file, ())
+        return any(held_out(self.recipe, name, record) for name in names)
 
     def _encode(self, documents: Documents) -> tuple[Encoded, Encoded]:
         """The texts of a batch, and its prompts: empty where records have none."""
@@ -200,19 +201,21 @@ def build_replay(
     tokenizer: Tokenizer,
     staging: Path,
     extend_tokens: int,
-    here: Mapping[str, Sequence[str]],
+    names_in_corpus: Mapping[str, Sequence[str]],
 ) -> tuple[list[FileEntry], Ledger]:
     """Write replay shards to the staging folder until there are enough tokens.
 
-    here: which of the files are in the corpus to extend with, see `same_files`. Raises
-    LongRecipeError when the corpus is too short: nothing is ever repeated silently.
+    names_in_corpus: of the files that are in the corpus to extend with too, see `same_files`.
+    Raises LongRecipeError when the corpus is too short: nothing is ever repeated silently.
     """
-    budget = math.ceil(recipe.replay_ratio * extend_tokens)
-    corpus = _Corpus.open(recipe, files, tokenizer, here if recipe.holdout else {})
+    budget = _budget(recipe, extend_tokens)
+    corpus = _Corpus.open(recipe, files, tokenizer, names_in_corpus if recipe.holdout else {})
+    limits = _limits(corpus, extend_tokens)
     ledger = Ledger()
     entries: list[FileEntry] = []
     with Shelf(staging, "replay") as rejects:
-        rows = _rows(corpus, budget, ledger, rejects)
+        parts = _parts(corpus, limits, ledger, rejects)
+        rows = _rows(parts, recipe, budget, ledger)
         while True:
             with Shelf(staging, f"replay-{len(entries):05d}") as shelf:
                 for row in islice(rows, _SHARD_ROWS):
@@ -220,18 +223,40 @@ def build_replay(
             if not shelf.entries:
                 break
             entries += shelf.entries
-    if ledger.kept < budget:
-        raise LongRecipeError(
-            f"the replay corpus has {ledger.kept:,} tokens; --replay-ratio "
-            f"{recipe.replay_ratio:g} of {extend_tokens:,} extend tokens needs {budget:,}: "
-            "give more or lower the ratio"
-        )
+    if ledger.kept < budget:  # a file has changed since it was counted
+        raise _too_short(recipe, extend_tokens, ledger.kept)
     return entries, ledger
 
 
-def _rows(corpus: _Corpus, budget: int, ledger: Ledger, rejects: Shelf) -> Iterator[Row]:
-    row_len = corpus.recipe.train_len
-    with closing(_parts(corpus, budget, ledger, rejects)) as parts:
+def bytes_to_read(recipe: BuildRecipe, files: Sequence[SourceFile], extend_tokens: int) -> int:
+    """About how many bytes of text `build_replay` reads to count them, and most of them again."""
+    clusters = [cluster for both in clusters_of(files, recipe.seed) for cluster in both]
+    level = _counted_first(_budget(recipe, extend_tokens), sum(one.text_bytes for one in clusters))
+    return sum(one.text_bytes for one in clusters if one.reaches(0.0, level))
+
+
+def _counted_first(budget: int, text_bytes: int) -> float:
+    """The level below which documents are counted first: most often they have the budget."""
+    return min(_TOKEN_BYTES * budget / max(text_bytes, 1), 1.0)
+
+
+def _budget(recipe: BuildRecipe, extend_tokens: int) -> int:
+    return math.ceil(recipe.replay_ratio * extend_tokens)
+
+
+def _too_short(recipe: BuildRecipe, extend_tokens: int, tokens: int) -> LongRecipeError:
+    return LongRecipeError(
+        f"the replay corpus has {tokens:,} tokens; --replay-ratio {recipe.replay_ratio:g} of "
+        f"{extend_tokens:,} extend tokens needs {_budget(recipe, extend_tokens):,}: give more or "
+        "lower the ratio"
+    )
+
+
+def _rows(
+    parts: Generator[Part, None, None], recipe: BuildRecipe, budget: int, ledger: Ledger
+) -> Iterator[Row]:
+    row_len = recipe.train_len
+    with closing(parts):
         while ledger.kept < budget:
             block: list[Part] = []
             tokens = 0
@@ -244,51 +269,64 @@ def _rows(corpus: _Corpus, budget: int, ledger: Ledger, rejects: Shelf) -> Itera
             ledger.kept += tokens
             for chosen in best_fit([part.length for part in block], row_len):
                 ledger.rows += 1
-                yield replay_row([block[item] for item in chosen], corpus.recipe.target_len)
+                yield replay_row([block[item] for item in chosen], recipe.target_len)
 
 
 def _parts(
-    corpus: _Corpus, budget: int, ledger: Ledger, rejects: Shelf
+    corpus: _Corpus, limits: tuple[float, float], ledger: Ledger, rejects: Shelf
 ) -> Generator[Part, None, None]:
     """The documents of the lowest levels in row-sized parts, until it is closed.
 
-    All that are surely needed in the order of reading, and then the last ones in that of levels.
+    limits: see `_limits`. All documents below the first in the order of reading, and then the last
+    ones in that of levels.
     """
-    sure, limit = _limits(corpus, budget)
+    sure, enough = limits
     last: list[_Drawn] = []
-    for one in corpus.drawn(corpus.thinned, 0.0, limit, ledger, rejects.reject):
+    for one in corpus.drawn(corpus.thinned, 0.0, enough, ledger, rejects.reject):
         if one.level < sure:
             yield from corpus.taken(one, ledger)
         else:
             last.append(one)
     last.sort(key=lambda one: one.level)
-    whole = corpus.drawn(corpus.whole, 0.0, limit, ledger, rejects.reject)
+    whole = corpus.drawn(corpus.whole, 0.0, enough, ledger, rejects.reject)
     for one in heapq.merge(last, whole, key=lambda one: one.level):
         yield from corpus.taken(one, ledger)
 
 
-def _limits(corpus: _Corpus, budget: int) -> tuple[float, float]:
-    """Levels: documents below the first have fewer tokens than the budget, and below the second
-    enough; (1, 1) where all have not. Few lie between them.
+def _limits(corpus: _Corpus, extend_tokens: int) -> tuple[float, float]:
+    """Two levels with few documents between them: those below the first have fewer tokens than are
+    needed, those below the second have enough.
+
+    Raises LongRecipeError where all documents have not.
     """
-    clusters = [*corpus.thinned, *corpus.whole]
-    low, high, before = 0.0, _TOKEN_BYTES * budget / max(corpus.text_bytes, 1), 0
-    while low < 1:
-        high = min(high, 1.0)
+    budget = _budget(corpus.recipe, extend_tokens)
+    tokens = 0  # of the documents below `low`
+    low, high = 0.0, _counted_first(budget, corpus.text_bytes)
+    while True:
         edges = np.linspace(low, high, _BINS + 1)
-        counts = np.zeros(_BINS, np.int64)
-        for one in corpus.drawn(clusters, low, high, Ledger(), lambda entry: None):
-            parts = _cut(one, corpus.recipe.train_len, Ledger())
-            counts[np.searchsorted(edges, one.level, side="right") - 1] += sum(
-                part.length for part in parts
-            )
-        total = before + np.cumsum(counts)
-        at = np.searchsorted(total, budget)
-        if at < _BINS:
-            return edges[at], edges[at + 1]
-        before = int(total[-1])
-        low, high = high, high * min(max(1.2 * budget / max(before, 1), 1.5), 8.0)
-    return 1.0, 1.0
+        totals = tokens + np.cumsum(_tokens_between(corpus, edges))
+        tokens = int(totals[-1])
+        if tokens >= budget:
+            at = np.searchsorted(totals, budget)
+            return float(edges[at]), float(edges[at + 1])
+        if high == 1:
+            raise _too_short(corpus.recipe, extend_tokens, tokens)
+        times = min(max(1.2 * budget / max(tokens, 1), 1.5), 8.0)  # by what the first ones have
+        low, high = high, min(times * high, 1.0)
+
+
+def _tokens_between(corpus: _Corpus, edges: np.ndarray) -> np.ndarray:
+    """How many tokens the documents have whose levels lie between each edge and the next one.
+
+    edges: float64 [n + 1], rising. Returns int64 [n].
+    """
+    counts = np.zeros(len(edges) - 1, np.int64)
+    clusters, low, high = [*corpus.thinned, *corpus.whole], float(edges[0]), float(edges[-1])
+    for one in corpus.drawn(clusters, low, high, Ledger(), lambda entry: None):
+        parts = _cut(one, corpus.recipe.train_len, Ledger())
+        at = np.searchsorted(edges, one.level, side="right") - 1
+        counts[at] += sum(part.length for part in parts)
+    return counts
 
 
 def _conversations(

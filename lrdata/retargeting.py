@@ -284,11 +284,15 @@ def _manifest(manifest: Manifest, target_len: int, entries: list[FileEntry]) -> 
 @contextmanager
 def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """The staging folder, for this process alone, removed in the end; after an error with all that
-    was written. What an earlier run of the same plan left unfinished goes first."""
+    was written. What an earlier run of the same plan left unfinished goes first.
+
+    While the plan is there others may take `out` for unfinished and clear it: so it goes before the
+    lock does, and last of all else.
+    """
     staging = out / STAGING
-    _refuse_foreign(out)
+    refuse_foreign(out)
     with locked(staging, out):
-        _refuse_foreign(out)  # another run may have come to its end since
+        refuse_foreign(out)  # another run may have come to its end since
         if not (staging / _PLAN).exists():
             _clear(out)
             write_json(staging / _PLAN, plan)
@@ -305,10 +309,12 @@ def _open_staging(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
             _clear(out)
             clear(staging)
             raise
-    shutil.rmtree(staging, ignore_errors=True)  # with the plan, by which the same call goes on
+        clear(staging, keep=(_PLAN,))
+        (staging / _PLAN).unlink(missing_ok=True)
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
+    """Raise LongRecipeError unless `out` is new, empty, or of a `retarget` that was ended."""
     if out.exists() and not out.is_dir():
         raise LongRecipeError(f"{out} is a file; choose another --out")
     ours = (out / STAGING / _PLAN).exists()

@@ -32,7 +32,7 @@ from lrdata.atomic import (
     write_text,
 )
 from lrdata.errors import LongRecipeError
-from lrdata.layout import CARD, FOLDERS, PICTURE, is_ours, is_partial
+from lrdata.layout import CARD, FOLDERS, PAGE, PICTURE, is_ours, is_partial
 from lrdata.manifest import (
     MANIFEST,
     FileEntry,
@@ -83,6 +83,11 @@ class Staging:
         with locked(staging.root, out):
             staging._refuse_foreign(overwrite)  # another build may have come to its end since
             there = None if overwrite else staging._recipe()
+            if there == _LAYOUT:
+                raise LongRecipeError(
+                    f"{out} is half removed, by an --overwrite that was ended; give --overwrite "
+                    "again, or choose another --out"
+                )
             if there is not None:
                 refuse_other(out, there, {**_LAYOUT, **identity})
             if overwrite:
@@ -218,15 +223,20 @@ def complete(out: Path, manifest: Manifest, figure: str | None = None) -> None:
 
 
 def relicensed(manifest: Manifest, licences: Mapping[str, str]) -> Manifest:
-    """The manifest with other licences, by source, on which no row depends."""
-    sources = [replace(entry, licence=licences.get(entry.source)) for entry in manifest.sources]
-    recipe = {**manifest.recipe, "licences": dict(licences)}
-    return replace(manifest, sources=sources, recipe=recipe)
+    """The manifest with these licences, by source, beside those that it has of other sources. No
+    row depends on them."""
+    stated = {**manifest.recipe.get("licences", {}), **licences}
+    sources = [replace(entry, licence=stated.get(entry.source)) for entry in manifest.sources]
+    return replace(manifest, sources=sources, recipe={**manifest.recipe, "licences": stated})
 
 
 def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
-    """Complete a finished dataset anew with what is said of it now. For who has it `locked`. Raises
-    LongRecipeError where somebody has written into its card."""
+    """Complete a finished dataset anew with what is said of it now. For who has it `locked`.
+
+    The page of its report goes: it names the licences of before, would be published with them, and
+    rows have to be read to write it again (`lrdata report`). Raises LongRecipeError where somebody
+    has written into its card.
+    """
     path = out / CARD[0]
     there = path.read_text(encoding="utf-8") if path.exists() else card(manifest)
     both = (manifest, stated)  # the new one if this was killed before it wrote the manifest
@@ -236,6 +246,7 @@ def restate(out: Path, manifest: Manifest, stated: Manifest) -> None:
             f"{path} is not as it was built, and would be written anew for other licences; move "
             "it away first"
         )
+    (out / PAGE).unlink(missing_ok=True)  # first: no manifest stands beside a page of another
     complete(out, stated, cards[there])
 
 

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from lrdata.recipe import BuildRecipe
+from lrdata.recipe import WRITTEN, BuildRecipe
 from lrdata.visible import visible
 
 _UNWRITTEN = ("corpora", "encoder", "unit_bytes")
-_NAMES = {"weights": "weight", "licences": "license"}
 
 
 def build_command(recipe: Mapping[str, Any]) -> list[str]:
@@ -44,7 +43,7 @@ def _default(option: Any) -> Any:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    flag = "--" + _NAMES.get(name, name).replace("_", "-")
+    flag = "--" + WRITTEN.get(name, name).replace("_", "-")
     if value is True:
         return [flag]
     if isinstance(value, Mapping):

@@ -16,6 +16,7 @@ from lrdata.cli import main
 from lrdata.cli_config import defaults_of
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.errors import LongRecipeError
+from lrdata.manifest import read_manifest
 from lrdata.recipe import BuildRecipe, without_derived
 from tests.corpora import content, some_texts, write_jsonl
 
@@ -209,6 +210,55 @@ def test_a_build_from_its_own_manifest_is_the_build(tmp_path: Path, tiny_tokeniz
         )
         assert done.exit_code == 0, done.output
         assert content(out) == content(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def of_others(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    """A dataset of the sources `a` and `b`, with weights and licences; its manifest."""
+    folder = tmp_path_factory.mktemp("others")
+    paths = [str(write_jsonl(folder / f"{name}.jsonl", some_texts(10))) for name in "ab"]
+    stated = {"a": "mit", "b": "odbl"}
+    weights = {"a": 2.0, "b": 1.0}
+    recipe = BuildRecipe(tuple(paths), str(tiny_tokenizer), 512, weights=weights, licences=stated)
+    build(recipe, folder / "shards", workers=1)
+    return folder / "shards" / "manifest.json"
+
+
+@pytest.mark.parametrize(("names", "kept"), [(["mine"], []), (["a", "mine"], ["a"])])
+def test_a_manifest_says_nothing_of_sources_that_are_not_here(
+    names: list[str], kept: list[str], of_others: Path, tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """Nobody typed them. What names a source of this corpus too stays."""
+    corpora = [write_jsonl(tmp_path / f"{name}.jsonl", some_texts(10)) for name in names]
+    words = [*corpora, "--config", of_others, "--tokenizer", tiny_tokenizer]
+    planned = run("plan", *words)
+    built = run("build", *words, "--out", tmp_path / "out", "--workers", 1)
+    lost = ["a", "b"] if not kept else ["b"]
+    for done in (planned, built):
+        assert done.exit_code == 0, done.output
+        said = [line for line in done.stderr.splitlines() if "left out of --config" in line]
+        assert len(said) == 2 * len(lost)
+        assert f"left out of --config: --license {lost[-1]}=odbl: there is no source" in said[-1]
+    made = read_manifest(tmp_path / "out").recipe
+    assert (sorted(made["licences"]), sorted(made["weights"])) == (kept, kept)
+
+
+def test_what_a_person_wrote_of_an_unknown_source_is_refused(
+    of_others: Path, tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """On the command line, beside a manifest too, or in a file."""
+    (tmp_path / "mine.yaml").write_text("license: {a: mit}\n")
+    corpus = write_jsonl(tmp_path / "mine.jsonl", some_texts(10))
+    words = [corpus, "--tokenizer", tiny_tokenizer, "--out", tmp_path / "out", "--workers", 1]
+    for more in (
+        ["--config", of_others, "--license", "a=mit"],
+        ["--config", tmp_path / "mine.yaml", "--target-len", 512],
+    ):
+        done = run("build", *words, *more)
+        assert done.exit_code == 1
+        assert "--license a=mit: there is no source a; name one of mine" in done.stderr
+    done = run("build", *words, "--config", of_others, "--weight", "a=2")
+    assert "--weight a=2.0: there is no source a" in done.stderr
 
 
 def run(*words: object) -> Result:

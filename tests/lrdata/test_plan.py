@@ -1,5 +1,6 @@
 """What `lrdata plan` expects is what `lrdata build` makes."""
 
+import gzip
 import io
 import itertools
 import json
@@ -16,8 +17,10 @@ from rich.console import Console
 from lrdata import plan as plan_module
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.corpus import Unit
 from lrdata.manifest import read_manifest
 from lrdata.plan import Plan, make_plan, plan_table
+from lrdata.reader import read_unit
 from lrdata.recipe import BuildRecipe
 from tests.corpora import some_texts, write_jsonl
 
@@ -166,6 +169,39 @@ def test_time_is_of_what_is_built(recipe: BuildRecipe) -> None:
     assert replace(plan, finished=len(plan.units)).seconds == 3.0
     more = replace(plan, recipe=replace(recipe, max_rows=10 * plan.total_rows))
     assert more.seconds == plan.seconds
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_replay_reads_is_said_beside_the_time(
+    packed: bool, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of twenty clusters, each of which gives a twentieth: packed files of any size, to their
+    end, or parts of two thousand bytes of one file."""
+    monkeypatch.setattr("lrdata.replay_sample._POINTS", 20)
+    monkeypatch.setattr("lrdata.replay_sample._UNIT_BYTES", 2000)
+    texts = [text for number in range(60) for text in some_texts(4, 100 * number, longest=8)]
+    plain = write_jsonl(tmp_path / "chat.jsonl", texts)
+    if packed:
+        lines = plain.read_bytes().splitlines(True)
+        plain.unlink()
+        for number in range(30):
+            part = b"".join(lines[8 * number : 8 * number + 8])
+            (tmp_path / f"chat{number:02}.jsonl.gz").write_bytes(gzip.compress(part, mtime=0))
+    read: list[int] = []
+
+    def reading(unit: Unit, *arguments: object) -> object:
+        read.append(sum(piece.text_bytes for piece in unit.pieces))
+        return read_unit(unit, *arguments)
+
+    monkeypatch.setattr("lrdata.replay.read_unit", reading)
+    replay = replace(recipe, replay=(str(tmp_path / "chat*"),), replay_ratio=1.0, max_rows=90)
+    plan = make_plan(replay, workers=1)
+    build(replay, tmp_path / "out", workers=1)
+    assert sum(read) < 2.1 * plan.replay_bytes
+    assert sum(read) > (1.9 if packed else 1.2) * plan.replay_bytes
+    assert plan.as_json()["replay_bytes"] == plan.replay_bytes > 0
+    assert "replay        not in that time: about" in table(plan)
+    assert "not in that time" not in table(make_plan(recipe, workers=1))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])

@@ -93,6 +93,20 @@ def test_what_is_there_is_not_taken_for_rebuilt(data: Path, moved: Path) -> None
             rebuild(moved / "published", out, root=moved)
 
 
+def test_a_foreign_folder_is_refused_before_a_retargeted_dataset_is_built(
+    data: Path, moved: Path
+) -> None:
+    """Nothing is built for it, so no hidden copy stays either."""
+    retarget(data / "shards", 1024, moved / "wide")
+    (moved / "again").mkdir()
+    (moved / "again" / "thesis.tex").write_text("dear")
+    for out, said in (("again", "is not an empty folder"), ("again/thesis.tex", "is a file")):
+        with pytest.raises(LongRecipeError, match=said):
+            rebuild(moved / "wide", moved / out, root=moved, workers=1)
+    assert not list(moved.rglob("*.rebuild"))
+    assert content(moved / "again") == {"thesis.tex": b"dear"}
+
+
 def test_an_interrupted_rebuild_of_a_retargeted_dataset_goes_on(
     data: Path, moved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

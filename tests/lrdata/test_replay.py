@@ -127,7 +127,7 @@ def test_of_a_large_corpus_little_more_is_read_than_is_taken(
 ) -> None:
     """As if a megabyte were two kilobytes."""
     monkeypatch.setattr("lrdata.replay_sample._UNIT_BYTES", 2000)
-    monkeypatch.setattr("lrdata.replay_sample._SPREAD", 20)
+    monkeypatch.setattr("lrdata.replay_sample._POINTS", 20)
     read: list[int] = []
 
     def reading(unit: Unit, *arguments: object) -> object:
@@ -151,6 +151,32 @@ def test_of_a_large_corpus_little_more_is_read_than_is_taken(
         taken = whole * len(drawn) / sum(SIZES.values())
         assert sum(read) < 3 * taken + 2 * 40 * 2000 < 0.8 * whole
     assert {name.split("-")[0] for name in drawn} == set(SIZES)
+
+
+def test_a_corpus_that_is_too_short_is_refused_when_it_is_counted(
+    tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read once, and not again to be packed. What it has is what would have been packed."""
+    read: list[str] = []
+
+    def reading(unit: Unit, *arguments: object) -> object:
+        read.extend(piece.file.name for piece in unit.pieces)
+        return read_unit(unit, *arguments)
+
+    monkeypatch.setattr("lrdata.replay.read_unit", reading)
+    files = write_three(tmp_path, "{}.jsonl.gz")
+    recipe = replaying(tmp_path, files, tiny_tokenizer, 40)
+    with pytest.raises(LongRecipeError, match=r"the replay corpus has [\d,]+ tokens; ") as found:
+        build(replace(recipe, replay_ratio=20.0), tmp_path / "out", workers=1)
+    assert sorted(read) == sorted(path.name for path in files.values())
+    said = int(str(found.value).split(" has ")[1].split(" tokens")[0].replace(",", ""))
+    library = tokenizers.Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    texts = [
+        json.loads(line)["text"]
+        for path in files.values()
+        for line in gzip.decompress(path.read_bytes()).splitlines()
+    ]
+    assert said == sum(len(one.ids) + 1 for one in library.encode_batch(texts))
 
 
 @pytest.mark.parametrize("named", ["a.jsonl", "."])

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from lrdata.building import build
+from lrdata.cli import main
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push
-from lrdata.layout import PICTURE
+from lrdata.layout import PAGE, PICTURE
 from lrdata.manifest import read_manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.report.card import card
+from lrdata.report.dataset import write_report
 from lrdata.unit import Job, Receipt, build_unit
 from tests.corpora import content, some_texts, write_jsonl
 
@@ -204,6 +207,23 @@ def test_overwrite_where_a_folder_of_it_was_moved_to_another_disk(
     assert content(out) == content(tmp_path / "alone")
 
 
+def test_an_overwrite_that_was_ended_is_to_be_given_again(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build without it cannot go on with what is half removed."""
+    out, other = shutil.copytree(built, tmp_path / "shards"), replace(recipe, seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrdata.staging._remove_ours", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(other, out, workers=1, overwrite=True)
+    for again in (recipe, other):
+        with pytest.raises(LongRecipeError, match=r"--overwrite that was ended; give --overwrite"):
+            build(again, out, workers=1)
+    build(other, out, workers=1, overwrite=True)
+    build(other, tmp_path / "alone", workers=1)
+    assert content(out) == content(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"corpora": ("nowhere",)}, {"replay": ("nowhere",)}, {"tokenizer": "./nope"}, {"eot": "<fin>"}]
@@ -238,8 +258,34 @@ def test_a_licence_can_be_stated_when_all_is_built(
         assert content(out) == expected
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     push(out, tmp_path / "pushed")
-    build(recipe, out, workers=1)
-    assert content(out) == content(built)
+
+
+def test_a_licence_that_was_stated_stays(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --license a build takes none back; with one it changes that source's alone."""
+    books = replace(recipe, licences={"books": "mit"})
+    short = replace(recipe, licences={"short": "cc0-1.0"})
+    other = replace(recipe, licences={"short": "odbl"})
+    finished = shutil.copytree(built, tmp_path / "finished")
+    unfinished = tmp_path / "unfinished"
+    build(books, finished, workers=1)
+    stop_at("lrdata.staging.complete", books, unfinished, monkeypatch)
+    for out in (finished, unfinished):
+        for made, expected in (
+            (recipe, {"books": "mit"}),
+            (short, {"books": "mit", "short": "cc0-1.0"}),
+            (other, {"books": "mit", "short": "odbl"}),
+            (recipe, {"books": "mit", "short": "odbl"}),
+        ):
+            manifest = build(made, out, workers=1)
+            assert manifest == read_manifest(out)
+            assert manifest.recipe["licences"] == expected
+            assert {entry.source: entry.licence for entry in manifest.sources if entry.licence} == (
+                expected
+            )
+        build(replace(recipe, licences=expected), tmp_path / f"fresh-{out.name}", workers=1)
+        assert content(out) == content(tmp_path / f"fresh-{out.name}")
 
 
 def test_a_licence_does_not_cost_what_is_in_the_card(
@@ -253,12 +299,48 @@ def test_a_licence_does_not_cost_what_is_in_the_card(
     assert path.read_text() == card(manifest, figure=PICTURE)
     path.write_text(path.read_text() + "My own words.\n")
     before = content(out)
+    other = replace(recipe, licences={"books": "odbl"})
     with pytest.raises(LongRecipeError, match=r"README\.md is not as it was built.*move it away"):
-        build(recipe, out, workers=1)
+        build(other, out, workers=1)
     assert content(out) == before
     path.unlink()
-    manifest = build(recipe, out, workers=1)
+    manifest = build(other, out, workers=1)
     assert path.read_text() == card(manifest)
+
+
+def test_a_report_of_other_licences_goes_and_that_is_said(
+    built: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be pushed with them. It goes before the manifest names the new ones."""
+    out, pushed = shutil.copytree(built, tmp_path / "out"), tmp_path / "pushed"
+    words = [*recipe.corpora, "--config", str(out / "manifest.json"), "--out", str(out)]
+    words += ["--tokenizer", recipe.tokenizer, "--replay", recipe.replay[0], "--workers", "1"]
+    page, said = out / PAGE, f"{out / PAGE} named other licences and is removed; write it again"
+
+    def building(*options: str) -> str:
+        result = CliRunner().invoke(main, ["build", *words, *options])
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    stated = ["--license", "books=mit", "--license", "short=cc0-1.0"]
+    building(*stated)
+    write_report(out, plots=False)
+    assert ">mit<" in page.read_text()
+    assert said not in building()
+    assert page.exists()
+    with monkeypatch.context() as patch:
+        stop_at(
+            "lrdata.staging.write_manifest",
+            replace(recipe, licences={"books": "odbl"}),
+            out,
+            patch,
+        )
+    assert not page.exists()
+    write_report(out, plots=False)
+    assert said in building("--license", "books=odbl")
+    assert not page.exists()
+    push(out, pushed)
+    assert not (pushed / PAGE).exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
