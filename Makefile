@@ -15,7 +15,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/.demo  ## the whole recipe on a laptop CPU, in about five minutes
+demo: $(VENV)/.demo  ## the whole recipe on a laptop CPU, in two to three minutes
 	rm -rf demo
 	$(BIN)/python -m lrtrain.demo --out demo
 

@@ -31,7 +31,7 @@ def main() -> None:
         folder = given.out / f"seed-{seed}"
         started = time.monotonic()
         command = [sys.executable, "-m", "lrtrain.demo", "--out", str(folder), "--seed", seed]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, stdout=sys.stderr)  # what it says is no table
         seconds = time.monotonic() - started
         found = shares(folder)
         short, long = min(n for _, n in found), max(n for _, n in found)
