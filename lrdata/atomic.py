@@ -109,9 +109,10 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
             with suppress(OSError):  # it would be in nobody's way
                 path.unlink()
         os.close(handle)  # until then NFS keeps a removed file under another name
-        for empty in (folder, *([out] if out_goes else [])) if held else ():
-            with suppress(OSError):  # it is not, or another run has it by now
-                empty.rmdir()
+        if held:
+            for empty in (folder, out) if out_goes else (folder,):
+                with suppress(OSError):  # it is not, or another run has it by now
+                    empty.rmdir()
 
 
 def clear(folder: Path, keep: Collection[str] = ()) -> None:

@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Until all units are built. What replay takes nobody has measured."""
+        """Until all units are built; replay comes after that."""
         left = self.text_bytes * max(self.needed - self.finished, 0) / len(self.units)
         each = self.sample.seconds / max(self.sample.bytes_read, 1)
         return self.start_seconds + each * left / min(self.workers, self.needed)

@@ -1,6 +1,6 @@
 """The choice among kernels: each is tried on the device, whether it is right, and how fast.
 
-`lrtrain run` takes the fastest that is right, `lrtrain doctor` shows them all.
+Training and scoring take the fastest that is right; `python bench/gpu` shows all of them.
 """
 
 import math

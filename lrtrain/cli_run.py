@@ -1,6 +1,7 @@
 """`lrtrain run`, `plan` and `doctor`: options and help; the work is elsewhere."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ import click
 
 from lrdata.cli_config import config_option
 from lrdata.cli_json import json_option, print_json
-from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count, Speed
 from lrtrain.attention_scale import AttentionScale, parse_attention_scale
@@ -291,7 +291,11 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
     made = run_stages(shards, model, out, recipe, click.echo)
     if made:  # of many ranks the first says so
         click.echo(f"made {', '.join(map(str, made))}")
-        eot = open_dataset(shards).manifest.recipe.get("eot")
+        from lrdata.dataset import open_dataset
+
+        eot = None
+        with suppress(LongRecipeError):  # an address that answers no more undoes no run
+            eot = open_dataset(shards).manifest.recipe.get("eot")
         command = eval_command(model, made[-1], recipe.rope, eot)
         click.echo(f"see what it retrieves with: {command}")
 

@@ -66,9 +66,12 @@ class Cell:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"asked": None}
         return dict(kept) if kept["asked"] == repr(self.arguments) else None
 
-    def keep(self, out: Path, found: dict[str, Any]) -> None:
+    def keep(self, out: Path, found: dict[str, Any]) -> dict[str, Any]:
+        """Keep what was found now; returns it as `kept` will."""
+        kept = {"asked": repr(self.arguments), "found": found, "made": made()}
         self.path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path(out), {"asked": repr(self.arguments), "found": found, "made": made()})
+        write_json(self.path(out), kept)
+        return kept
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,7 @@ class Study:
                 if problem := done.exception():  # what still runs is finished, and kept
                     failed = failed or (cells[key].name, problem)
                     continue
-                cells[key].keep(self.out, done.result())
-                kept[key] = cells[key].kept(self.out)
+                kept[key] = cells[key].keep(self.out, done.result())
                 task.advance(note=cells[key].name)
                 if failed is None and self._has_time() and (key := next(waiting, None)) is not None:
                     running[pool.submit(cells[key].work, *cells[key].arguments)] = key

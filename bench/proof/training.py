@@ -22,8 +22,9 @@ from methods import Budget, Method
 from lrdata import evidence, impact, positions, replay, replay_sample, rows, select, windows
 from lrdata.building import build
 from lrdata.dataset import open_dataset
-from lrdata.impact import digits, lexicon, random, returns, scorer
+from lrdata.impact import digits, lexicon, none, random, returns, scorer
 from lrdata.recipe import BuildRecipe
+from lrdata.sentences import ends
 from lrdata.shards import file_sha256
 from lrtrain.flops import training_flops
 from lrtrain.merge import merge_models
@@ -37,7 +38,7 @@ MERGE_WEIGHTS = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 _ROWS_BY = code_digest(
-    *(windows, impact, scorer, digits, lexicon, random, returns, select, evidence),
+    *(windows, ends, impact, scorer, digits, lexicon, none, random, returns, select, evidence),
     *(positions, rows, replay, replay_sample),
 )
 

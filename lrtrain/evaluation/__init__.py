@@ -162,8 +162,8 @@ def evaluate(
     for suite in ready:
         report.settings |= suite.settings()
     ordered = [first, *(spec for spec in specs if spec != first)]
-    reads = {"ppl", "short"} & set(suites)  # the shards' rows: they hold its end of text
-    ends = end_of_text(asked.shards) if asked.eot is None and reads else asked.eot
+    joined = any(suite.joins for suite in ready)
+    ends = end_of_text(asked.shards) if asked.eot is None and joined else asked.eot
     opened = [
         open_model(spec, dtype=asked.dtype, device=asked.device, eot=ends) for spec in ordered
     ]

@@ -273,6 +273,7 @@ class LongPplSuite:
     kind: ClassVar[type[LongPplCell]] = LongPplCell
     size: ClassVar[int] = 1
     compares: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         said = self.keys.settings()

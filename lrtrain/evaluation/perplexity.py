@@ -171,6 +171,7 @@ class PerplexitySuite:
     name: ClassVar[str] = "ppl"
     kind: ClassVar[type[PerplexityCell]] = PerplexityCell
     compares: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
 
     def settings(self) -> dict[str, object]:
         stride = stride_for(self.lengths)

@@ -259,6 +259,7 @@ class ShortSuite:
     kind: ClassVar[type[ShortCell]] = ShortCell
     size: ClassVar[int] = 1
     compares: ClassVar[bool] = True
+    joins: ClassVar[bool] = True
     _asked: Windows | None = field(default=None, init=False, repr=False)
     _log_probs: "dict[int, torch.Tensor]" = field(default_factory=dict, init=False, repr=False)
 

@@ -69,6 +69,11 @@ class Suite(Protocol):
     def compares(self) -> bool:
         """Whether the others are measured with what the base says, so that it must be read."""
 
+    @property
+    def joins(self) -> bool:
+        """Whether it reads documents one after another, as rows do, with the end of text between
+        them."""
+
     def settings(self) -> dict[str, object]:
         """What it takes to repeat it, ready for JSON."""
 

@@ -141,12 +141,8 @@ def _as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **loaders: Any) -> None:
 def test_the_fastest_of_those_that_are_right_is_taken_and_others_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-        time.sleep(0.1)
-        return sdpa(q, k, v, lengths, scale)
-
     load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, slow=slow, sdpa=sdpa, wrong=unscaled)
+    _as_if_on_a_gpu(monkeypatch, slow=_after(lambda _: 0.1), sdpa=sdpa, wrong=unscaled)
     name, problems = fastest(HEADS, torch.device("cuda"), torch.float32)
     load_backend.cache_clear()
     assert name == "sdpa"
@@ -157,12 +153,8 @@ def test_the_fastest_of_those_that_are_right_is_taken_and_others_are_named(
 def test_what_is_fastest_for_rows_that_are_split_is_right_on_pieces_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def slow(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
-        time.sleep(0.1)
-        return sdpa(q, k, v, lengths, scale)
-
     load_backend.cache_clear()
-    _as_if_on_a_gpu(monkeypatch, slow=slow, other=_from_the_first_key)
+    _as_if_on_a_gpu(monkeypatch, slow=_after(lambda _: 0.1), other=_from_the_first_key)
     gpu = torch.device("cuda")
     assert fastest(HEADS, gpu, torch.float32) == ("other", [])
     name, problems = fastest(HEADS, gpu, torch.float32, split=True)

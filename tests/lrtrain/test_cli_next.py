@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from transformers import LlamaConfig
 
 from lrtrain.cli import main
@@ -57,6 +58,19 @@ def test_the_untrained_model_has_the_rope_that_training_began_with(
     untrained = parse_models(list(asked["models"]))[1]
     assert (untrained.rope, untrained.target_len) == (rope, 2048)
     assert (asked["eot"], asked["no_plots"]) == ("<end of text>", True)
+
+
+def test_a_run_is_done_where_its_shards_answer_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are asked for their end of text after it."""
+    for name, length in (("base", 256), ("made", 2048)):
+        LlamaConfig(max_position_embeddings=length).save_pretrained(tmp_path / name)
+    monkeypatch.setattr("lrtrain.stages.run", lambda *_: [tmp_path / "made"])
+    words = ["run", tmp_path / "gone", "--model", tmp_path / "base", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert eval_command(str(tmp_path / "base"), tmp_path / "made") in done.output
 
 
 @pytest.mark.parametrize(
