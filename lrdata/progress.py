@@ -14,60 +14,81 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.progress import Task as ShownTask
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Task:
-    """Work with a known or unknown total. `advance` moves it on; `note` says how it goes."""
+    """Work with a known or unknown total. `advance` moves it on; `note` says how it goes.
 
-    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
+    work: how much is to be done now, in any unit, where steps are unlike each other; `advance` says
+    how much of it was done. Without it all steps take the same.
+    """
+
+    def __init__(self, what: str, total: int | None, done: int, work: float | None) -> None:
         self.what, self.total, self.done, self.text = what, total, done, ""
+        self.due = total - done if work is None and total is not None else work
+        self.worked = 0.0
+        self._began = self._advanced = time.monotonic()
 
-    def advance(self, steps: int = 1, note: str | None = None) -> None:
+    def advance(self, steps: int = 1, note: str | None = None, work: float | None = None) -> None:
         self.done += steps
+        self.worked += steps if work is None else work
+        self._advanced = time.monotonic()
         if note is not None:
             self.text = note
         self._show()
+
+    def left(self) -> str:
+        """`12 min left`, by the pace since it began; nothing while there is none to go by.
+
+        rich's own column knows the pace of the last half minute, so none of steps that take longer.
+        """
+        if not self.worked or self.due is None or self.done == self.total:
+            return ""
+        pace = (self._advanced - self._began) / self.worked
+        seconds = pace * (self.due - self.worked) - (time.monotonic() - self._advanced)
+        return f"{duration(max(seconds, 0.0))} left"
 
     def _show(self) -> None:
         raise NotImplementedError
 
 
 class _Bar(Task):
-    def __init__(self, what: str, total: int | None, done: int, progress: Progress) -> None:
-        super().__init__(what, total, done)
+    def __init__(
+        self, what: str, total: int | None, done: int, work: float | None, progress: Progress
+    ) -> None:
+        super().__init__(what, total, done, work)
         self._progress = progress
-        self._task = progress.add_task(what, total=total, completed=done, note="")
+        self._task = progress.add_task(what, total=total, completed=done, note="", task=self)
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self.done, note=self.text)
 
 
+class _LeftColumn(ProgressColumn):
+    def render(self, task: ShownTask) -> Text:
+        return Text(task.fields["task"].left(), style="progress.remaining")
+
+
 class _Lines(Task):
-    def __init__(self, what: str, total: int | None, done: int) -> None:
-        super().__init__(what, total, done)
-        self._first = done
-        self._last = self._began = time.monotonic()
+    def __init__(self, what: str, total: int | None, done: int, work: float | None) -> None:
+        super().__init__(what, total, done, work)
+        self._last = time.monotonic()
 
     def _show(self) -> None:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or self.done == self.total:
             self._last = now
             of = f"/{self.total}" if self.total is not None else ""
-            line = f"{self.what}: {self.done}{of} {self.text}{self._left(now)}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
-
-    def _left(self, now: float) -> str:
-        if not self.total or not self._first < self.done < self.total:
-            return ""
-        rate = (self.done - self._first) / (now - self._began)
-        seconds = (self.total - self.done) / rate
-        return f", {duration(seconds)} left"
+            said = ", ".join(filter(None, (self.text, self.left())))
+            print(f"{self.what}: {self.done}{of} {said}".rstrip(), file=sys.stderr, flush=True)
 
 
 class Meter:
@@ -99,28 +120,32 @@ class _Silent(Task):
 
 @contextmanager
 def progress(
-    what: str, total: int | None = None, done: int = 0, silent: bool = False
+    what: str,
+    total: int | None = None,
+    done: int = 0,
+    silent: bool = False,
+    work: float | None = None,
 ) -> Iterator[Task]:
     """`with progress("building", total=12) as task: task.advance(1, note="3.1 Mtok/s")`.
 
     done: steps of an earlier run, which say nothing about how fast this one is.
     silent: another process shows it.
+    work: of the steps that are left, where they are unlike each other, see `Task`.
     """
     if silent:
-        yield _Silent(what, total, done)
+        yield _Silent(what, total, done, work)
         return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(what, total, done)
+        yield _Lines(what, total, done, work)
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+        _LeftColumn(),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bars:
-        yield _Bar(what, total, done, bars)
+        yield _Bar(what, total, done, work, bars)

@@ -31,7 +31,8 @@ _DTYPES = {
 
 @dataclass
 class LoadedModel:
-    """A model under evaluation. `window` is its max_position_embeddings, `theta` its RoPE base."""
+    """A model under evaluation. `window` is its max_position_embeddings, `theta` its RoPE base,
+    `layers_width` the number of its layers times what is hidden between two of them."""
 
     spec: ModelSpec
     model: Any  # PreTrainedModel
@@ -41,6 +42,13 @@ class LoadedModel:
     theta: float | None
     rope_type: str
     parameters: int
+    layers_width: int = 0
+
+    def operations(self, length: int) -> float:
+        """Of reading so many tokens, about: two for each weight and token, and of the causal half
+        of attention two for each pair of tokens and number between layers.
+        """
+        return 2.0 * length * (self.parameters + length * self.layers_width)
 
 
 def parse_dtype(dtype: str) -> str:
@@ -98,6 +106,7 @@ class OpenModel:
             )
         check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], spec.path)
         parameters = getattr(self.config, "rope_parameters", None) or {}
+        text = self.config.get_text_config()
         return LoadedModel(
             spec=spec,
             model=model.to(self.device).eval(),
@@ -107,6 +116,7 @@ class OpenModel:
             theta=parameters.get("rope_theta"),
             rope_type=str(parameters.get("rope_type", "default")),
             parameters=sum(weight.numel() for weight in model.parameters()),
+            layers_width=int(text.num_hidden_layers * text.hidden_size),
         )
 
 

@@ -336,15 +336,25 @@ class NeedleSuite:
         model, device, name = loaded.model, loaded.device, loaded.spec.name
         seeds = tuple(self.seeds)
         each = len(seeds) * self.samples
-        with progress(f"{name}: needle", self.size * each, done * each) as task:
-            for length, depth in list(product(self.lengths, self.depths))[done:]:
+        due = list(product(self.lengths, self.depths))[done:]
+        with progress(
+            f"{name}: needle",
+            self.size * each,
+            done * each,
+            work=sum(each * loaded.operations(length) for length, _ in due),
+        ) as task:
+            for length, depth in due:
                 prompts = [
                     maker.make(seed, length, depth, sample)
                     for seed in seeds
                     for sample in range(self.samples)
                 ]
                 for asked, cell in measure(model, device, name, prompts, length, depth, seeds):
-                    task.advance(asked, note=f"{length:,} tokens, depth {depth:.0%}")
+                    task.advance(
+                        asked,
+                        note=f"{length:,} tokens, depth {depth:.0%}",
+                        work=asked * loaded.operations(length),
+                    )
                     if cell:
                         yield cell
 

@@ -189,9 +189,14 @@ class PerplexitySuite:
         """A cell for each length."""
         tokenizer, stride, name = loaded.tokenizer, stride_for(self.lengths), loaded.spec.name
         streams, spans = self._spans(tokenizer)
-        total, before = len(self.lengths) * len(spans), done * len(spans)
-        with progress(f"{name}: perplexity", total, before) as task:
-            for length in self.lengths[done:]:
+        due = self.lengths[done:]
+        with progress(
+            f"{name}: perplexity",
+            len(self.lengths) * len(spans),
+            done * len(spans),
+            work=sum(len(spans) * loaded.operations(length) for length in due),
+        ) as task:
+            for length in due:
                 for read, cell in measure(
                     loaded.model,
                     loaded.device,
@@ -202,7 +207,8 @@ class PerplexitySuite:
                     stride,
                     tokenizer.bos_id,
                 ):
-                    task.advance(read, note=f"{length:,} tokens")
+                    work = read * loaded.operations(length)
+                    task.advance(read, note=f"{length:,} tokens", work=work)
                     if cell:
                         yield cell
 

@@ -49,6 +49,50 @@ def test_work_that_goes_on_counts_on_and_is_timed_from_there(
     assert task.done == 100
 
 
+def test_what_is_left_is_told_by_the_work_not_by_the_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four prompts of 11 s and 100 s: whose halves, of the steps, are not halves of the time."""
+    now = 0.0
+    monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
+    with progress("needle", total=6, done=2, work=2 * 11 + 2 * 100) as task:
+        for seconds in (11.0, 11.0, 100.0, 100.0):
+            now += seconds
+            task.advance(note=f"{seconds:.0f}", work=seconds)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "needle: 3/6 11, 4 min left",  # 211 s
+        "needle: 4/6 11, 3 min left",
+        "needle: 5/6 100, 2 min left",
+        "needle: 6/6 100",
+    ]
+
+
+def test_a_bar_tells_what_is_left_of_slow_steps_and_counts_it_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step of 41 s, as of a large model, is beyond what rich's own estimate looks back on."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        lrdata.progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
+    )
+    now = 0.0
+    monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
+    with progress("training", total=4) as task:
+        assert task.left() == ""
+        now = 41.0
+        task.advance()
+        assert task.left() == "2 min left"
+        now += 30.0
+        assert task.left() == "93 s left"
+        now += 200.0
+        assert task.left() == "0 s left"
+        task.advance(2)
+    assert "left" in screen.getvalue()
+
+
 def test_work_that_was_done_before_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("training", total=100, done=100):
         pass

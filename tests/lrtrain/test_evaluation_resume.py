@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import lrdata.progress
 from lrdata.building import build
 from lrdata.errors import LongRecipeError
+from lrdata.progress import Task
 from lrdata.recipe import BuildRecipe
 from lrtrain.evaluation import evaluate
 from lrtrain.evaluation.finished import CELLS_NAME
@@ -137,6 +139,31 @@ def test_what_is_there_is_not_measured_again(
     assert [model["name"] for model in found_in(tmp_path)["models"]] == ["base", "one"]
     evaluate(models, out=tmp_path, overwrite=True, **asked)
     assert loads.names == ["one", "two"] * 2
+
+
+def test_how_long_it_takes_is_told_by_the_work_that_is_left(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt takes more work than a short one, and what is foreseen is what is done."""
+    tasks = list[Task]()
+
+    class Kept(lrdata.progress._Lines):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            tasks.append(self)
+
+    monkeypatch.setattr(lrdata.progress, "_Lines", Kept)
+    evaluate(models[:1], out=tmp_path, **ASKED)
+    cut = [line for line in lines_in(tmp_path) if line.get("index", 0) == 0]  # the first of each
+    whole, tasks[:] = [task.worked for task in tasks], []
+    (tmp_path / CELLS_NAME).write_text("".join(f"{json.dumps(line)}\n" for line in cut))
+    evaluate(models[:1], out=tmp_path, **ASKED)
+    assert [task.what for task in tasks] == ["one: needle", "one: ruler", "one: perplexity"]
+    for task, all_of_it in zip(tasks, whole[:3], strict=True):
+        assert task.done == task.total
+        assert task.worked == pytest.approx(task.due)
+        half = task.what != "one: needle"  # of two cells, the one of 640 tokens, not 512
+        assert 0.55 < task.worked / all_of_it < 0.65 if half else task.worked < all_of_it
 
 
 def test_a_model_that_was_trained_on_is_another_one(

@@ -131,19 +131,25 @@ class RulerSuite:
         maker = self._maker(tokenizer)
         stop = stop_tokens(loaded.model, tokenizer, maker.wrapping.turns)
         drawn = [(seed, sample) for seed in self.seeds for sample in range(self.samples)]
-        parts = list(product(self.lengths, self.tasks))
-        before, total = (
-            sum(length for length, _ in some) * len(drawn) for some in (parts[:done], parts)
-        )
-        with progress(f"{name}: ruler, tokens", total, before) as bar:
-            for length, task in parts[done:]:
+        due = list(product(self.lengths, self.tasks))[done:]
+        with progress(
+            f"{name}: ruler",
+            self.size * len(drawn),
+            done * len(drawn),
+            work=sum(len(drawn) * loaded.operations(length) for length, _ in due),
+        ) as bar:
+            for length, task in due:
                 prompts = [maker.make(task, seed, length, sample) for seed, sample in drawn]
                 answers = list[str]()
                 for written in measure(
                     loaded.model, loaded.device, tokenizer, prompts, task.answer_tokens, stop
                 ):
                     answers += written
-                    bar.advance(length * len(written), f"{task.name} at {length:,}")
+                    bar.advance(
+                        len(written),
+                        note=f"{task.name} at {length:,}",
+                        work=len(written) * loaded.operations(length),
+                    )
                 yield self._cell(name, task, length, prompts, answers)
 
     def _maker(self, tokenizer: Tokenizer) -> PromptMaker:
