@@ -9,15 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from math import inf
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -163,10 +163,18 @@ class Study:
     def _has_time(self) -> bool:
         return time.monotonic() - self.begun < self.seconds
 
-    def _pool(self) -> ProcessPoolExecutor:
+    @contextmanager
+    def _pool(self) -> Iterator[ProcessPoolExecutor]:
         log = self.out / "log"
         log.mkdir(parents=True, exist_ok=True)
-        return ProcessPoolExecutor(self.workers, get_context("spawn"), _begin, (log, self.threads))
+        begun = (_begin, (log, self.threads))
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), *begun) as pool:
+            try:
+                yield pool
+            except KeyboardInterrupt:  # by a signal to this process alone, perhaps
+                for process in active_children():
+                    process.terminate()  # else the pool waits for its cell, which may take hours
+                raise
 
 
 def _begin(log: Path, threads: int | None) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -135,8 +136,11 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_at_work_ends_with_the_one_that_is_killed(tmp_path: Path) -> None:
-    """Its run would be in the way of the same command."""
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_at_work_ends_with_the_one_that_is_stopped(
+    tmp_path: Path, by: signal.Signals
+) -> None:
+    """Its run would be in the way of the same command, and takes hours."""
     script, pid = tmp_path / "study.py", tmp_path / "pid"
     script.write_text(_WITH_A_PROCESS_AT_WORK)
     study = subprocess.Popen([sys.executable, script, PROOF, tmp_path / "out", pid])
@@ -144,8 +148,8 @@ def test_a_process_at_work_ends_with_the_one_that_is_killed(tmp_path: Path) -> N
     while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     assert study.poll() is None
-    study.kill()
-    study.wait()
+    study.send_signal(by)
+    study.wait(timeout=60)
     while Path(f"/proc/{pid.read_text()}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid.read_text()}").exists()
