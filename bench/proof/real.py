@@ -187,14 +187,14 @@ def prepare(out: Path, plan: Plan) -> None:
     base = out / f"smollm2-{plan.dtype}"
     if not base.exists():
         _write_base(base, plan.dtype)
-    said, asked = out / "corpus.txt", f"{plan.megabytes} MB of each kind, every 20th held out"
-    if said.exists() and said.read_text() != asked:
+    said, size = out / "corpus.txt", f"{plan.megabytes} MB of each kind, every 20th held out"
+    if said.exists() and said.read_text() != size:
         raise LongRecipeError(
-            f"{out} has a corpus of {said.read_text()}, not {asked}; choose another --out"
+            f"{out} has a corpus of {said.read_text()}, not {size}; choose another --out"
         )
     if not said.exists():
         _write_corpus(out, plan.megabytes)
-        write_text(said, asked)
+        write_text(said, size)
     write_text(out / _TEXTS, setting_of(out, plan, seed=0).digest())
     for seed in plan.seeds:
         setting = setting_of(out, plan, seed)
