@@ -1,4 +1,4 @@
-"""The tables of the real proof, from its JSON alone.
+"""The tables of the real proof, from its JSON alone, or from the cells that are there so far.
 
 python bench/proof/real_tables.py real-16k.json
 """
@@ -18,10 +18,32 @@ _SCALED, _PLAIN, _POSE, _RANDPOS, _FULL = (method.name for method in PLANS["16k"
 PAIRS = (
     (_SCALED, _PLAIN),
     *((one, other) for one in (_SCALED, _PLAIN) for other in (_FULL, _POSE, _RANDPOS)),
-    *((trained, "new theta") for trained in (_SCALED, _PLAIN, _POSE, _RANDPOS, _FULL)),
+    *(
+        (trained, untrained)
+        for untrained in ("new theta", "base")
+        for trained in (_SCALED, _PLAIN, _POSE, _RANDPOS, _FULL)
+    ),
     ("new theta", "base"),
 )
 """Models that are compared sample by sample."""
+
+
+def so_far(cells: dict[str, Any]) -> dict[str, Any]:
+    """What `run` would find, from what `Study.gather` wrote: TARGET/NAME-SEED -> what is kept."""
+    target = int(next(iter(cells)).partition("/")[0])
+    plan = next(plan for plan in PLANS.values() if plan.target == target)
+    found: dict[str, Any] = {"target": target, "budget": plan.budget.title}
+    for kind, keys in (
+        ("base", {"base": "base", "new-theta": "new theta"}),
+        ("trained", {method.key: method.name for method in plan.methods}),
+    ):
+        found[kind] = [
+            {"method": name, "seed": seed, **({"measured": kept} if kind == "base" else kept)}
+            for key, name in keys.items()
+            for seed in plan.seeds
+            if (kept := cells.get(f"{target}/{key}-{seed}", {}).get("found"))
+        ]
+    return found
 
 
 def show(found: dict[str, Any]) -> None:
@@ -48,7 +70,7 @@ def _show_measures(found: dict[str, Any], models: list[dict[str, Any]]) -> None:
             f"{_mean([one for one in found['trained'] if one['method'] == name])[what]:,.6g}"
             for name in methods
         ]
-        print(f"| {what} | | | {' | '.join(values)} |")
+        print(f"| {what} |{' |' * (len(columns) - len(methods))} {' | '.join(values)} |")
 
 
 def _show_pairs(models: list[dict[str, Any]]) -> None:
@@ -101,4 +123,5 @@ def _numbers(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    show(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    read = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    show(read if "trained" in read else so_far(read))

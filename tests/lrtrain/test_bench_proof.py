@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ real._write_corpus(out, 1)
 def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None:
     """Nats as a share of the other's, what is right as a difference; over all seeds."""
 
-    def model(name: str, seed: int, right: float, nats: float) -> dict[str, object]:
+    def model(name: str, seed: int, right: float, nats: float) -> dict[str, Any]:
         samples = {
             "retrieval 16384": {"values": [right, 0.0, 1.0], "weights": [1.0] * 3},
             "nats/byte 16384": {"values": [nats, 3 * nats], "weights": [1.0, 3.0]},
@@ -233,11 +234,9 @@ def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None
         *(model("LongRecipe, evidence, scale", seed, 1.0, 1.8) for seed in (0, 1)),
         *(model("LongRecipe, evidence", seed, 0.25, 2.0) for seed in (0, 1)),
     ]
-    found = {"target": 16_384, "budget": "equal tokens", "trained": trained}
+    found: dict[str, Any] = {"target": 16_384, "budget": "equal tokens", "trained": trained}
     found["base"] = [model("new theta", seed, 0.25 - seed / 4, 2.0) for seed in (0, 1)]
-    (tmp_path / "real-16k.json").write_text(json.dumps(found))
-    command = [sys.executable, PROOF / "real_tables.py", tmp_path / "real-16k.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _real_tables(tmp_path / "real-16k.json", found)
     assert done.returncode == 0, done.stderr
     assert "| retrieval 16384 | 0.125 | 1.000 | 0.250 |" in done.stdout
     pair = next(line for line in done.stdout.split("\n") if line.startswith("| LongRecipe, evid"))
@@ -249,6 +248,21 @@ def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None
     assert 0 <= low < mean < high <= 0.75
     assert "| LongRecipe, evidence, scale | new theta |" in done.stdout
     assert "full length" not in done.stdout
+    first = {**found, **{kind: found[kind][::2] for kind in ("base", "trained")}}
+    cells = {
+        "16384/new-theta-0": {"found": first["base"][0]["measured"]},
+        "16384/longrecipe-evidence-0": {"found": first["trained"][1]},
+        "16384/longrecipe-evidence-scale-0": {"found": first["trained"][0]},
+    }
+    shown = [_real_tables(tmp_path / "some.json", some) for some in (first, cells)]
+    assert [one.returncode for one in shown] == [0, 0], shown[-1].stderr
+    assert shown[0].stdout == shown[1].stdout
+
+
+def _real_tables(path: Path, found: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
+    path.write_text(json.dumps(found))
+    command = [sys.executable, PROOF / "real_tables.py", path]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @given(st.integers(0, 1000))
