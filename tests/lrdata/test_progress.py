@@ -7,6 +7,17 @@ import lrdata.progress
 from lrdata.progress import progress
 
 
+def shown_on(monkeypatch: pytest.MonkeyPatch, terminal: bool = True) -> io.StringIO:
+    """What takes the place of the screen."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        lrdata.progress,
+        "Console",
+        lambda **_: Console(file=screen, force_terminal=terminal, width=100, color_system=None),
+    )
+    return screen
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("building", total=3) as task:
         for _ in range(3):
@@ -52,7 +63,7 @@ def test_work_that_goes_on_counts_on_and_is_timed_from_there(
 def test_what_is_left_is_told_by_the_work_not_by_the_steps(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four prompts of 11 s and 100 s: whose halves, of the steps, are not halves of the time."""
+    """Of two prompts of 11 s and two of 100 s, half of the steps are not half of the time."""
     now = 0.0
     monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
     with progress("needle", total=6, done=2, work=2 * 11 + 2 * 100) as task:
@@ -72,12 +83,7 @@ def test_a_bar_tells_what_is_left_of_slow_steps_and_counts_it_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of 41 s, as of a large model, is beyond what rich's own estimate looks back on."""
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        lrdata.progress,
-        "Console",
-        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
-    )
+    screen = shown_on(monkeypatch)
     now = 0.0
     monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
     with progress("training", total=4) as task:
@@ -100,12 +106,7 @@ def test_work_that_was_done_before_says_nothing(capsys: pytest.CaptureFixture[st
 
 
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        lrdata.progress,
-        "Console",
-        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
-    )
+    screen = shown_on(monkeypatch)
     with progress("training", total=4) as task:
         task.advance(3, note="loss 2.5")
     assert task.done == 3
@@ -115,12 +116,7 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        lrdata.progress,
-        "Console",
-        lambda **_: Console(file=screen, force_terminal=True, width=100, color_system=None),
-    )
+    screen = shown_on(monkeypatch)
     with progress("training", total=8, done=5) as task:
         assert task.done == 5
         task.advance(2)
@@ -133,12 +129,7 @@ def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_another_process_shows_is_counted_in_silence(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = io.StringIO()
-    monkeypatch.setattr(
-        lrdata.progress,
-        "Console",
-        lambda **_: Console(file=screen, force_terminal=terminal, width=100, color_system=None),
-    )
+    screen = shown_on(monkeypatch, terminal)
     now = 0.0
     monkeypatch.setattr(lrdata.progress.time, "monotonic", lambda: now)
     with progress("training", total=8, done=5, silent=True) as task:
