@@ -64,6 +64,7 @@ class Plan:
         return (
             Method("LongRecipe, evidence, scale", far, scale="auto"),
             Method("LongRecipe, evidence", far),
+            Method("no gaps, evidence", {"positions": "contiguous", **far}),
             *map(as_published, ("PoSE", "RandPos")),
             FULL,
         )

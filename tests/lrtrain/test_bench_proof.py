@@ -239,9 +239,12 @@ def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None
     done = _real_tables(tmp_path / "real-16k.json", found)
     assert done.returncode == 0, done.stderr
     assert "| retrieval 16384 | 0.125 | 1.000 | 0.250 |" in done.stdout
+    assert "| whole keys 16384 | 0.333 | 0.667 | 0.333 |" in done.stdout
     pair = next(line for line in done.stdout.split("\n") if line.startswith("| LongRecipe, evid"))
-    _, one, other, retrieval, text, _ = (cell.strip() for cell in pair.split("|"))
+    _, one, other, retrieval, keys, text, _ = (cell.strip() for cell in pair.split("|"))
     assert (one, other) == ("LongRecipe, evidence, scale", "LongRecipe, evidence")
+    assert keys.startswith("+0.333 (")
+    assert keys.endswith(", 2 won, 0 lost")  # of three prompts in each of two seeds
     assert text == "0.9000 (0.9000 to 0.9000)"  # every window's nats are nine tenths of the other's
     mean, low, high = (float(word.strip("()")) for word in retrieval.replace(" to ", " ").split())
     assert mean == 0.25  # of a sample in three, 0.75
@@ -249,14 +252,19 @@ def test_the_real_proof_compares_models_sample_by_sample(tmp_path: Path) -> None
     assert "| LongRecipe, evidence, scale | new theta |" in done.stdout
     assert "full length" not in done.stdout
     first = {**found, **{kind: found[kind][::2] for kind in ("base", "trained")}}
+    asked = "(Setting(texts='de2f', rows_by='82c5'), 'new theta', Skills(texts='36c7'))"
     cells = {
-        "16384/new-theta-0": {"found": first["base"][0]["measured"]},
-        "16384/longrecipe-evidence-0": {"found": first["trained"][1]},
-        "16384/longrecipe-evidence-scale-0": {"found": first["trained"][0]},
+        "16384/new-theta-0": {"found": first["base"][0]["measured"], "asked": asked},
+        "16384/longrecipe-evidence-0": {"found": first["trained"][1], "asked": asked},
+        "16384/longrecipe-evidence-scale-0": {"found": first["trained"][0], "asked": asked},
     }
     shown = [_real_tables(tmp_path / "some.json", some) for some in (first, cells)]
     assert [one.returncode for one in shown] == [0, 0], shown[-1].stderr
     assert shown[0].stdout == shown[1].stdout
+    cells["16384/new-theta-0"]["asked"] = asked.replace("de2f", "0000")
+    mixed = _real_tables(tmp_path / "mixed.json", cells)
+    assert mixed.returncode == 1
+    assert mixed.stderr.startswith("error: these cells are of several bases, texts or ways")
 
 
 def _real_tables(path: Path, found: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
