@@ -20,10 +20,12 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -193,6 +195,8 @@ def _expand(corpus: str) -> Iterator[SourceFile]:
     if is_remote(corpus):
         yield from _expand_remote(corpus)
         return
+    if not corpus:  # a variable of the shell that is not set: not the working directory
+        raise LongRecipeError("a corpus is named by an empty text; name a file, folder or glob")
     path = Path(os.path.abspath(os.path.expanduser(corpus)))
     if path.is_dir():
         yield from _inside(path, _walk(path), corpus)
@@ -200,9 +204,10 @@ def _expand(corpus: str) -> Iterator[SourceFile]:
         format, compression, stem = _kind(path.name)
         yield _source_file(path, path.name, stem or path.name, format, compression)
     elif glob.has_magic(corpus):
-        matches = glob.iglob(str(path), recursive=True)
+        folder = _fixed_part(corpus)
+        matches = map(os.path.abspath, glob.iglob(os.path.expanduser(corpus), recursive=True))
         named = (match for match in matches if not os.path.isdir(match))
-        yield from _inside(_fixed_part(path), named, corpus)
+        yield from _inside(folder, sorted(named, key=partial(_order, root=folder)), corpus)
     else:
         raise LongRecipeError(f"{corpus} does not exist; name a file, folder or glob")
 
@@ -239,7 +244,7 @@ def _is_corpus_file(steps: list[str]) -> bool:
     return not hidden and steps[-1] not in _BOOKKEEPING and _kind(steps[-1])[0] is not None
 
 
-def _inside(folder: Path, paths: Iterator[str], corpus: str) -> Iterator[SourceFile]:
+def _inside(folder: Path, paths: Iterable[str], corpus: str) -> Iterator[SourceFile]:
     source = folder.name or "corpus"  # only the root folder has no name
     path = None
     for path in paths:
@@ -251,33 +256,54 @@ def _inside(folder: Path, paths: Iterator[str], corpus: str) -> Iterator[SourceF
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Visible files with known suffixes; linked folders are followed, but not in circles."""
-    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and not _encloses(os.path.join(folder, name), folder)
-        ]
-        for name in names:
-            if _is_corpus_file([name]):
-                yield os.path.join(folder, name)
+    """Visible files with known suffixes, of each folder once, however many links lead to it.
+
+    By a path without links where it has one, else by the link that is nearest to the root, of
+    several the first by name: names are the same wherever the corpus is copied to. A link to a
+    folder above itself is passed over.
+    """
+    walked: set[str] = set()
+    places = deque([str(root)])
+    while places:
+        for folder, subfolders, names in os.walk(places.popleft(), onerror=_raise):
+            real = os.path.realpath(folder)
+            visible = sorted(name for name in subfolders if not name.startswith("."))
+            subfolders[:] = [] if real in walked else visible  # links among them are not followed
+            if real in walked:
+                continue
+            walked.add(real)
+            paths = (os.path.join(folder, name) for name in visible)
+            places.extend(path for path in paths if os.path.islink(path) and not _encloses(path))
+            for name in sorted(names):
+                if _is_corpus_file([name]):
+                    yield os.path.join(folder, name)
 
 
 def _raise(problem: OSError) -> NoReturn:
     raise problem
 
 
-def _encloses(subfolder: str, folder: str) -> bool:
-    """Whether a subfolder is a link to its own folder or to one above it."""
-    if not os.path.islink(subfolder):
-        return False
-    above, here = os.path.realpath(subfolder), os.path.realpath(folder)
+def _encloses(link: str) -> bool:
+    """Whether it leads to the folder that it lies in, or to one above that."""
+    above, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
     return os.path.commonpath([above, here]) == above
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """The folder above the first part of a glob that holds a wildcard."""
-    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+def _order(path: str, root: Path) -> tuple[bool, int, str]:
+    """Of several paths to a file the one that names it is the least: as `_walk` does."""
+    folder = os.path.dirname(path)
+    unlinked = os.path.join(os.path.realpath(root), os.path.relpath(folder, root))
+    linked = os.path.realpath(folder) != os.path.normpath(unlinked)
+    return linked, path.count(os.sep), path
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder above the first part of a glob that holds a wildcard.
+
+    Of what was written: a wildcard in the working directory's name is none.
+    """
+    parents = Path(os.path.expanduser(pattern)).parents
+    return Path(os.path.abspath(next(one for one in parents if not glob.has_magic(str(one)))))
 
 
 def _kind(name: str) -> tuple[str | None, str | None, str]:

@@ -68,9 +68,50 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["web/b.txt", "web/link/a.txt"]
 
 
+@pytest.mark.parametrize("link_first", [True, False])
+@pytest.mark.parametrize("corpus", ["web", "web/**/*.txt"])
+def test_a_folder_with_several_names_has_the_same_one_wherever_it_is_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, link_first: bool
+) -> None:
+    """Some file systems list the entries of a folder in the order in which they were made."""
+    monkeypatch.chdir(tmp_path)
+    links = {"web/latest": "v2", "web/yy/deeper": "../../elsewhere", "web/zz": "../elsewhere"}
+    (tmp_path / "web" / "yy").mkdir(parents=True)
+    for made in (0, 1) if link_first else (1, 0):
+        if made:
+            for name in ("web/v2", "elsewhere", "web/yy"):
+                _touch(tmp_path / name, "a.txt")
+        else:
+            for link, to in links.items():
+                (tmp_path / link).symlink_to(to)
+    names = [file.name for file in find_files([corpus])]
+    assert names == ["web/v2/a.txt", "web/yy/a.txt", "web/zz/a.txt"]
+
+
+def test_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    """By every path there would be more than could ever be walked."""
+    folders = [f"f{number}" for number in range(8)]
+    for folder in folders:
+        _touch(tmp_path / "web" / folder, "a.txt")
+    for one, other in itertools.permutations(folders, 2):
+        (tmp_path / "web" / one / f"to-{other}").symlink_to(f"../{other}")
+    files = find_files([str(tmp_path / "web")])
+    assert [file.name for file in files] == [f"web/{folder}/a.txt" for folder in folders]
+
+
+def test_a_wildcard_in_the_name_of_the_working_directory_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _touch(tmp_path / "run[1]" / "books", "right.jsonl")
+    _touch(tmp_path / "run1" / "books", "wrong.jsonl")
+    monkeypatch.chdir(tmp_path / "run[1]")
+    assert [file.name for file in find_files(["books/*.jsonl"])] == ["books/right.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
+        ("", "name a file, folder or glob"),
         ("nowhere.jsonl", "does not exist"),
         ("empty", "holds no corpus file"),
         ("*.nothing", "holds no corpus file"),
