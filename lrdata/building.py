@@ -18,7 +18,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrdata.atomic import locked
-from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
+from lrdata.corpus import (
+    SourceFile,
+    Unit,
+    find_files,
+    holds,
+    lie_in,
+    plan_units,
+    source_hash,
+    unit_size,
+)
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256
@@ -64,17 +73,22 @@ class Sources:
     def open(
         cls,
         recipe: BuildRecipe,
+        out: Path,
         crew: Crew,
         workers: int,
         timing: Timing,
         like: Manifest | None = None,
     ) -> "Sources":
-        """Find the files, and hash them while the tokenizer is loaded: until that has failed."""
+        """Find the files, and hash them while the tokenizer is loaded: until that has failed.
+
+        out: where the dataset will be, which must not be a source of its own.
+        """
         # A unit has one thread to encode with; the other cores have units of their own.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
         _refuse_too_many([*files, *replay_files])
+        _refuse_own(out, (*recipe.corpora, *recipe.replay), [*files, *replay_files])
         if like is None:  # else they are what they were
             recipe.refuse_unknown_sources(files, replay_files)
 
@@ -140,7 +154,7 @@ def build(
     units_engine = open_engine(engine)
     units_engine.begin(recipe, workers)
     with units_engine.crew(workers) as crew:
-        sources = Sources.open(recipe, crew, workers, timing, like)
+        sources = Sources.open(recipe, out, crew, workers, timing, like)
         if like is not None:
             _refuse_unlike(sources, like)
         finished = None if overwrite else _finished(out, recipe, sources)
@@ -286,6 +300,15 @@ def _refuse_too_many(files: Sequence[SourceFile]) -> None:
         raise LongRecipeError(
             f"the corpus has {len(files):,} files, more than a manifest can name; join them: many "
             "records a file, as JSONL or Parquet"
+        )
+
+
+def _refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
+    """The next call would take what this one writes for its corpus: as another build's."""
+    if any(holds(corpus, out) for corpus in corpora) or lie_in(files, out):
+        raise LongRecipeError(
+            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, or "
+            "name the files of the corpus"
         )
 
 

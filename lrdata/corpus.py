@@ -190,6 +190,23 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
     return [files[name] for name in sorted(files)]
 
 
+def holds(corpus: str, folder: Path) -> bool:
+    """Whether a corpus is a folder whose files those in `folder` would be, too."""
+    root = os.path.realpath(os.path.expanduser(corpus))
+    inside = Path(os.path.relpath(os.path.realpath(folder), root)).parts
+    return (
+        not is_remote(corpus)
+        and os.path.isdir(root)
+        and not any(step.startswith(".") for step in inside)  # `..`, or hidden
+    )
+
+
+def lie_in(files: Sequence[SourceFile], folder: Path) -> bool:
+    """Whether any of them is in a local folder."""
+    root = os.path.join(os.path.realpath(folder), "")
+    return any(os.path.realpath(file.path).startswith(root) for file in files if not file.address)
+
+
 def _expand(corpus: str) -> Iterator[SourceFile]:
     """The files of one corpus argument, in the order of the file system's names."""
     if is_remote(corpus):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,31 @@ def test_bad_input_is_one_clear_line(
     assert line in errors[0]
     if case != "replay too short":  # its units are done: the same command with more text goes on
         assert not out.exists()
+
+
+@pytest.mark.parametrize("inside", ["folder", "glob", "replay"])
+def test_a_dataset_is_no_corpus_of_its_own(
+    inside: str, recipe: BuildRecipe, corpus: Path, tmp_path: Path
+) -> None:
+    """The same command again would read what it wrote; with --overwrite it would remove it first,
+    and then not find it."""
+    corpus = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    out = corpus / "made"
+    folder = str(corpus)
+    if inside == "glob":  # which does not tell before
+        build(replace(recipe, corpora=(f"{corpus}/*/*.jsonl",)), out, workers=1)
+        write_jsonl(out / "quarantine" / "x.jsonl", ["A rejected one."])
+        folder = f"{corpus}/**/*.jsonl"
+    before = content(out) if out.exists() else {}
+    wrong: dict[str, Any] = {"corpora": (folder,)}
+    if inside == "replay":
+        wrong = {"replay": (folder,)}
+    for overwrite in (False, True):
+        with pytest.raises(LongRecipeError, match="lies in the corpus"):
+            build(replace(recipe, **wrong), out, workers=1, overwrite=overwrite)
+    assert (content(out) if out.exists() else {}) == before
+    if inside == "folder":
+        build(replace(recipe, corpora=(folder,)), corpus / ".made", workers=1)
 
 
 def test_a_wrong_tokenizer_is_said_before_a_long_corpus_is_hashed(tmp_path: Path) -> None:
