@@ -50,7 +50,15 @@ from lrdata.runtime import usable_cpus
 from lrdata.shards import KINDS, LSD_FIELD
 from lrdata.staging import Staging, refuse_other, relicensed, restate
 from lrdata.stopwatch import Timing, total
-from lrdata.unit import Job, Receipt, build_unit, describe_tokenizer, open_tokenizer, unit_stem
+from lrdata.unit import (
+    Job,
+    Means,
+    Receipt,
+    build_unit,
+    describe_tokenizer,
+    open_tokenizer,
+    unit_stem,
+)
 
 _LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard", "orjson")
 
@@ -179,7 +187,9 @@ def _build(
             restate(staging.out, published, stated)
         return stated, []
     try:
-        jobs = [Job(unit, recipe, staging.folder) for unit in units_of(recipe, sources.files)]
+        means = Means(sources.tokenizer, sources.impact)
+        units = units_of(recipe, sources.files)
+        jobs = [Job(unit, recipe, staging.folder, means) for unit in units]
         receipts = _until_enough(crew.run(build_unit, jobs), jobs, recipe.max_rows)
         staging.refuse_missing(entry for receipt in receipts for entry in receipt.files)
         manifest, made = _manifest(recipe, sources, receipts, staging)
@@ -307,8 +317,8 @@ def _refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) 
     """The next call would take what this one writes for its corpus: as another build's."""
     if any(holds(corpus, out) for corpus in corpora) or lie_in(files, out):
         raise LongRecipeError(
-            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, or "
-            "name the files of the corpus"
+            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
+            "or name the files of the corpus"
         )
 
 

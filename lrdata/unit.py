@@ -38,13 +38,37 @@ _Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
+class Means:
+    """What units are built with, as the manifest names it: the tokenizer, and the sha256 of what
+    `--impact` reads."""
+
+    tokenizer: TokenizerEntry
+    impact: str | None
+
+    def refuse_other(self, recipe: BuildRecipe, tokenizer: Tokenizer, impact: str | None) -> None:
+        """Raise LongRecipeError unless they are those that a worker found: hours later, or on
+        another machine."""
+        if TokenizerEntry.of(tokenizer).identity() != self.tokenizer.identity():
+            raise LongRecipeError(
+                f"{recipe.tokenizer} is another tokenizer here than where the build began: all "
+                "machines need the same files, and the same versions of libraries"
+            )
+        if impact != self.impact:
+            raise LongRecipeError(
+                f"--impact {recipe.impact} is not what it was when the build began; put that back, "
+                "and the same command goes on, or choose another --out"
+            )
+
+
+@dataclass(frozen=True)
 class Job:
     """What a worker needs to build a unit. `row_limit` stops it early (`--max-rows`), `read_limit`
-    after about so many bytes of text (`lrdata plan`)."""
+    after about so many bytes of text (`lrdata plan`, which names no `means`)."""
 
     unit: Unit
     recipe: BuildRecipe
     staging: Path
+    means: Means | None = None
     row_limit: int | None = None
     read_limit: int | None = None
 
@@ -75,9 +99,12 @@ def build_unit(job: Job) -> Receipt:
     done = read_receipt(job)
     if done is not None:
         return done
-    tokenizer = open_tokenizer(job.recipe)
+    recipe = job.recipe
+    tokenizer, impact = open_tokenizer(recipe), impact_sha256(recipe.impact)
+    if job.means is not None:
+        job.means.refuse_other(recipe, tokenizer, impact)
     encoder = _open_encoder(tokenizer)
-    compressor = _open_compressor(job.recipe, tokenizer)
+    compressor = _open_compressor(recipe, tokenizer, impact)
     watch = Stopwatch()
     with Shelf(job.staging, unit_stem(job.unit.index), watch, compressor.schema) as shelf:
         builder = _UnitBuilder(job, encoder, compressor, shelf, watch)
@@ -154,10 +181,10 @@ def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
     return _once(("encoder", id(tokenizer)), lambda: DocumentEncoder(tokenizer))
 
 
-def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer) -> Compressor:
+def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer, sha256: str | None) -> Compressor:
     # What it reads is read once in each process, and again when it has changed.
     impact, join = recipe.impact, recipe.join
-    key = ("scorer", impact, impact_sha256(impact), tokenizer.fingerprint, join)
+    key = ("scorer", impact, sha256, tokenizer.fingerprint, join)
     return Compressor(recipe, _once(key, lambda: open_scorer(impact, tokenizer, join)))
 
 

@@ -13,17 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrdata import building
 from lrdata.cli import main
+from lrdata.corpus import Unit
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256, open_scorer
 from lrdata.impact.lexicon import LexiconImpact
 from lrdata.lexicon import Lexicon, make_lexicon, write_lexicon
-from lrdata.manifest import read_manifest
+from lrdata.manifest import TokenizerEntry, read_manifest
+from lrdata.recipe import BuildRecipe
 from lrdata.scores import open_scores
 from lrdata.shards import SCHEMA, Row, file_sha256
 from lrdata.tokenizer import Tokenizer
+from lrdata.unit import Job, Means, build_unit
 from lrdata.windows import Document, Span, Window
 from tests.corpora import content
 from tests.lrdata.made_scores import made_texts, random_window, tokens_of, write_scores
@@ -247,6 +251,39 @@ def test_a_lexicon_that_changes_between_two_builds_of_a_process_is_read_again(
     direct = builds.make(tmp_path / "direct", "--impact", f"lexicon:{lexicons[1]}", *HOW)
     assert content(made[1] / "extend") == content(direct / "extend")
     assert content(made[0] / "extend") != content(direct / "extend")
+
+
+def test_a_lexicon_that_changes_during_a_build_ends_it(
+    builds: Builds, lexicons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest names the one that the build began with. With that one back it goes on."""
+    changing = tmp_path / "lexicon.parquet"
+    shutil.copy(lexicons[0], changing)
+    how = ("--impact", f"lexicon:{changing}", *HOW)
+    planned = building.units_of
+
+    def units_of(*found: Any) -> Any:
+        shutil.copy(lexicons[1], changing)
+        return planned(*found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lrdata.building.units_of", units_of)
+        assert "is not what it was when the build began" in builds.refused(tmp_path / "out", *how)
+    shutil.copy(lexicons[0], changing)
+    made = builds.make(tmp_path / "out", *how)
+    direct = builds.make(tmp_path / "direct", "--impact", f"lexicon:{lexicons[0]}", *HOW)
+    assert content(made / "extend") == content(direct / "extend")
+
+
+def test_a_worker_with_another_tokenizer_builds_nothing(
+    tiny_tokenizer: Path, tiny_bos_tokenizer: Path, tmp_path: Path
+) -> None:
+    """As on a machine of a cluster whose files are older."""
+    recipe = BuildRecipe(("x.jsonl",), str(tiny_tokenizer), target_len=TARGET)
+    began = Means(TokenizerEntry.of(Tokenizer.load(str(tiny_bos_tokenizer))), None)
+    with pytest.raises(LongRecipeError, match="is another tokenizer here"):
+        build_unit(Job(Unit(0, ()), recipe, tmp_path, began))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_reads_the_lexicon(builds: Builds, lexicons: list[Path], tmp_path: Path) -> None:
