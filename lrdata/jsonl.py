@@ -162,11 +162,16 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             if absent:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
+            line = line or b""
             values = values_of(parsed)
             if sound and labelled and float in map(type, values):  # of orjson: over 64 bits?
-                values = values_of(json.loads(bytes(line or b"")))
-            plain = sound and line is not None and _is_plain(line, values[0])
-            item = judge(at, len(line or b""), *values, sound=sound, plain=plain)
+                parsed = _parse_slowly(file, at, line)
+                values = values_of(parsed) if isinstance(parsed, dict) else ()
+            if isinstance(parsed, Rejected):
+                item = parsed
+            else:
+                plain = sound and _is_plain(line, values[0])
+                item = judge(at, len(line), *values, sound=sound, plain=plain)
         if blocks.damage and not ended and isinstance(item, Rejected):
             break  # the line that the damage cuts: its rejection is the file's
         yield item

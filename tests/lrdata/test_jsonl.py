@@ -152,6 +152,21 @@ def test_a_line_that_is_no_record_costs_itself_only(
     assert [(entry.record, entry.reason) for entry in rejected] == [(14, reason)]
 
 
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [("[" * 1000 + "]" * 1000, "nested too deeply"), ("9" * 5000, "a number is too long")],
+)
+def test_a_label_that_python_cannot_read_costs_its_line_only(
+    tmp_path: Path, beside: str, reason: str
+) -> None:
+    """Numbers that are labels are read again by its parser, which takes less than orjson does."""
+    lines = ['{"id": 1, "text": "a"}', f'{{"id": 1.5, "text": "b", "x": {beside}}}']
+    path = _write(tmp_path, "\n".join([*lines, '{"id": 2.5, "text": "c"}']).encode())
+    found, rejected = read_file(path, Fields(id="id"))
+    assert found.texts == ["a", "c"]
+    assert [entry.reason for entry in rejected] == [f"not JSON that can be read: {reason}"]
+
+
 def test_a_line_without_end_is_rejected_and_never_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

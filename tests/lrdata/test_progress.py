@@ -115,6 +115,14 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "loss 2.5" in screen.getvalue()
 
 
+def test_a_name_that_looks_like_a_style_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = shown_on(monkeypatch)
+    with progress("reading a[/c]", total=4) as task:
+        task.advance(3, note="extend/a[/b].parquet")
+    assert "reading a[/c]" in screen.getvalue()
+    assert "a[/b].p" in screen.getvalue()
+
+
 def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = shown_on(monkeypatch)
     with progress("training", total=8, done=5) as task:
