@@ -24,13 +24,21 @@ from lrdata.windows import Tokens
 _Made = TypeVar("_Made")
 
 MAX_WHOLE_BYTES = 64 * 1024**2
-"""A longer text is rejected where the tokenizer does not allow cutting it."""
+"""A longer text is rejected where it cannot be cut: the tokenizer does not allow it, it has no
+place for it, or it is replay."""
 
 UNENCODABLE = "the tokenizer's library cannot encode it"
 """Why a record is rejected where `lrdata.tokenizer` raises UnencodableError."""
 
 _COMPARED_CHARACTERS = 250
 """Of each batch this much is encoded twice, by the fast encoder and by the reference."""
+
+
+class TooLongError(UnencodableError):
+    """There is a text that would have to be encoded whole, and is too long for that."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"longer than {MAX_WHOLE_BYTES // 1024**2} MB, and {why}")
 
 
 class DocumentEncoder:
@@ -48,16 +56,17 @@ class DocumentEncoder:
 
     def encode_long(self, text: LongText) -> Iterable[Tokens] | str:
         """The tokens of a long text in parts, or why it cannot be encoded."""
-        if self.tokenizer.why_whole is not None and len(text) > MAX_WHOLE_BYTES:
-            return f"longer than {MAX_WHOLE_BYTES // 1024**2} MB, and {self.tokenizer.why_whole}"
+        why_whole = self.tokenizer.why_whole
         try:
-            if self.tokenizer.why_whole is not None:
+            if why_whole is not None:
+                _refuse_too_long(text, why_whole)
                 return [self._piece(str(text), last=True)]
             for piece in text:
                 if len(piece) > 2 * long_text.PIECE_BYTES:  # it has no place to cut: who knows
+                    _refuse_too_long(piece, "has no place where it could be cut")
                     self.tokenizer.encode([piece])
-        except UnencodableError:
-            return UNENCODABLE
+        except UnencodableError as problem:
+            return _why(problem)
         return _Pieces(self, text)
 
     def pieces(self, text: LongText) -> Iterator[Tokens]:
@@ -77,6 +86,16 @@ class DocumentEncoder:
         if not last and not piece.endswith("\n"):  # it was cut at a space, inside a sentence
             ends = ends[:-1]
         return Tokens(ids, ends)
+
+
+def _refuse_too_long(text: str | LongText, why: str) -> None:
+    if len(text) > MAX_WHOLE_BYTES:
+        raise TooLongError(why)
+
+
+def _why(problem: UnencodableError) -> str:
+    """A record's reason: of the library's own words nobody could make anything."""
+    return str(problem) if isinstance(problem, TooLongError) else UNENCODABLE
 
 
 class _Pieces:
@@ -102,17 +121,20 @@ def sifted(
         try:
             encode(documents.only([at]))
             good.append(at)
-        except UnencodableError:
-            rejected.append(Rejected(file, record, UNENCODABLE))
+        except UnencodableError as problem:
+            rejected.append(Rejected(file, record, _why(problem)))
     documents = documents.only(good)
     return encode(documents), documents, rejected
 
 
 def checked_texts(documents: Documents, tokenizer: Tokenizer) -> list[str]:
-    """The texts of a batch, the start of which is encoded twice and compared.
+    """The texts of a batch, to be encoded whole; the start is encoded twice and compared.
 
-    Raises LongRecipeError when the fast encoder differs from the tokenizer's own library.
+    Raises LongRecipeError when the fast encoder differs from the tokenizer's own library, and
+    TooLongError, see `sifted`.
     """
+    for text in documents.texts:
+        _refuse_too_long(text, "replay is not encoded in pieces")
     texts = [text if type(text) is str else str(text) for text in documents.texts]
     if texts and tokenizer.encoder != "tokenizers":
         sample = [texts[0][:_COMPARED_CHARACTERS]]

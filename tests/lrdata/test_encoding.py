@@ -23,7 +23,7 @@ from lrdata.manifest import Manifest
 from lrdata.recipe import BuildRecipe
 from lrdata.records import Documents
 from lrdata.sentences import sentence_ends
-from lrdata.tokenizer import Encoded, Tokenizer, UnencodableError
+from lrdata.tokenizer import Encoded, Encoder, Tokenizer, UnencodableError
 from lrdata.windows import Tokens
 from tests.conftest import generated_text
 
@@ -160,6 +160,34 @@ def test_a_long_text_of_a_tokenizer_that_cannot_cut_is_set_aside(
     line = (tmp_path / "out" / "quarantine" / "unit-00000.jsonl").read_text()
     assert "cannot" not in line
     assert "the tokenizer's normalizer may reach across a cut" in line
+
+
+@pytest.mark.parametrize("library", ["fastokens", "tokenizers"])
+def test_a_long_text_without_a_place_to_cut_is_set_aside(
+    library: Encoder, tmp_path: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be encoded whole, as in replay every text is."""
+    monkeypatch.setattr(jsonl, "LONG_BYTES", 3000)
+    monkeypatch.setattr(long_text, "PIECE_BYTES", 700)
+    monkeypatch.setattr(encoding, "MAX_WHOLE_BYTES", 20_000)
+    texts = ["".join(generated_text(40, 1)), "ACGT" * 4000, "ACGT" * 6000]
+    texts.append("".join(generated_text(2000, 2)))
+    path = write(tmp_path / "c", "jsonl", texts)
+    recipe = BuildRecipe((str(path),), str(tiny_tokenizer), 512, encoder=library)
+    recipe = replace(recipe, replay=(str(path),), replay_ratio=0.44)  # nearly all there is
+    manifest = build(recipe, tmp_path / "out", workers=1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    first, last = (sum(map(len, lines[:before])) for before in (2, 3))
+    uncut = "longer than 0 MB, and has no place where it could be cut"
+    whole = "longer than 0 MB, and replay is not encoded in pieces"
+    assert rejections(tmp_path / "out", "unit-00000") == [(f"c.jsonl:{first}", uncut)]
+    assert sorted(rejections(tmp_path / "out", "replay")) == [
+        (f"c.jsonl:{first}", whole),
+        (f"c.jsonl:{last}", whole),
+    ]
+    for ledger, built in ((manifest.ledger, 3), (manifest.replay_ledger, 2)):
+        assert ledger is not None
+        assert (ledger.records_built, ledger.problems()) == (built, [])
 
 
 STEPS = "\u2d63" * 2000
