@@ -222,7 +222,13 @@ def _names_of_recipe() -> list[str]:
     show_default=True,
     help="Steps between losses on holdout windows; 0: after the last.",
 )
-@click.option("--holdout-rows", type=Count(), default=4, show_default=True)
+@click.option(
+    "--holdout-rows",
+    type=Count(),
+    default=4,
+    show_default=True,
+    help="Holdout windows that are measured, whole ones; 0: none.",
+)
 @click.option(
     "--checkpoint-every",
     type=int,

@@ -78,7 +78,7 @@ def train_stage(
     optimizer: AdamW = ranks.agree(lambda: AdamW(model, *how))
     device = settings.device
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    holdout = shards.rows("holdout") > 0
+    holdout = min(shards.rows("holdout"), settings.holdout_rows) > 0
     done = saved = _restore(checkpoints, optimizer, ranks)
     kept = time.monotonic()  # when what is done so far was on the disk
     if ranks.first:
@@ -113,7 +113,9 @@ def train_stage(
                         **peak_memory(device, ranks),
                     }
                     if holdout and _is_due(number, stage.steps, settings.holdout_every):
-                        values["holdout_loss"] = holdout_loss(model, shards, settings, ranks)
+                        values["holdout_loss"] = _if_there_is_room(
+                            lambda: holdout_loss(model, shards, settings, ranks), device, ranks
+                        )
                     if ranks.first:
                         log.write(number + 1, **values)
                     task.advance(note=note(values))
@@ -232,13 +234,33 @@ def _is_due(number: int, steps: int, every: int) -> bool:
 @torch.no_grad()
 def holdout_loss(model: Any, shards: Shards, settings: Settings, ranks: Ranks = ALONE) -> float:
     """Mean cross-entropy on the first holdout windows: whole, at their own positions, scale 1."""
-    model.eval()
     options = LossOptions(settings.device, chunk_tokens=settings.chunk_tokens)
     count = min(settings.holdout_rows, shards.rows("holdout"))
     own = range(ranks.data_rank, count, ranks.data)
     rows = ranks.agree(lambda: [to_batch([shards.read_row("holdout", i)]) for i in own])
     batches, weight = ranks.in_step(rows)
-    losses = (batch_loss(model, batch, options, ranks) for batch in batches)
-    total = sum(float(ranks.arrived(loss)) for loss in losses)
-    model.train()
+    model.eval()
+    try:
+        losses = (batch_loss(model, batch, options, ranks) for batch in batches)
+        total = sum(float(ranks.arrived(loss)) for loss in losses)
+    finally:
+        model.train()
     return sum(ranks.exchange(total)) / weight
+
+
+def _if_there_is_room(
+    measure: Callable[[], float], device: torch.device, ranks: Ranks
+) -> float | None:
+    """What is measured, or None: hours of training are not lost for a window that is longer than
+    the rows are. Many ranks cannot go on when one of them has left the others in a window."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        if ranks.size > 1:
+            raise LongRecipeError(
+                f"{device} ran out of memory in a holdout window, which is whole: with "
+                "--holdout-rows 0 the same command goes on from the last checkpoint"
+            ) from None
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None

@@ -109,4 +109,7 @@ def note(values: dict[str, Any]) -> str:
     parts = [f"loss {values['loss']:.3f}", f"{values['tokens_per_s']:,.0f} tok/s"]
     if values["mfu"] is not None:
         parts.append(f"MFU {values['mfu']:.0%}")
-    return "  ".join([*parts, f"peak {format_bytes(values['peak_memory_bytes'])}"])
+    parts.append(f"peak {format_bytes(values['peak_memory_bytes'])}")
+    if values.get("holdout_loss", 0) is None:
+        parts.append("no room for holdout windows")
+    return "  ".join(parts)

@@ -51,7 +51,7 @@ def _loss_curves(axes: Any, stage: str, steps: list[int], lines: list[dict[str, 
     measured = [
         (step, line["holdout_loss"])
         for step, line in zip(steps, lines, strict=True)
-        if "holdout_loss" in line
+        if line.get("holdout_loss") is not None
     ]
     if measured:
         axes.plot(

@@ -16,7 +16,7 @@ from lrtrain.recipe import TrainRecipe
 _OF_NO_MATTER = dict.fromkeys(
     (
         *("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard"),
-        *("context_parallel", "data_parallel", "rank_timeout"),
+        *("context_parallel", "data_parallel", "rank_timeout", "holdout_every", "holdout_rows"),
     )
 )
 """Options in which two runs may differ and be the same: more stages of one recipe, for one."""

@@ -26,7 +26,7 @@ from lrtrain import attention, attention_backends, loop, stages
 from lrtrain.checkpoint import Checkpoints
 from lrtrain.cli import main
 from lrtrain.distributed import ALONE, Ranks
-from lrtrain.metrics import read_metrics
+from lrtrain.metrics import note, read_metrics
 from lrtrain.model import model_fingerprint
 from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
@@ -453,6 +453,18 @@ def test_what_was_made_before_a_stage_that_is_to_run(
         run(shards, str(model), out, RECIPE, lambda _: None)
 
 
+def test_an_annealed_model_is_merged_without_the_one_before_it(
+    shards: Path, model: Path, done: Path, tmp_path: Path
+) -> None:
+    """Which takes 16 GB of an 8B model, and is for nothing but to anneal."""
+    out = Path(shutil.copytree(done, tmp_path / "run"))
+    for name in ("extend", "merged"):
+        shutil.rmtree(out / name)
+    run(shards, str(model), out, replace(RECIPE, stages=("anneal", "merge")), lambda _: None)
+    merged = (folder / "merged" / SINGLE for folder in (out, done))
+    assert len({path.read_bytes() for path in merged}) == 1
+
+
 def test_a_run_that_is_refused_leaves_the_one_at_work_its_recipe(
     shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -681,6 +693,39 @@ def test_too_little_memory_says_where_help_is(
     monkeypatch.setattr(home, name, full)
     with pytest.raises(LongRecipeError, match="extend: cpu ran out of memory; `lrtrain plan` says"):
         run(shards, str(model), tmp_path / "run", TrainRecipe(device="cpu"), lambda _: None)
+
+
+def test_a_holdout_window_without_room_costs_no_training(
+    shards: Path, model: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is whole, where rows are shorter, and is measured when hours of training are behind it."""
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "batch_loss", full)
+        run(shards, str(model), out, RECIPE, lambda _: None)
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (out, done))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in others]
+    assert [line.get("holdout_loss", 0) for line in lines] == [0, 0, 0, None, 0, 0, None]
+    assert note(lines[3]).endswith("no room for holdout windows")
+    assert "holdout" not in note(others[3])
+    for name in ("extend", "anneal", "merged"):
+        weights = (folder / name / SINGLE for folder in (out, done))
+        assert len({path.read_bytes() for path in weights}) == 1
+    said = list[str]()
+    run(shards, str(model), out, replace(RECIPE, holdout_rows=0, holdout_every=1), said.append)
+    assert f"extend: {out / 'extend'} is there; done" in said
+
+
+def test_no_holdout_window_is_measured_where_none_is_asked_for(
+    shards: Path, model: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, steps=1, stages=("extend",), holdout_rows=0)
+    run(shards, str(model), tmp_path / "run", recipe, lambda _: None)
+    assert "holdout_loss" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
 
 
 @pytest.mark.parametrize("offload", [(), ("activations",)])
