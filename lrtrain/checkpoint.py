@@ -11,7 +11,9 @@ some rows of every tensor, and says which in the file's metadata; each reads wha
 whatever files: so any number of them goes on from what any other number wrote.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +37,8 @@ _ROWS = "rows"
 """In a file's metadata: of tensors that are not whole, which rows they are."""
 
 _NAME = re.compile(r"([a-z]+)-(\d{6,})")
+_OF_THE_DISK = re.compile(r"\(os error (\d+)\)")
+"""In what safetensors says of an error that is none of its own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Checkpoint:
             for name, pieces in self._pieces().items():
                 yield name, _joined(pieces, name, rows(name))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+            if isinstance(problem, OSError) and problem.errno not in (None, errno.ENOENT):
+                raise LongRecipeError(
+                    f"{self.folder} cannot be read ({one_line(problem)}); mend that, and the same "
+                    "command goes on from it"
+                ) from None
             raise LongRecipeError(
                 f"{self.folder} is damaged ({one_line(problem)}); remove it: the stage goes on "
                 "from the checkpoint before it, or from its start where there is none"
@@ -63,7 +72,8 @@ class Checkpoint:
         state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
         pieces = dict[str, list[tuple[Rows | None, Any]]]()
         for file in state["files"]:
-            opened = safe_open(self.folder / file, framework="pt")
+            with open(self.folder / file, "rb"):  # safetensors calls any error a missing file
+                opened = safe_open(self.folder / file, framework="pt")
             rows = json.loads((opened.metadata() or {}).get(_ROWS, "{}"))
             for name in opened.keys():  # noqa: SIM118
                 known = tuple(rows[name]) if name in rows else None
@@ -144,10 +154,15 @@ class Checkpoints:
         final = self._folder(step)
         partial = final.with_name(f".{final.name}.partial")
         self.ranks.agree(lambda: self._begin(partial))
-        own = self.ranks.agree(lambda: self._write(partial, tensors, rows))
-        written = [name for names in self.ranks.exchange(own) for name in names]
-        state = {"stage": self.stage, "step": step, "files": written}
-        self.ranks.agree(lambda: self._complete(partial, final, state))
+        try:
+            own = self.ranks.agree(lambda: self._write(partial, tensors, rows))
+            written = [name for names in self.ranks.exchange(own) for name in names]
+            state = {"stage": self.stage, "step": step, "files": written}
+            self.ranks.agree(lambda: self._complete(partial, final, state))
+        except BaseException:
+            if self.ranks.first:  # a disk that is full would stay so
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         return Checkpoint(final, step)
 
     def _begin(self, partial: Path) -> None:
@@ -168,8 +183,7 @@ class Checkpoints:
         for part in _parts(tensors):
             files.append(f"rank-{self.ranks.rank:03d}-{len(files) + 1:05d}.safetensors")
             known = {name: which for name in part if (which := rows(name)) is not None}
-            save_file(part, partial / files[-1], {_ROWS: json.dumps(known)} if known else None)
-            fsync(partial / files[-1])
+            _write_file(part, partial / files[-1], {_ROWS: json.dumps(known)} if known else None)
         return files
 
     def _complete(self, partial: Path, final: Path, state: dict[str, Any]) -> None:
@@ -194,6 +208,21 @@ class Checkpoints:
             _remove(path)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _write_file(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None
+) -> None:
+    """A safetensors file that is on the disk. Raises OSError where there is no room for it."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as problem:
+        found = _OF_THE_DISK.search(str(problem))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # it has made the file for its owner alone
+    fsync(path)
 
 
 def _remove(folder: Path) -> None:

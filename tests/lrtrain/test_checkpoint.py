@@ -1,5 +1,9 @@
 """A checkpoint is there whole or not at all, and what it gives back is what it was given."""
 
+import errno
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,14 +41,18 @@ def save(checkpoints: Checkpoints, step: int) -> Tensors:
 
 def died_while_saving(checkpoints: Checkpoints, step: int) -> None:
     """What a kill leaves: some files have been written, others have not."""
+    kept = checkpoints.folder.with_name("as at the kill")
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for place in range(5):
             yield f"master.{place}", any_bits(place, 100)
+        shutil.copytree(checkpoints.folder, kept)
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
         checkpoints.save(step, tensors())
+    shutil.copytree(kept, checkpoints.folder, dirs_exist_ok=True)
+    shutil.rmtree(kept)
 
 
 @pytest.fixture
@@ -177,6 +185,47 @@ def test_a_save_that_died_does_not_keep_its_place_on_the_disk(tmp_path: Path) ->
     died_while_saving(checkpoints, 37)
     save(checkpoints, 40)
     assert names(checkpoints.folder) == {"extend-000040"}
+
+
+def test_a_disk_without_room_is_said_and_gets_its_room_back(tmp_path: Path) -> None:
+    """By the real error of the real library, in a process that may write no file of over 4 kB."""
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from lrtrain.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path({str(tmp_path)!r}), "extend", 1)
+checkpoints.save(1, [("small", torch.zeros(10))])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    checkpoints.save(2, [("large", torch.zeros(10_000))])
+except OSError as problem:
+    assert (problem.errno, Path(problem.filename).name) == (27, "rank-000-00001.safetensors")
+else:
+    raise SystemExit("it was saved")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    folder = tmp_path / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["extend-000001"]
+    for path in (folder / "extend-000001").iterdir():
+        assert path.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666
+
+
+def test_one_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is whole, and whoever removed it would lose hours."""
+    checkpoints = Checkpoints(tmp_path, "extend", 1)
+    save(checkpoints, 7)
+
+    def refused(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(lrtrain.checkpoint, "open", refused, raising=False)
+    latest = checkpoints.latest()
+    assert latest is not None
+    with pytest.raises(LongRecipeError, match=r"extend-000007 cannot be read .*Permission denied"):
+        list(latest.tensors())
 
 
 def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
