@@ -5,6 +5,7 @@ Memory is one tensor, however large the model is.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from lrdata.errors import LongRecipeError, one_line
 
+_SYNCED_BYTES = 1024**3
 _INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {
@@ -133,7 +135,8 @@ def write_safetensors(
 
     The format: the length of a JSON header (uint64, little-endian), the header, which gives each
     tensor's dtype, shape and place, then the tensors' bytes. `header` must name the tensors in the
-    order in which they come.
+    order in which they come. The disk keeps up with it: other ranks, who give their parts of each
+    tensor, would not wait at the end until it had all of a large model.
     """
     described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -147,13 +150,18 @@ def write_safetensors(
         offset += size
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    waiting = 0  # bytes that the disk may not have yet
     with open(path, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for (name, tensor), (expected, (dtype, _)) in zip(tensors, header.items(), strict=True):
             if name != expected:
                 raise ValueError(f"{name} came where {expected} was announced")
             flat = tensor.to(dtype).contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
+            waiting += stream.write(flat.view(torch.uint8).numpy().data)
+            if waiting >= _SYNCED_BYTES:
+                stream.flush()
+                os.fsync(stream.fileno())
+                waiting = 0
 
 
 def model_folder(path_or_id: str, patterns: Sequence[str] | None = None) -> Path:

@@ -101,13 +101,13 @@ def run(
             opened: Run = ranks.agree(
                 lambda: _open_run(shards_folder, model, Path(out), recipe, say, ranks)
             )
-            say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
 
             def hold() -> None:
                 if ranks.first:
                     stack.enter_context(locked(opened.out, opened.out))
 
-            ranks.agree(hold)
+            ranks.agree(hold)  # before kernels are tried on a card that the other run fills
+            say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
             ranks.first_works(partial(claim, opened.out, recipe, model, opened.shards))
             made = [*_trained(opened), *_merged(opened)]
         return made if ranks.first else []

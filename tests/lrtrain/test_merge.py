@@ -1,11 +1,13 @@
 """The streamed merge is the weighted mean, and the tuned model's config wins."""
 
 import json
+import os
 import weakref
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import lrtrain.merge
 from lrdata.errors import LongRecipeError
+from lrtrain import model_files
 from lrtrain.merge import merge_models
 from lrtrain.model import load_config, load_model, save_model
 from lrtrain.model_files import Weights, write_safetensors
@@ -174,6 +177,22 @@ def test_our_file_is_a_safetensors_file(tmp_path: Path) -> None:
         for name, tensor in tensors.items():
             assert torch.equal(file.get_tensor(name), tensor)
             assert file.get_tensor(name).dtype == tensor.dtype
+
+
+def test_the_disk_keeps_up_with_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 140 GB that it is told to keep at the end alone other ranks would not wait for that."""
+    path, on_the_disk = tmp_path / "x.safetensors", [0]
+    monkeypatch.setattr(model_files, "_SYNCED_BYTES", 1000)
+    monkeypatch.setattr(os, "fsync", lambda file: on_the_disk.append(os.fstat(file).st_size))
+    tensors = {f"t{number:02}": torch.randn(100) for number in range(20)}
+    header = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, iter(tensors.items()), header)
+    on_the_disk.append(path.stat().st_size)
+    tensor, before_the_first = 400, 2000
+    assert max(np.diff(on_the_disk)) < before_the_first + 1000 + tensor
+    assert max(np.diff(on_the_disk)[1:]) < 1000 + tensor
 
 
 def test_it_stops_between_two_tensors(tmp_path: Path) -> None:
