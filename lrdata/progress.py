@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.progress import Task as ShownTask
 from rich.text import Text
 
+from lrdata.visible import visible
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -32,7 +34,7 @@ class Task:
     """
 
     def __init__(self, what: str, total: int | None, done: int, work: float | None) -> None:
-        self.what, self.total, self.done, self.text = what, total, done, ""
+        self.what, self.total, self.done, self.text = visible(what), total, done, ""
         self.due = total - done if work is None and total is not None else work
         self.worked = 0.0
         self._began = self._advanced = time.monotonic()
@@ -42,7 +44,7 @@ class Task:
         self.worked += steps if work is None else work
         self._advanced = time.monotonic()
         if note is not None:
-            self.text = note
+            self.text = visible(note)  # names of files are a stranger's
         self._show()
 
     def left(self) -> str:
@@ -66,7 +68,7 @@ class _Bar(Task):
     ) -> None:
         super().__init__(what, total, done, work)
         self._progress = progress
-        self._task = progress.add_task(what, total=total, completed=done, note="", task=self)
+        self._task = progress.add_task(self.what, total=total, completed=done, note="", task=self)
 
     def _show(self) -> None:
         self._progress.update(self._task, completed=self.done, note=self.text)
@@ -140,7 +142,7 @@ def progress(
         yield _Lines(what, total, done, work)
         return
     columns = (
-        TextColumn("{task.description}", markup=False),  # names of files, of strangers too
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -253,6 +253,12 @@ def _read_group(path: Path, group: int) -> pa.Table:
         missing = [name for name in SCHEMA.names if name not in file.schema.names]
         if missing:
             raise LongRecipeError(f"{path} lacks the column {missing[0]}; build the dataset again")
+        for field in (*SCHEMA, LSD_FIELD):
+            found = file.schema.get_field_index(field.name)
+            if found >= 0 and not file.schema.field(found).equals(field):
+                raise LongRecipeError(
+                    f"{path} has the column {field.name} of another type; see `lrdata verify`"
+                )
         try:
             return file.read(group)
         except (OSError, ValueError, pa.ArrowException) as problem:

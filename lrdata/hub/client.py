@@ -8,6 +8,7 @@ endpoint alone. While it works for us it shows no bars and no warnings, which wo
 addresses.
 """
 
+import errno
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _LIBRARIES = ("huggingface_hub", "httpx", "httpcore")
+_NO_SPACE = f"(os error {errno.ENOSPC})"
+"""In what hf_xet says of a disk that is full."""
 
 
 class PassingError(LongRecipeError):
@@ -58,6 +61,8 @@ def talking(address: str, writing: bool = False) -> Iterator[None]:
         except LongRecipeError:
             raise
         except Exception as problem:
+            if isinstance(problem, RuntimeError) and _NO_SPACE in str(problem):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
             if not _is_the_hubs(problem):
                 raise
             raise explained(address, problem, writing) from problem
@@ -121,12 +126,22 @@ def _is_the_hubs(problem: BaseException) -> bool:
         return True
     if isinstance(problem, OSError) and problem.errno is not None:
         return _response(problem) is not None
-    # A thread that cannot connect closes the client that all of them share.
-    if isinstance(problem, RuntimeError) and "client has been closed" in str(problem):
-        return True
+    # A thread that cannot connect closes the client that all of them share; and what a download
+    # fails by is told by hf_xet, which has no errors of its own.
+    if isinstance(problem, RuntimeError):
+        closed = "client has been closed" in str(problem)
+        return closed or _raised_in(problem).startswith("huggingface_hub.")
     named = (kind.__module__ for cause in _causes(problem) for kind in type(cause).__mro__)
     # The client says in a plain OSError that a download has another length than it should.
     return isinstance(problem, OSError) or any(name.startswith(_LIBRARIES) for name in named)
+
+
+def _raised_in(problem: BaseException) -> str:
+    """The module whose code raised it, or called what did and is not in Python."""
+    trace = problem.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def explained(address: str, problem: BaseException, writing: bool = False) -> LongRecipeError:

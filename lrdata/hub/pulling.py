@@ -142,8 +142,7 @@ def _is_whole(file: Path, entry: FileEntry) -> bool:
 
 
 def _refuse_full_disk(place: Place, missing: Sequence[FileEntry], staging: Path) -> None:
-    begun = sum(file.stat().st_size for file in staging.rglob("*.incomplete"))  # the Hub's client's
-    needed, free = sum(entry.bytes for entry in missing) - begun, shutil.disk_usage(staging).free
+    needed, free = sum(entry.bytes for entry in missing), shutil.disk_usage(staging).free
     if needed > free:
         raise LongRecipeError(
             f"{place.address} needs {needed:,} bytes more, the disk of {staging.parent} has "
@@ -182,6 +181,8 @@ def _staging(out: Path) -> Iterator[Path]:
     with locked(staging, out):
         for folder in (staging, *(staging / name for name in FOLDERS)):
             remove_partials(folder)  # of a pull that was killed
+        for rest in staging.rglob("*.incomplete"):  # the Hub's client's, which begins anew
+            rest.unlink()
         try:
             yield staging
         except BaseException:

@@ -120,7 +120,7 @@ def _is_whole(row: Row, vocab_size: int) -> bool:
         and row.segment_starts.min() >= 0
         and 0 < names == len(row.doc_offsets) == len(row.doc_lengths)
         and row.doc_lengths.min() >= 0
-        and row.position_ids.min() >= 0
+        and 0 <= row.position_ids.min() <= row.position_ids.max() < row.target_len
         and row.input_ids.min() >= 0
         and row.input_ids.max() < vocab_size
     )

@@ -3,6 +3,7 @@ bytes, whole or in part, and through interruptions."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 import lrdata
@@ -228,6 +231,75 @@ def test_a_pull_that_is_killed_fetches_the_rest_later(
     pull(REPO, out)
     assert content(out) == of_dataset(dataset, PULLED_WITHOUT)
     assert sum(asked_for(hub, dataset).values()) == SHARDS + 1
+
+
+XET = "Task error: File reconstruction error: CAS Client Error: error sending request for url (x)"
+
+
+def of_the_client(said: str) -> Callable[[], None]:
+    """Raises as code of the client does that calls hf_xet, which has no errors of its own."""
+    home = {"__name__": "huggingface_hub.file_download", "said": said}
+    exec("def get():\n    raise RuntimeError(said)", home)
+    get: Callable[[], None] = home["get"]  # type: ignore[assignment]
+    return get
+
+
+@pytest.mark.parametrize(
+    ("said", "fails", "line"),
+    [
+        (XET, 2, None),
+        (XET, 100, "cannot be read: the connection failed; the same command goes on"),
+        ("Task error: No space left on device (os error 28)", 1, "No space left on device"),
+        ("a bug", 0, "a bug"),
+    ],
+)
+def test_a_pull_by_xet_is_tried_again_while_that_may_help(
+    said: str,
+    fails: int,
+    line: str | None,
+    hub: HubServer,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    push(dataset, REPO)
+    real, left = huggingface_hub.HfApi.hf_hub_download, [of_the_client(said)] * fails
+
+    def download(client: Any, repo: str, path: str, **named: Any) -> str:
+        if path.endswith(".parquet") and left:
+            left.pop()()
+        if not fails:  # what is raised elsewhere is a bug, and is not tried again
+            raise RuntimeError(said)
+        return real(client, repo, path, **named)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", download)
+    if line is None:
+        pull(REPO, tmp_path / "out")
+        assert verify(tmp_path / "out") == []
+        return
+    kind = {1: OSError, 100: LongRecipeError}.get(fails, RuntimeError)
+    with pytest.raises(kind, match=line) as caught:
+        pull(REPO, tmp_path / "out")
+    assert fails != 100 or "url" not in str(caught.value)
+
+
+def test_what_the_client_of_a_killed_pull_left_takes_no_place(
+    hub: HubServer, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins a file anew under another name, so what it left is no byte less to fetch."""
+    push(dataset, REPO)
+    out, needed = tmp_path / "out", sum(entry.bytes for entry in read_manifest(dataset).files)
+    left = out / ".pull" / ".cache" / "huggingface" / "download" / "extend" / "a.b1c2.incomplete"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x" * needed)
+
+    def usage(folder: Path) -> Any:
+        assert not left.exists()
+        return SimpleNamespace(free=needed - 1)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(LongRecipeError, match=f"needs {needed:,} bytes more"):
+        pull(REPO, out)
 
 
 @pytest.mark.parametrize("name", ["extend/train-00003-of-00005.parquet", "README.md", "manifest"])

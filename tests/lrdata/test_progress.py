@@ -123,6 +123,21 @@ def test_a_name_that_looks_like_a_style_is_shown_as_it_is(monkeypatch: pytest.Mo
     assert "a[/b].p" in screen.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_name_gives_the_terminal_no_orders(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that hides all that comes after it."""
+    screen = shown_on(monkeypatch, terminal)
+    with progress("reading \x1b[8mx", total=1) as task:
+        task.advance(note="extend/\x1b[8mhidden\x9b2K")
+    shown = screen.getvalue() + capsys.readouterr().err
+    assert "\x1b[8m" not in shown
+    assert "\x9b" not in shown
+    assert "reading \u241b[8mx" in shown
+    assert "extend/\u241b[8mhid" in shown
+
+
 def test_a_bar_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = shown_on(monkeypatch)
     with progress("training", total=8, done=5) as task:
