@@ -12,13 +12,13 @@ hidden folder beside the new one, which goes in the end.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from lrdata.building import build
 from lrdata.errors import LongRecipeError, one_line
 from lrdata.manifest import MANIFEST, Manifest, read_manifest, shortened
-from lrdata.recipe import BuildRecipe, differences
+from lrdata.recipe import BuildRecipe, differences, leads_elsewhere
 from lrdata.retargeting import refuse_foreign, retarget
 from lrdata.rules import window_len
 
@@ -114,7 +114,7 @@ def recipe_of(manifest: Manifest, root: Path, instead: Mapping[str, Any]) -> Bui
 
 def _under(root: Path, name: str) -> Path:
     """What a recipe names, which may be a stranger's: it must lie in `root`."""
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+    if leads_elsewhere(name):
         raise LongRecipeError(
             f"the recipe names {shortened(name)}, outside --root; say where it is: CORPORA, "
             "--replay, --tokenizer or --impact"

@@ -256,11 +256,19 @@ def last_part(path: str) -> str:
     if remote.is_remote(path):
         return remote.last_part(path)
     if os.path.lexists(os.path.expanduser(path)):
-        return PurePath(path).name
+        return PurePath(os.path.abspath(os.path.expanduser(path))).name  # of `.`, too
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1
     return "/".join(part.strip("/") for part in parts[max(first, 0) :])
+
+
+def leads_elsewhere(name: str) -> bool:
+    """Whether what a stored recipe names, which may be a stranger's, is not in the folder that it
+    is looked for in: it is an address, or a path that climbs or begins elsewhere."""
+    path = PurePath(name)
+    climbs = path.is_absolute() or name.startswith("~") or ".." in path.parts
+    return climbs or "://" in name
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

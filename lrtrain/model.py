@@ -249,11 +249,9 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
 
 
 def model_fingerprint(path_or_id: str) -> str:
-    """sha256 over a model folder's config and the files of weights that are read; of a hub id, its
-    revision."""
-    folder = Path(path_or_id)
-    if not folder.is_dir():
-        return str(load_config(path_or_id)._commit_hash)
+    """sha256 over a model's config and the files of weights that are read: the same whether it is a
+    folder or a hub id, of which they are fetched."""
+    folder = model_folder(path_or_id)
     digest = hashlib.sha256()
     for name in sorted(["config.json", *weight_files(folder)]):
         if (folder / name).exists():  # that it is not is said when the weights are opened

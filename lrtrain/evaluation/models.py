@@ -67,6 +67,8 @@ class OpenModel:
     config: Any  # PretrainedConfig, with the RoPE of the spec
     device: "torch.device"
     dtype: "torch.dtype"
+    folder: Path
+    """Of its files; of a hub id, in the hub's cache."""
     written: list[tuple[str, int]]
     """Its files of weights, and when they were written: nanoseconds."""
 
@@ -79,10 +81,10 @@ class OpenModel:
         """A digest of what tells it from other models, whatever it is called."""
         from lrtrain.model import model_fingerprint
 
-        spec, reads, here = self.spec, self.tokenizer, Path(self.spec.path).is_dir()
-        ends = Path(spec.path) / "generation_config.json"  # of answers
+        spec, reads = self.spec, self.tokenizer
+        ends = self.folder / "generation_config.json"  # of answers
         said = [
-            model_fingerprint(spec.path) if here else str(self.config._commit_hash),
+            model_fingerprint(str(self.folder)),
             ends.read_text(encoding="utf-8") if ends.exists() else None,
             [reads.fingerprint, reads.probe_fingerprint, reads.bos_id, reads.eot_id],
             [reads.chat_template, reads.bos_token],
@@ -99,8 +101,8 @@ class OpenModel:
         from lrtrain.model import check_vocabulary
 
         spec, tokenizer = self.spec, self.tokenizer
-        model = _load_weights(spec, self.config, self.dtype)
-        if _written(spec) != self.written:
+        model = _load_weights(spec, self.folder, self.config, self.dtype)
+        if _written(self.folder) != self.written:
             raise LongRecipeError(
                 f"{spec.path} was written anew since the evaluation began; start it again"
             )
@@ -126,20 +128,22 @@ def open_model(spec: ModelSpec, *, dtype: str, device: str, eot: str | None = No
     import torch
 
     from lrtrain.model import automatic_dtype, choose_device
+    from lrtrain.model_files import model_folder
 
     tokenizer = Tokenizer.load(spec.path, eot=eot)
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
-    return OpenModel(spec, tokenizer, config, place, known, _written(spec))
+    folder = model_folder(spec.path)
+    return OpenModel(spec, tokenizer, config, place, known, folder, _written(folder))
 
 
-def _written(spec: ModelSpec) -> list[tuple[str, int]]:
-    weights = sorted(Path(spec.path).glob("*.safetensors"))
+def _written(folder: Path) -> list[tuple[str, int]]:
+    weights = sorted(folder.glob("*.safetensors"))
     return [(path.name, path.stat().st_mtime_ns) for path in weights]
 
 
-def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
+def _load_weights(spec: ModelSpec, folder: Path, config: Any, dtype: "torch.dtype") -> Any:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -147,7 +151,7 @@ def _load_weights(spec: ModelSpec, config: Any, dtype: "torch.dtype") -> Any:
     try:
         with _quiet_loading():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                spec.path,
+                folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -171,8 +175,11 @@ def _load_config(spec: ModelSpec) -> Any:
     the new RoPE would not be what training starts from, or replace one that is scaled."""
     from transformers import AutoConfig
 
+    from lrtrain.model_files import model_folder
+
+    folder = model_folder(spec.path, ["*.json"])
     try:
-        config = AutoConfig.from_pretrained(spec.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"{spec.path} has no config to read: {problem}") from None
     if getattr(config, "max_position_embeddings", None) is None:

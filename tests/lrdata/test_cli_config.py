@@ -17,12 +17,13 @@ from lrdata.cli_config import defaults_of
 from lrdata.cli_recipe import recipe_of, recipe_options
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import read_manifest
-from lrdata.recipe import BuildRecipe, without_derived
+from lrdata.recipe import BuildRecipe, leads_elsewhere, without_derived
 from tests.corpora import content, some_texts, write_jsonl
 
 TEXTS = st.text(
     st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_characters="="), min_size=1
 ).filter(lambda text: not text.startswith("-"))
+NAMES = TEXTS.filter(lambda text: not leads_elsewhere(text))
 OPTIONS: dict[str, Any] = {
     "target_len": st.integers(1024, 1 << 20),
     "train_len": st.integers(16, 1023),
@@ -32,7 +33,7 @@ OPTIONS: dict[str, Any] = {
     "select": st.sampled_from(["draw", "top"]),
     "join": st.sampled_from(["attend", "mask"]),
     "evidence": st.integers(0, 1000),
-    "replay": st.lists(TEXTS, max_size=2),
+    "replay": st.lists(NAMES, max_size=2),
     "replay_ratio": st.floats(0.01, 1),
     "holdout": st.floats(0, 0.99),
     "max_rows": st.none() | st.integers(1, 10**6),
@@ -63,8 +64,8 @@ def recipe_from(*words: str) -> BuildRecipe:
 
 
 @given(
-    corpora=st.lists(TEXTS, min_size=1, max_size=3),
-    tokenizer=TEXTS,
+    corpora=st.lists(NAMES, min_size=1, max_size=3),
+    tokenizer=NAMES,
     more=st.fixed_dictionaries(OPTIONS),
 )
 def test_every_recipe_in_a_manifest_is_a_config(
@@ -177,6 +178,38 @@ def test_a_stranger_s_recipe_sets_no_more_than_a_recipe(
     if "format" not in raw:  # beside a recipe it stands for nothing
         assert "'overwrite' is not of a recipe; write it on the command line" in done.stderr
     assert mine.read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["any.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"replay": ["~/.ssh/id_test"], "licences": {"id_test": "mit"}},
+        {"replay": ["a", "/etc/passwd"]},
+        {"corpora": ["../../secret"]},
+        {"replay": ["https://host/track.jsonl"]},
+        {"tokenizer": "/home/a/b"},
+        {"impact": "lexicon:../x.parquet"},
+    ],
+)
+def test_a_stranger_s_recipe_brings_no_file_of_mine_into_a_dataset(
+    tmp_path: Path, name: str, stored: dict[str, Any]
+) -> None:
+    """Which might be pushed. What I write myself may be anywhere."""
+    raw = {"corpora": ["a"], "tokenizer": "t", "target_len": 1024, **stored}
+    (tmp_path / name).write_text(json.dumps({"recipe": raw} if name == "any.json" else raw))
+    with pytest.raises(LongRecipeError, match="not in this folder; write that on the command line"):
+        recipe_from("--config", str(tmp_path / name))
+    (tmp_path / "mine.yaml").write_text(json.dumps(raw))
+    assert recipe_from("--config", str(tmp_path / "mine.yaml")).target_len == 1024
+
+
+def test_a_corpus_that_is_the_working_directory_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "books").mkdir()
+    monkeypatch.chdir(tmp_path / "books")
+    assert BuildRecipe((".", "../books"), "t", 1024).portable()["corpora"] == ["books"] * 2
 
 
 def test_a_value_is_read_as_the_option_would_read_it(tmp_path: Path) -> None:

@@ -117,6 +117,21 @@ def _wrong_types(path: Path) -> None:
     pq.write_table(table.set_column(0, "input_ids", column), path)
 
 
+def _texts_for_positions(path: Path) -> None:
+    """As many as there are tokens."""
+    table = rows_to_table(good_rows()["extend"][0])
+    texts = pa.array([list(map(str, row)) for row in table["position_ids"].to_pylist()])
+    at = table.schema.get_field_index("position_ids")
+    pq.write_table(table.set_column(at, "position_ids", texts), path)
+
+
+def _no_window(path: Path) -> None:
+    table = rows_to_table(good_rows()["extend"][0])
+    at = table.schema.get_field_index("target_len")
+    column = pa.array([-5] * len(table), pa.int32())
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+
+
 def _other_bytes(path: Path) -> None:
     """Names that are no UTF-8, which Arrow neither writes nor reads with care."""
     table = rows_to_table(good_rows()["extend"][0])
@@ -148,6 +163,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a bomb of one column": shard(lambda path: zeros(path, 140_000_000, 7)),
     "a bomb of long names": shard(_long_names),
     "columns of other types": shard(_wrong_types),
+    "texts for positions": shard(_texts_for_positions, rows=3),
+    "a window of no length": shard(_no_window, rows=3),
     "a bomb of sources": shard(_long_sources, "holdout", rows=1002),
     "a file of no kind": manifest(lambda raw: raw["files"].append(_PAGE)),
     "names that are no UTF-8": shard(_other_bytes, rows=3),

@@ -168,6 +168,7 @@ def test_a_part_is_rebuilt_as_the_whole(data: Path, moved: Path) -> None:
     [
         ("corpora", ["/etc"]),
         ("corpora", ["../books"]),
+        ("corpora", ["~/books"]),
         ("replay", ["x/../../chat.jsonl"]),
         ("tokenizer", "/etc"),
         ("impact", "lexicon:/etc/passwd"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -39,12 +40,13 @@ from lrtrain.evaluation.needle import NeedleCell
 from lrtrain.evaluation.perplexity import PerplexityCell
 from lrtrain.evaluation.suite import seed_of_each
 from lrtrain.evaluation.text import holdout_rows, read_text
-from lrtrain.model import automatic_dtype, load_model
+from lrtrain.model import automatic_dtype, load_model, model_fingerprint
 from lrtrain.model_spec import ModelSpec, parse_models
 from lrtrain.rope import parse_rope
 from lrtrain.scoring import ScoreRecipe, score
 from tests.conftest import CHAT_TOKENS, EOT, generated_text
 from tests.fetch import fetch
+from tests.lrtrain.tiny_models import download_from
 from tests.lrtrain.tiny_runs import save_tiny_model
 
 SMALL: dict[str, Any] = {
@@ -101,6 +103,23 @@ def outcome(report: Report) -> dict[str, Any]:
         )
         for model in report.models
     }
+
+
+def test_a_model_of_the_hub_is_the_same_one_in_a_folder(
+    two_models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetched once, and an evaluation goes on whichever of the two is named."""
+    download = download_from(Path(two_models[0]), tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    of_hub = evaluate(["one=me/model"], out=tmp_path / "hub", **SMALL)
+    of_folder = evaluate([f"one={two_models[0]}"], out=tmp_path / "folder", **SMALL)
+    assert outcome(of_hub) == outcome(of_folder)
+    keys = [
+        open_model(ModelSpec("one", path), dtype="auto", device="cpu").key
+        for path in ("me/model", two_models[0])
+    ]
+    assert keys[0] == keys[1]
+    assert model_fingerprint("me/model") == model_fingerprint(two_models[0])
 
 
 def test_results_do_not_depend_on_the_other_models(two_models: list[str], tmp_path: Path) -> None:
