@@ -171,7 +171,8 @@ def evaluate(
         for suite in ready:
             suite.check(model)
     said = report.settings | {f"version of {name}": one for name, one in report.versions.items()}
-    del said["base"]  # what was compared with another one is told from it by itself
+    for name in ("base", "dtype", "device"):  # cells are told apart by each model's own
+        del said[name]
     with finished_cells(out, said, opened[0], overwrite=overwrite) as finished:
         again = _read_again(ready, opened[1:], finished)
         for model in opened:
@@ -213,7 +214,7 @@ def _run(
 
     loaded: LoadedModel | None = None
     cells, before = list[Cell](), 0
-    with _memory_explained(model.name), finite_logits(model.name, model.dtype):
+    with _memory_explained(model), finite_logits(model.name, model.dtype):
         for suite in suites:
             there = [] if suite in again else finished.cells(model, suite)
             cells += there
@@ -237,16 +238,18 @@ def _run(
 
 
 @contextmanager
-def _memory_explained(model: str) -> Iterator[None]:
+def _memory_explained(model: OpenModel) -> Iterator[None]:
     """Device memory that runs out becomes a line that says what to do."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError:
+        narrower = " or with --dtype bfloat16" if model.dtype == torch.float32 else ""
         raise LongRecipeError(
-            f"{model} ran out of device memory; use --dtype bfloat16, shorter --lengths or a "
-            "larger device"
+            f"{model.name} ran out of device memory; the same command goes on from the cells that "
+            f"are measured, on a larger device{narrower}; or name shorter --lengths and another "
+            "--out"
         ) from None
 
 

@@ -165,7 +165,8 @@ def _read_all(plan: Plan, windows: list[TextWindow], staging: Path) -> None:
                 loaded = None  # before the next is there
                 spec = reading.model
                 stack.enter_context(using(plan.backend(spec)))
-                loaded = plan.load(spec)
+                with _memory_explained(plan):
+                    loaded = plan.load(spec)
             with _memory_explained(plan), finite_logits(reading.model.path, plan.dtype):
                 found = plan.read(loaded, reading, windows[index])
             with replacing(path) as partial, partial.open("wb") as stream:
@@ -180,9 +181,11 @@ def _memory_explained(plan: Plan) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
+        narrower = " or --dtype bf16" if plan.dtype == torch.float32 else ""
         raise LongRecipeError(
-            f"{plan.device} ran out of memory; lower --batch-tokens ({plan.recipe.batch_tokens:,}) "
-            f"or --window ({plan.window:,}), or use --dtype bf16; the same command goes on"
+            f"{plan.device} ran out of memory; with fewer --batch-tokens than "
+            f"{plan.recipe.batch_tokens:,} the same command goes on; or begin with a smaller "
+            f"--window ({plan.window:,}){narrower} and another --out"
         ) from None
 
 

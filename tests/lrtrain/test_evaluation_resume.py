@@ -22,6 +22,7 @@ from lrtrain.evaluation import evaluate
 from lrtrain.evaluation.finished import CELLS_NAME
 from lrtrain.evaluation.models import OpenModel, open_model
 from lrtrain.evaluation.needle import NeedleSuite
+from lrtrain.evaluation.perplexity import PerplexitySuite
 from lrtrain.model_spec import ModelSpec
 from tests.lrtrain.tiny_runs import build_shards, save_tiny_model
 
@@ -203,6 +204,31 @@ def test_another_evaluation_in_the_folder_stays(models: list[str], tmp_path: Pat
     assert (tmp_path / "eval.json").read_bytes() == kept
     evaluate(models[:1], out=tmp_path, overwrite=True, **asked)
     assert json.loads((tmp_path / "eval.json").read_text())["needle"] == json.loads(kept)["needle"]
+
+
+def test_an_evaluation_that_had_no_room_goes_on_as_it_says(
+    models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the numbers that it has, called by another name; other numbers are measured anew."""
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    asked = {**ASKED, "suites": ["needle", "ppl"], "out": tmp_path}
+    line = "one ran out of device memory; the same command goes on .* or with --dtype bfloat16;"
+    with monkeypatch.context() as patched:
+        patched.setattr(PerplexitySuite, "cells", full)
+        with pytest.raises(LongRecipeError, match=line):
+            evaluate(models[:1], **asked)
+    needles = lines_in(tmp_path)
+    assert sum("cell" in entry for entry in needles) == 4
+    report = evaluate(models[:1], **{**asked, "device": "auto", "dtype": "float32"})
+    assert lines_in(tmp_path)[: len(needles)] == needles
+    assert sum("cell" in entry for entry in lines_in(tmp_path)) == 6
+    assert {model.dtype for model in report.models} == {"float32"}
+    report = evaluate(models[:1], **{**asked, "dtype": "bfloat16"})
+    assert {model.dtype for model in report.models} == {"bfloat16"}
+    assert sum("cell" in entry for entry in lines_in(tmp_path)) == 2 * 6
 
 
 def test_what_is_to_be_overwritten_stays_until_there_is_something_new(
