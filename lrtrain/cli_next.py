@@ -27,14 +27,17 @@ def run_command(shards: Path | str, model: str, recipe: "TrainRecipe") -> str:
     return shlex.join(words)
 
 
-def eval_command(base: str, made: Path, rope: str = "auto", eot: str | None = None) -> str:
+def eval_command(base: str, made: Path, eot: str | None = None) -> str:
     """`lrtrain eval` of a model, from the window of its base to its own: beside the base, also with
-    the `rope` that training began with, untrained. eot: where the tokenizer names none."""
+    the RoPE that training began with, untrained. eot: where the tokenizer names none."""
     from lrtrain.model import load_config
+    from lrtrain.rope import rope_between
 
-    window, target = (load_config(str(one)).max_position_embeddings for one in (base, made))
+    configs = [load_config(str(one)) for one in (base, made)]
+    window, target = (config.max_position_embeddings for config in configs)
     models, lengths = [f"base={base}"], [min(window, target)]
     if window < target:
+        rope = rope_between(*configs)
         chosen = "" if rope == "auto" else f"{rope},"
         models.append(f"{base}@{chosen}target={_written(target)}")
         while _STEP * lengths[-1] < target:

@@ -302,7 +302,7 @@ def run(shards: Path | str, model: str, out: Path, stages: str, **options: Any) 
         eot = None
         with suppress(LongRecipeError):  # an address that answers no more undoes no run
             eot = open_dataset(shards).manifest.recipe.get("eot")
-        command = eval_command(model, made[-1], recipe.rope, eot)
+        command = eval_command(model, made[-1], eot)
         click.echo(f"see what it retrieves with: {command}")
 
 

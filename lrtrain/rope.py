@@ -6,6 +6,7 @@ and the frequencies that the model really uses are compared with our own computa
 angles that a device makes of them.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,18 @@ def set_rope(config: Any, rope: Rope, target_len: int) -> None:
             config.original_max_position_embeddings = original
     config.rope_parameters = parameters
     config.max_position_embeddings = target_len
+
+
+def rope_between(before: Any, after: Any) -> str:
+    """The `--rope` that leads from one model's config to that of the same model, extended."""
+    if "rope_theta" not in (getattr(before, "rope_parameters", None) or {}):
+        return "auto"  # of a family that is merged here, but not trained
+    for name in ("auto", "none", "yarn"):
+        config = copy.deepcopy(before)
+        set_rope(config, parse_rope(name), int(after.max_position_embeddings))
+        if config.rope_parameters == after.rope_parameters:
+            return name
+    return f"theta={float(after.rope_parameters['rope_theta'])!r}"
 
 
 def rope_of_transformers_4(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lrtrain.cli import main
 from lrtrain.cli_next import eval_command, run_command
 from lrtrain.model_spec import parse_models
 from lrtrain.recipe import TrainRecipe
+from lrtrain.rope import parse_rope, set_rope
 
 
 def parsed(command: str, name: str) -> dict[str, Any]:
@@ -50,13 +51,18 @@ def test_a_model_is_measured_up_to_its_window(
 def test_the_untrained_model_has_the_rope_that_training_began_with(
     rope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, length in (("base", 256), ("made", 2048)):
-        LlamaConfig(max_position_embeddings=length).save_pretrained(tmp_path / name)
+    """As the configs of the two tell, of a merge too."""
+    config = LlamaConfig(max_position_embeddings=256)
+    config.save_pretrained(tmp_path / "base")
+    set_rope(config, parse_rope(rope), 2048)
+    config.save_pretrained(tmp_path / "made")
     monkeypatch.setattr("lrtrain.cli_next.find_spec", lambda name: None)
-    command = eval_command(str(tmp_path / "base"), tmp_path / "made", rope, "<end of text>")
+    command = eval_command(str(tmp_path / "base"), tmp_path / "made", "<end of text>")
     asked = parsed(command, "eval")
     untrained = parse_models(list(asked["models"]))[1]
-    assert (untrained.rope, untrained.target_len) == (rope, 2048)
+    assert untrained.rope is not None
+    assert parse_rope(untrained.rope) == parse_rope(rope)
+    assert untrained.target_len == 2048
     assert (asked["eot"], asked["no_plots"]) == ("<end of text>", True)
 
 
