@@ -176,7 +176,8 @@ def _names_of_recipe() -> list[str]:
     default="1",
     show_default=True,
     help="Factor on the softmax scale, for extend rows only; below 1 teaches sharper attention. "
-    "auto: log L / log T for rows of L tokens of a window of T.",
+    "auto: log L / log T for rows of L tokens of a window of T; worth it where they are 20 % or "
+    "more.",
 )
 @click.option(
     "--token-weights",
