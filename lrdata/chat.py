@@ -3,7 +3,8 @@
 A chat template is text from the tokenizer's files, with control tokens spelled out; the prompt and
 the response are data, whose look-alikes of control tokens must stay text. So the template is
 rendered around two placeholders, its own parts are encoded with control tokens recognised, and the
-record's parts as ordinary text.
+record's parts as ordinary text. Tokenizers of SentencePiece's kind begin every text with a space,
+to which a record's part leaves that of the template right before it.
 """
 
 import hashlib
@@ -73,7 +74,7 @@ def template_conversation(tokenizer: Tokenizer, remedy: str = _REMEDY) -> Conver
             f"the chat template of {tokenizer.name} does not write a prompt and then its response "
             f"once each; {remedy}"
         )
-    before, between, after = (tokenizer.encode_with_specials(part) for part in parts)
+    before, between, after = _encoded(tokenizer, parts, remedy)
     if not np.isin(tokenizer.eot_id, after):
         after = np.append(after, np.int32(tokenizer.eot_id))
     return Conversation(before, between, after)
@@ -95,8 +96,51 @@ def template_prompt(tokenizer: Tokenizer, remedy: str) -> tuple[np.ndarray, np.n
         raise LongRecipeError(
             f"the chat template of {tokenizer.name} does not write a prompt once; {remedy}"
         )
-    before, after = (tokenizer.encode_with_specials(part) for part in parts)
+    before, after = _encoded(tokenizer, parts, remedy)
     return before, after
+
+
+_TOLD = ("What is it?", "It is so.")
+_ANCHORS = ("?", "a", ".")
+
+
+def _encoded(tokenizer: Tokenizer, parts: list[str], remedy: str) -> list[np.ndarray]:
+    """The ids of what a template writes before, between and after texts that are encoded alone.
+
+    Raises LongRecipeError where a tokenizer that begins every text with a space would make others
+    of them than it makes of the whole.
+    """
+    encode, last = tokenizer.encode_with_specials, len(parts) - 1
+    if not _begins_with_a_space(tokenizer):
+        return [encode(part) for part in parts]
+    ids = [encode(parts[0].removesuffix(" "))]
+    for at, part in enumerate(parts[1:], 1):
+        ids.append(_behind_text(tokenizer, part.removesuffix(" ") if at < last else part))
+    rendered, pieces = parts[0], [ids[0]]
+    for text, part, its in zip(_TOLD, parts[1:], ids[1:], strict=False):
+        rendered += text + part
+        pieces += [tokenizer.encode([text])[0], its]
+    if not np.array_equal(np.concatenate(pieces), encode(rendered)):
+        raise LongRecipeError(
+            f"{tokenizer.name} begins every text with a space, and its chat template has none "
+            f"there: records cannot be put into it; {remedy}"
+        )
+    return ids
+
+
+def _begins_with_a_space(tokenizer: Tokenizer) -> bool:
+    values, offsets = tokenizer.token_bytes
+    first = int(tokenizer.encode(["a"])[0][0])
+    return values[offsets[first] : offsets[first + 1]].tobytes().startswith(b" ")
+
+
+def _behind_text(tokenizer: Tokenizer, part: str) -> np.ndarray:
+    """The ids of what follows a text, without the space that it would begin with by itself."""
+    for anchor in _ANCHORS:
+        alone, both = (tokenizer.encode_with_specials(text) for text in (anchor, anchor + part))
+        if np.array_equal(both[: len(alone)], alone):  # else the two melt into one
+            return both[len(alone) :]
+    return tokenizer.encode_with_specials(part)
 
 
 def _render(

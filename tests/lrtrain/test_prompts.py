@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from lrdata.chat import template_conversation
 from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.cli import evaluate
@@ -90,6 +93,66 @@ def test_a_chat_equals_transformers(tiny_tokenizer: Path, tmp_path: Path, templa
     if template != "own":
         folder = with_template(tmp_path / "other", tiny_tokenizer, template)
     check_against_transformers(folder)
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '</s>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def as_sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts a space before every text, as those of Llama 2 and Mistral 7B do."""
+    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=specials, show_progress=False, max_token_length=8
+    )
+    made.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")  # no entry spans words
+    made.train_from_iterator([*generated_text(100), "[INST] What? [/INST]"], trainer)
+    state = {**json.loads(made.to_str()), "pre_tokenizer": None}
+    state["added_tokens"] = state["added_tokens"][:3]
+    folder = tmp_path_factory.mktemp("sentencepiece") / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": LLAMA_2}
+    config |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_chat_of_a_tokenizer_that_adds_spaces_equals_transformers(
+    as_sentencepiece: Path, tmp_path: Path
+) -> None:
+    """Of a prompt and of an answer. Where it cannot, that is said."""
+    check_against_transformers(as_sentencepiece)
+    tokenizer = Tokenizer.load(str(as_sentencepiece))
+    library = AutoTokenizer.from_pretrained(as_sentencepiece)
+    conversation = template_conversation(tokenizer)
+    for asked, answered in (("one", "two"), ("Is it so?", "It is: 7\nwords.")):
+        messages = [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answered},
+        ]
+        expected = library.apply_chat_template(messages, tokenize=True, return_dict=False)
+        parts = (tokenizer.encode([text])[0] for text in (asked, answered))
+        ids, mask = conversation.tokens(*parts)
+        assert ids.tolist() == expected
+        assert tokenizer.decode(ids[mask]) == f"{answered} </s>"
+    zephyr = Tokenizer.load(str(with_template(tmp_path / "zephyr", as_sentencepiece, ZEPHYR)))
+    for make in (Wrapping.chat, template_conversation):
+        with pytest.raises(LongRecipeError, match=r"begins every text with a space, .*; leave --"):
+            make(zephyr)
 
 
 def test_a_template_that_asks_for_the_date_gets_the_same_every_day(
