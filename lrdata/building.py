@@ -22,9 +22,8 @@ from lrdata.corpus import (
     SourceFile,
     Unit,
     find_files,
-    holds,
-    lie_in,
     plan_units,
+    refuse_own,
     source_hash,
     unit_size,
 )
@@ -96,7 +95,7 @@ class Sources:
         impact = impact_sha256(recipe.impact)
         files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
         _refuse_too_many([*files, *replay_files])
-        _refuse_own(out, (*recipe.corpora, *recipe.replay), [*files, *replay_files])
+        refuse_own(out, (*recipe.corpora, *recipe.replay), [*files, *replay_files])
         if like is None:  # else they are what they were
             recipe.refuse_unknown_sources(files, replay_files)
 
@@ -310,15 +309,6 @@ def _refuse_too_many(files: Sequence[SourceFile]) -> None:
         raise LongRecipeError(
             f"the corpus has {len(files):,} files, more than a manifest can name; join them: many "
             "records a file, as JSONL or Parquet"
-        )
-
-
-def _refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
-    """The next call would take what this one writes for its corpus: as another build's."""
-    if any(holds(corpus, out) for corpus in corpora) or lie_in(files, out):
-        raise LongRecipeError(
-            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
-            "or name the files of the corpus"
         )
 
 

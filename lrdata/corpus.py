@@ -190,7 +190,17 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
     return [files[name] for name in sorted(files)]
 
 
-def holds(corpus: str, folder: Path) -> bool:
+def refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
+    """Raise LongRecipeError where the next call would take for its corpus what this one writes to
+    `out`. files: those of the corpora."""
+    if any(_holds(corpus, out) for corpus in corpora) or _lie_in(files, out):
+        raise LongRecipeError(
+            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
+            "or name the files of the corpus"
+        )
+
+
+def _holds(corpus: str, folder: Path) -> bool:
     """Whether a corpus is a folder whose files those in `folder` would be, too."""
     root = os.path.realpath(os.path.expanduser(corpus))
     inside = Path(os.path.relpath(os.path.realpath(folder), root)).parts
@@ -201,7 +211,7 @@ def holds(corpus: str, folder: Path) -> bool:
     )
 
 
-def lie_in(files: Sequence[SourceFile], folder: Path) -> bool:
+def _lie_in(files: Sequence[SourceFile], folder: Path) -> bool:
     """Whether any of them is in a local folder."""
     root = os.path.join(os.path.realpath(folder), "")
     return any(os.path.realpath(file.path).startswith(root) for file in files if not file.address)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lrdata.atomic import locked, remove_partials, replacing, write_json
-from lrdata.corpus import source_hash
+from lrdata.corpus import refuse_own, source_hash
 from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST, SourceEntry, TokenizerEntry
@@ -62,6 +62,7 @@ def score(recipe: ScoreRecipe, out: Path, say: Say = print) -> Scores:
     LongRecipeError.
     """
     plan = open_plan(recipe, say)
+    refuse_own(out, recipe.corpora, plan.files)
     fingerprints = {role: model_fingerprint(spec.path) for role, spec in plan.models.items()}
     sources = [
         SourceEntry(file.name, file.source, None, file.size, source_hash(file))

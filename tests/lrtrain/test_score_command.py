@@ -78,6 +78,13 @@ def test_a_window_beyond_the_models_is_refused_with_what_to_write(
     assert not (tmp_path / "scores").exists()
 
 
+def test_scores_are_no_corpus_of_their_own(models: Path, corpus: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(corpus).parent, tmp_path / "data")
+    message = refused(lsd(str(folder), models), folder / "scores")
+    assert f"{folder / 'scores'} lies in the corpus" in message
+    assert not (folder / "scores").exists()
+
+
 def test_models_with_different_tokenizers_are_refused(
     models: Path, bos_models: Path, corpus: str, tmp_path: Path
 ) -> None:
