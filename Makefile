@@ -1,7 +1,7 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both set up .venv themselves.
 PYTHON ?= python3
 VENV := .venv
-# `make test-gpu CONSTRAINTS=` keeps a torch that is there.
+# `make test-gpu CONSTRAINTS=` keeps a torch that is in .venv.
 CONSTRAINTS := -c constraints.txt
 BIN := $(VENV)/bin
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))

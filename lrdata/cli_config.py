@@ -80,25 +80,7 @@ def read_options(path: Path) -> tuple[dict[str, Any], bool]:
         del raw["shards"]
         raw.pop("model_sha256", None)
         stored = True
-    if stored:
-        _refuse_places(path, raw)
     return raw, stored
-
-
-def _refuse_places(path: Path, recipe: Mapping[str, Any]) -> None:
-    """A manifest stores names alone, so one that leads anywhere else was written by somebody who
-    wants a file of this machine in a dataset, or something sent for. Raises LongRecipeError."""
-    from lrdata.manifest import shortened
-    from lrdata.recipe import leads_elsewhere
-
-    for name in ("corpora", "replay", "tokenizer", "impact"):
-        value = recipe.get(name)
-        for place in map(str, value if isinstance(value, list) else [value]):
-            if leads_elsewhere(place.partition(":")[2] if name == "impact" else place):
-                raise LongRecipeError(
-                    f"{path}: its {name} names {shortened(place)}, which is not in this folder; "
-                    "write that on the command line, if you want it"
-                )
 
 
 def _parsed(text: str) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from lrdata.cli_config import config_option, is_stored
-from lrdata.recipe import POSITIONS, WRITTEN, BuildRecipe
+from lrdata.errors import LongRecipeError
+from lrdata.manifest import shortened
+from lrdata.recipe import POSITIONS, WRITTEN, BuildRecipe, leads_elsewhere
 from lrdata.sizes import Count, Share, parse_count, parse_share
 from lrdata.visible import visible
 
@@ -150,7 +152,24 @@ def recipe_of(options: dict[str, Any]) -> BuildRecipe:
         for source, value in _pairs("--weight", options.pop("weight")).items()
     }
     options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
-    return BuildRecipe(**options)
+    recipe = BuildRecipe(**options)
+    _refuse_places(recipe)
+    return recipe
+
+
+def _refuse_places(recipe: BuildRecipe) -> None:
+    """A manifest stores names: one that leads anywhere else may be a stranger's, who wants a file
+    of this machine in a dataset, or something sent for. Raises LongRecipeError."""
+    context = click.get_current_context()
+    for name in ("corpora", "replay", "tokenizer", "impact"):
+        value = getattr(recipe, name)
+        for place in [value] if isinstance(value, str) else value:
+            path = place.partition(":")[2] if name == "impact" else place
+            if is_stored(context, name) and leads_elsewhere(path):
+                raise LongRecipeError(
+                    f"{name} of --config is {shortened(place)}, which is not in this folder; write "
+                    "it on the command line, if you want it"
+                )
 
 
 def without_foreign_sources(recipe: BuildRecipe) -> BuildRecipe:

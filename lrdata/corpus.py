@@ -18,9 +18,9 @@ suffix is read as plain text, but only where a file or a glob such as `lib/**/*.
 
 import glob
 import hashlib
+import heapq
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError
+from lrdata.layout import is_ours
 from lrdata.progress import progress
 from lrdata.remote import find_remote, is_remote
 from lrdata.remote_file import open_remote
@@ -193,7 +194,10 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
 def refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
     """Raise LongRecipeError where the next call would take for its corpus what this one writes to
     `out`. files: those of the corpora."""
-    if any(_holds(corpus, out) for corpus in corpora) or _lie_in(files, out):
+    own = os.path.join(os.path.realpath(out), "")
+    places = [os.path.realpath(file.path) for file in files if not file.address]
+    written = any(place.startswith(own) and is_ours(place.removeprefix(own)) for place in places)
+    if written or any(_holds(corpus, out) for corpus in corpora):
         raise LongRecipeError(
             f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
             "or name the files of the corpus"
@@ -211,12 +215,6 @@ def _holds(corpus: str, folder: Path) -> bool:
     )
 
 
-def _lie_in(files: Sequence[SourceFile], folder: Path) -> bool:
-    """Whether any of them is in a local folder."""
-    root = os.path.join(os.path.realpath(folder), "")
-    return any(os.path.realpath(file.path).startswith(root) for file in files if not file.address)
-
-
 def _expand(corpus: str) -> Iterator[SourceFile]:
     """The files of one corpus argument, in the order of the file system's names."""
     if is_remote(corpus):
@@ -231,8 +229,9 @@ def _expand(corpus: str) -> Iterator[SourceFile]:
         format, compression, stem = _kind(path.name)
         yield _source_file(path, path.name, stem or path.name, format, compression)
     elif glob.has_magic(corpus):
-        folder = _fixed_part(corpus)
-        matches = map(os.path.abspath, glob.iglob(os.path.expanduser(corpus), recursive=True))
+        pattern = os.path.normpath(os.path.expanduser(corpus))
+        folder = _fixed_part(pattern)
+        matches = map(os.path.abspath, glob.iglob(pattern, recursive=True))
         named = (match for match in matches if not os.path.isdir(match))
         yield from _inside(folder, sorted(named, key=partial(_order, root=folder)), corpus)
     else:
@@ -285,22 +284,23 @@ def _inside(folder: Path, paths: Iterable[str], corpus: str) -> Iterator[SourceF
 def _walk(root: Path) -> Iterator[str]:
     """Visible files with known suffixes, of each folder once, however many links lead to it.
 
-    By a path without links where it has one, else by the link that is nearest to the root, of
+    By a path without links where it has one, else through the link of the fewest folders, of
     several the first by name: names are the same wherever the corpus is copied to. A link to a
     folder above itself is passed over.
     """
     walked: set[str] = set()
-    places = deque([str(root)])
+    places = [(0, str(root))]
     while places:
-        for folder, subfolders, names in os.walk(places.popleft(), onerror=_raise):
+        for folder, subfolders, names in os.walk(heapq.heappop(places)[1], onerror=_raise):
             real = os.path.realpath(folder)
             visible = sorted(name for name in subfolders if not name.startswith("."))
             subfolders[:] = [] if real in walked else visible  # links among them are not followed
             if real in walked:
                 continue
             walked.add(real)
-            paths = (os.path.join(folder, name) for name in visible)
-            places.extend(path for path in paths if os.path.islink(path) and not _encloses(path))
+            for path in (os.path.join(folder, name) for name in visible):
+                if os.path.islink(path) and not _encloses(path):
+                    heapq.heappush(places, (path.count(os.sep), path))
             for name in sorted(names):
                 if _is_corpus_file([name]):
                     yield os.path.join(folder, name)
@@ -317,7 +317,8 @@ def _encloses(link: str) -> bool:
 
 
 def _order(path: str, root: Path) -> tuple[bool, int, str]:
-    """Of several paths to a file the one that names it is the least: as `_walk` does."""
+    """Of several paths to a file the one that names it is the least: one without links if there is
+    one, else one of the fewest folders."""
     folder = os.path.dirname(path)
     unlinked = os.path.join(os.path.realpath(root), os.path.relpath(folder, root))
     linked = os.path.realpath(folder) != os.path.normpath(unlinked)
@@ -329,7 +330,7 @@ def _fixed_part(pattern: str) -> Path:
 
     Of what was written: a wildcard in the working directory's name is none.
     """
-    parents = Path(os.path.expanduser(pattern)).parents
+    parents = Path(pattern).parents
     return Path(os.path.abspath(next(one for one in parents if not glob.has_magic(str(one)))))
 
 

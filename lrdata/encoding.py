@@ -63,7 +63,7 @@ class DocumentEncoder:
                 return [self._piece(str(text), last=True)]
             for piece in text:
                 if len(piece) > 2 * long_text.PIECE_BYTES:  # it has no place to cut: who knows
-                    _refuse_too_long(piece, "has no place where it could be cut")
+                    _refuse_too_long(piece.encode(), "has no place where it could be cut")
                     self.tokenizer.encode([piece])
         except UnencodableError as problem:
             return _why(problem)
@@ -88,7 +88,7 @@ class DocumentEncoder:
         return Tokens(ids, ends)
 
 
-def _refuse_too_long(text: str | LongText, why: str) -> None:
+def _refuse_too_long(text: bytes | LongText, why: str) -> None:
     if len(text) > MAX_WHOLE_BYTES:
         raise TooLongError(why)
 
@@ -134,7 +134,8 @@ def checked_texts(documents: Documents, tokenizer: Tokenizer) -> list[str]:
     TooLongError, see `sifted`.
     """
     for text in documents.texts:
-        _refuse_too_long(text, "replay is not encoded in pieces")
+        if type(text) is not str:
+            _refuse_too_long(text, "replay is not encoded in pieces")
     texts = [text if type(text) is str else str(text) for text in documents.texts]
     if texts and tokenizer.encoder != "tokenizers":
         sample = [texts[0][:_COMPARED_CHARACTERS]]

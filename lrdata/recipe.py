@@ -257,10 +257,12 @@ def last_part(path: str) -> str:
         return remote.last_part(path)
     if os.path.lexists(os.path.expanduser(path)):
         return PurePath(os.path.abspath(os.path.expanduser(path))).name  # of `.`, too
+    if leads_elsewhere(path):
+        path = os.path.abspath(os.path.expanduser(path))
     parts = PurePath(path).parts
     magic = [index for index, part in enumerate(parts) if any(char in part for char in "*?[")]
     first = magic[0] - 1 if magic else len(parts) - 1
-    return "/".join(part.strip("/") for part in parts[max(first, 0) :])
+    return "/".join(filter(None, (part.strip("/") for part in parts[max(first, 0) :])))
 
 
 def leads_elsewhere(name: str) -> bool:

@@ -10,6 +10,7 @@ addresses.
 
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _LIBRARIES = ("huggingface_hub", "httpx", "httpcore")
-_NO_SPACE = f"(os error {errno.ENOSPC})"
-"""In what hf_xet says of a disk that is full."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class PassingError(LongRecipeError):
@@ -61,8 +61,9 @@ def talking(address: str, writing: bool = False) -> Iterator[None]:
         except LongRecipeError:
             raise
         except Exception as problem:
-            if isinstance(problem, RuntimeError) and _NO_SPACE in str(problem):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
+            number = _of_the_disk(problem)
+            if number is not None:
+                raise OSError(number, os.strerror(number)) from problem
             if not _is_the_hubs(problem):
                 raise
             raise explained(address, problem, writing) from problem
@@ -130,10 +131,19 @@ def _is_the_hubs(problem: BaseException) -> bool:
     # fails by is told by hf_xet, which has no errors of its own.
     if isinstance(problem, RuntimeError):
         closed = "client has been closed" in str(problem)
-        return closed or _raised_in(problem).startswith("huggingface_hub.")
+        if closed or _raised_in(problem).startswith("huggingface_hub."):
+            return True
     named = (kind.__module__ for cause in _causes(problem) for kind in type(cause).__mro__)
     # The client says in a plain OSError that a download has another length than it should.
     return isinstance(problem, OSError) or any(name.startswith(_LIBRARIES) for name in named)
+
+
+def _of_the_disk(problem: BaseException) -> int | None:
+    """The error number of the disk that hf_xet tells in a RuntimeError, if it is one."""
+    found = re.search(r"\(os error (\d+)\)", str(problem))
+    if not isinstance(problem, RuntimeError) or found is None:
+        return None
+    return int(found[1]) if int(found[1]) in _DISK else None
 
 
 def _raised_in(problem: BaseException) -> str:

@@ -142,7 +142,8 @@ def _is_whole(file: Path, entry: FileEntry) -> bool:
 
 
 def _refuse_full_disk(place: Place, missing: Sequence[FileEntry], staging: Path) -> None:
-    needed, free = sum(entry.bytes for entry in missing), shutil.disk_usage(staging).free
+    begun = sum(file.stat().st_size for file in staging.rglob("*.incomplete"))  # the Hub's client's
+    needed, free = sum(entry.bytes for entry in missing) - begun, shutil.disk_usage(staging).free
     if needed > free:
         raise LongRecipeError(
             f"{place.address} needs {needed:,} bytes more, the disk of {staging.parent} has "
@@ -181,8 +182,8 @@ def _staging(out: Path) -> Iterator[Path]:
     with locked(staging, out):
         for folder in (staging, *(staging / name for name in FOLDERS)):
             remove_partials(folder)  # of a pull that was killed
-        for rest in staging.rglob("*.incomplete"):  # the Hub's client's, which begins anew
-            rest.unlink()
+        for rest in staging.rglob("*.????????.incomplete"):
+            rest.unlink()  # of a client that begins anew under another name; older ones go on
         try:
             yield staging
         except BaseException:

@@ -171,8 +171,6 @@ def evaluate(
         for suite in ready:
             suite.check(model)
     said = report.settings | {f"version of {name}": one for name, one in report.versions.items()}
-    for name in ("base", "dtype", "device"):  # cells are told apart by each model's own
-        del said[name]
     with finished_cells(out, said, opened[0], overwrite=overwrite) as finished:
         again = _read_again(ready, opened[1:], finished)
         for model in opened:

@@ -21,6 +21,9 @@ from lrtrain.evaluation.report import JSON_NAME, ModelEntry
 from lrtrain.evaluation.suite import Cell, Suite
 
 CELLS_NAME = "cells.jsonl"
+OF_MODELS = ("base", "dtype", "device")
+"""Settings by which evaluations do not differ: each model's own key tells what it is and reads
+with, and what was compared with another one is told from it by itself."""
 
 
 class Finished:
@@ -111,11 +114,14 @@ def finished_cells(
     damaged. What is there to be overwritten stays until there is something new.
     """
     out.mkdir(parents=True, exist_ok=True)
+    asked = {name: said for name, said in asked.items() if name not in OF_MODELS}
     path, asked = out / CELLS_NAME, json.loads(json.dumps(asked))
     with locked(out, out):
         path.touch()  # where nothing can be written: say so at once
         lines = [] if overwrite else _read(path)
-        found = differences(lines[0].get("asked", {}), asked) if lines else []
+        before = lines[0].get("asked", {}) if lines else {}
+        before = {name: said for name, said in before.items() if name not in OF_MODELS}
+        found = differences(before, asked) if lines else []
         if found and not any("cell" in line for line in lines):
             lines, found = [], []
         if not lines and (out / JSON_NAME).exists() and not overwrite:

@@ -67,14 +67,19 @@ class OpenModel:
     config: Any  # PretrainedConfig, with the RoPE of the spec
     device: "torch.device"
     dtype: "torch.dtype"
-    folder: Path
-    """Of its files; of a hub id, in the hub's cache."""
     written: list[tuple[str, int]]
-    """Its files of weights, and when they were written: nanoseconds."""
+    """Its files of weights, and when they were written: nanoseconds. Of a hub id, none."""
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @cached_property
+    def folder(self) -> Path:
+        """Of its files; of a hub id, in the hub's cache, where they are fetched to."""
+        from lrtrain.model_files import model_folder
+
+        return model_folder(self.spec.path)
 
     @cached_property
     def key(self) -> str:
@@ -102,7 +107,7 @@ class OpenModel:
 
         spec, tokenizer = self.spec, self.tokenizer
         model = _load_weights(spec, self.folder, self.config, self.dtype)
-        if _written(self.folder) != self.written:
+        if _written(spec) != self.written:
             raise LongRecipeError(
                 f"{spec.path} was written anew since the evaluation began; start it again"
             )
@@ -128,18 +133,16 @@ def open_model(spec: ModelSpec, *, dtype: str, device: str, eot: str | None = No
     import torch
 
     from lrtrain.model import automatic_dtype, choose_device
-    from lrtrain.model_files import model_folder
 
     tokenizer = Tokenizer.load(spec.path, eot=eot)
     config = _load_config(spec)
     place, name = choose_device(device), parse_dtype(dtype)
     known = automatic_dtype(place) if name == "auto" else getattr(torch, name)
-    folder = model_folder(spec.path)
-    return OpenModel(spec, tokenizer, config, place, known, folder, _written(folder))
+    return OpenModel(spec, tokenizer, config, place, known, _written(spec))
 
 
-def _written(folder: Path) -> list[tuple[str, int]]:
-    weights = sorted(folder.glob("*.safetensors"))
+def _written(spec: ModelSpec) -> list[tuple[str, int]]:
+    weights = sorted(Path(spec.path).glob("*.safetensors"))
     return [(path.name, path.stat().st_mtime_ns) for path in weights]
 
 

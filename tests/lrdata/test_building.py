@@ -387,6 +387,8 @@ def test_a_dataset_is_no_corpus_of_its_own(
         with pytest.raises(LongRecipeError, match="lies in the corpus"):
             build(replace(recipe, **wrong), out, workers=1, overwrite=overwrite)
     assert (content(out) if out.exists() else {}) == before
+    kept = write_jsonl(tmp_path / "data" / "raw" / "x.jsonl", some_texts(30, 1))
+    build(replace(recipe, corpora=(str(kept),), replay=()), tmp_path / "data/shards", workers=1)
     if inside == "folder":
         build(replace(recipe, corpora=(folder,)), corpus / ".made", workers=1)
 

@@ -198,8 +198,12 @@ def test_a_stranger_s_recipe_brings_no_file_of_mine_into_a_dataset(
     """Which might be pushed. What I write myself may be anywhere."""
     raw = {"corpora": ["a"], "tokenizer": "t", "target_len": 1024, **stored}
     (tmp_path / name).write_text(json.dumps({"recipe": raw} if name == "any.json" else raw))
-    with pytest.raises(LongRecipeError, match="not in this folder; write that on the command line"):
+    with pytest.raises(LongRecipeError, match="not in this folder; write it on the command line"):
         recipe_from("--config", str(tmp_path / name))
+    (option,) = stored.keys() - {"licences"}
+    mine = ["../mine"] if option == "corpora" else [f"--{option}", "../mine"]
+    if option != "impact":
+        recipe_from(*mine, "--config", str(tmp_path / name))
     (tmp_path / "mine.yaml").write_text(json.dumps(raw))
     assert recipe_from("--config", str(tmp_path / "mine.yaml")).target_len == 1024
 
@@ -209,7 +213,14 @@ def test_a_corpus_that_is_the_working_directory_has_its_name(
 ) -> None:
     (tmp_path / "books").mkdir()
     monkeypatch.chdir(tmp_path / "books")
-    assert BuildRecipe((".", "../books"), "t", 1024).portable()["corpora"] == ["books"] * 2
+    monkeypatch.setenv("HOME", str(tmp_path / "books"))
+    written = (".", "../books", "../*.jsonl", "~/*.jsonl", "/*.jsonl", "*.jsonl", "a/b*/c")
+    names = BuildRecipe(written, "t", 1024).portable()["corpora"]
+    here = tmp_path.name
+    assert names == [
+        *("books", "books", f"{here}/*.jsonl", "books/*.jsonl", "*.jsonl", "*.jsonl", "a/b*/c"),
+    ]
+    assert not any(map(leads_elsewhere, names))
 
 
 def test_a_value_is_read_as_the_option_would_read_it(tmp_path: Path) -> None:

@@ -88,6 +88,28 @@ def test_a_folder_with_several_names_has_the_same_one_wherever_it_is_copied_to(
     assert names == ["web/v2/a.txt", "web/yy/a.txt", "web/zz/a.txt"]
 
 
+def test_of_two_links_the_one_of_fewer_folders_names_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _touch(tmp_path / "elsewhere", "t.txt")
+    for folder in ("web/a/b", "web/z"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "link").symlink_to(tmp_path / "elsewhere")
+    for corpus in ("web", "web/**/*.txt"):
+        assert [file.name for file in find_files([corpus])] == ["web/z/link/t.txt"]
+
+
+def test_a_glob_may_climb_and_end_in_a_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _touch(tmp_path / "x", "c.jsonl")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    for corpus in ("../x/*", "../x/*/", "*/../../x/*.jsonl"):
+        assert [file.name for file in find_files([corpus])] == ["x/c.jsonl"]
+
+
 def test_folders_that_link_to_each_other_are_walked_once(tmp_path: Path) -> None:
     """By every path there would be more than could ever be walked."""
     folders = [f"f{number}" for number in range(8)]

@@ -170,7 +170,7 @@ def test_a_long_text_without_a_place_to_cut_is_set_aside(
     monkeypatch.setattr(jsonl, "LONG_BYTES", 3000)
     monkeypatch.setattr(long_text, "PIECE_BYTES", 700)
     monkeypatch.setattr(encoding, "MAX_WHOLE_BYTES", 20_000)
-    texts = ["".join(generated_text(40, 1)), "ACGT" * 4000, "ACGT" * 6000]
+    texts = ["".join(generated_text(40, 1)), "ACGT" * 4000, "\u4e2d\u6587\u5b57" * 2500]
     texts.append("".join(generated_text(2000, 2)))
     path = write(tmp_path / "c", "jsonl", texts)
     recipe = BuildRecipe((str(path),), str(tiny_tokenizer), 512, encoder=library)
@@ -181,10 +181,9 @@ def test_a_long_text_without_a_place_to_cut_is_set_aside(
     uncut = "longer than 0 MB, and has no place where it could be cut"
     whole = "longer than 0 MB, and replay is not encoded in pieces"
     assert rejections(tmp_path / "out", "unit-00000") == [(f"c.jsonl:{first}", uncut)]
-    assert sorted(rejections(tmp_path / "out", "replay")) == [
-        (f"c.jsonl:{first}", whole),
-        (f"c.jsonl:{last}", whole),
-    ]
+    refused = rejections(tmp_path / "out", "replay")  # those that were drawn
+    assert refused
+    assert {*refused} <= {(f"c.jsonl:{first}", whole), (f"c.jsonl:{last}", whole)}
     for ledger, built in ((manifest.ledger, 3), (manifest.replay_ledger, 2)):
         assert ledger is not None
         assert (ledger.records_built, ledger.problems()) == (built, [])

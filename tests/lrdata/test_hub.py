@@ -250,6 +250,7 @@ def of_the_client(said: str) -> Callable[[], None]:
         (XET, 2, None),
         (XET, 100, "cannot be read: the connection failed; the same command goes on"),
         ("Task error: No space left on device (os error 28)", 1, "No space left on device"),
+        ("Task error: Disk quota exceeded (os error 122)", 1, "Disk quota exceeded"),
         ("a bug", 0, "a bug"),
     ],
 )
@@ -289,7 +290,7 @@ def test_what_the_client_of_a_killed_pull_left_takes_no_place(
     """It begins a file anew under another name, so what it left is no byte less to fetch."""
     push(dataset, REPO)
     out, needed = tmp_path / "out", sum(entry.bytes for entry in read_manifest(dataset).files)
-    left = out / ".pull" / ".cache" / "huggingface" / "download" / "extend" / "a.b1c2.incomplete"
+    left = out / ".pull" / ".cache" / "huggingface" / "download" / "extend" / "a.1b2c3d4e.incomplete"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x" * needed)
 

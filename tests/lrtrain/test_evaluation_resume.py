@@ -222,6 +222,8 @@ def test_an_evaluation_that_had_no_room_goes_on_as_it_says(
             evaluate(models[:1], **asked)
     needles = lines_in(tmp_path)
     assert sum("cell" in entry for entry in needles) == 4
+    first = json.loads((tmp_path / CELLS_NAME).read_text().split("\n")[0])["asked"]
+    assert not {"dtype", "device", "base"} & first.keys()
     report = evaluate(models[:1], **{**asked, "device": "auto", "dtype": "float32"})
     assert lines_in(tmp_path)[: len(needles)] == needles
     assert sum("cell" in entry for entry in lines_in(tmp_path)) == 6
