@@ -18,19 +18,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lrdata.atomic import locked
-from lrdata.corpus import (
-    SourceFile,
-    Unit,
-    find_files,
-    plan_units,
-    refuse_own,
-    source_hash,
-    unit_size,
-)
+from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
 from lrdata.impact import impact_sha256
-from lrdata.layout import shard_name
+from lrdata.layout import refuse_own, shard_name
 from lrdata.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,

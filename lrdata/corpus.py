@@ -33,7 +33,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lrdata.errors import LongRecipeError
-from lrdata.layout import is_ours
 from lrdata.progress import progress
 from lrdata.remote import find_remote, is_remote
 from lrdata.remote_file import open_remote
@@ -189,30 +188,6 @@ def find_files(corpora: Sequence[str]) -> list[SourceFile]:
                 )
             files[file.name] = file
     return [files[name] for name in sorted(files)]
-
-
-def refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
-    """Raise LongRecipeError where the next call would take for its corpus what this one writes to
-    `out`. files: those of the corpora."""
-    own = os.path.join(os.path.realpath(out), "")
-    places = [os.path.realpath(file.path) for file in files if not file.address]
-    written = any(place.startswith(own) and is_ours(place.removeprefix(own)) for place in places)
-    if written or any(_holds(corpus, out) for corpus in corpora):
-        raise LongRecipeError(
-            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
-            "or name the files of the corpus"
-        )
-
-
-def _holds(corpus: str, folder: Path) -> bool:
-    """Whether a corpus is a folder whose files those in `folder` would be, too."""
-    root = os.path.realpath(os.path.expanduser(corpus))
-    inside = Path(os.path.relpath(os.path.realpath(folder), root)).parts
-    return (
-        not is_remote(corpus)
-        and os.path.isdir(root)
-        and not any(step.startswith(".") for step in inside)  # `..`, or hidden
-    )
 
 
 def _expand(corpus: str) -> Iterator[SourceFile]:

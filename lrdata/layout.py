@@ -7,10 +7,15 @@
 Whatever else lies in such a folder is a person's own: it is not published, and never removed.
 """
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from lrdata.corpus import SourceFile
+from lrdata.errors import LongRecipeError
 from lrdata.manifest import MANIFEST
+from lrdata.remote import is_remote
 from lrdata.shards import KINDS
 
 SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
@@ -49,3 +54,27 @@ def is_ours(path: str) -> bool:
 def is_partial(path: Path) -> bool:
     """Whether a file is one that was being written when its process died."""
     return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def refuse_own(out: Path, corpora: Sequence[str], files: Sequence[SourceFile]) -> None:
+    """Raise LongRecipeError where the next call would take for its corpus what this one writes to
+    `out`. files: those of the corpora."""
+    own = os.path.join(os.path.realpath(out), "")
+    places = [os.path.realpath(file.path) for file in files if not file.address]
+    written = any(place.startswith(own) and is_ours(place.removeprefix(own)) for place in places)
+    if written or any(_holds(corpus, out) for corpus in corpora):
+        raise LongRecipeError(
+            f"{out} lies in the corpus, and would be read as a part of it; choose another --out, "
+            "or name the files of the corpus"
+        )
+
+
+def _holds(corpus: str, folder: Path) -> bool:
+    """Whether a corpus is a folder whose files those in `folder` would be, too."""
+    root = os.path.realpath(os.path.expanduser(corpus))
+    inside = Path(os.path.relpath(os.path.realpath(folder), root)).parts
+    return (
+        not is_remote(corpus)
+        and os.path.isdir(root)
+        and not any(step.startswith(".") for step in inside)  # `..`, or hidden
+    )

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from lrdata.atomic import locked, remove_partials, replacing, write_json
-from lrdata.corpus import refuse_own, source_hash
+from lrdata.corpus import source_hash
 from lrdata.encoding import DocumentEncoder
 from lrdata.errors import LongRecipeError
+from lrdata.layout import refuse_own
 from lrdata.manifest import MANIFEST, SourceEntry, TokenizerEntry
 from lrdata.progress import Meter, progress
 from lrdata.recipe import differences, portable_name

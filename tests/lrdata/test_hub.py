@@ -290,7 +290,7 @@ def test_what_the_client_of_a_killed_pull_left_takes_no_place(
     """It begins a file anew under another name, so what it left is no byte less to fetch."""
     push(dataset, REPO)
     out, needed = tmp_path / "out", sum(entry.bytes for entry in read_manifest(dataset).files)
-    left = out / ".pull" / ".cache" / "huggingface" / "download" / "extend" / "a.1b2c3d4e.incomplete"
+    left = out / ".pull/.cache/huggingface/download/extend/a.1b2c3d4e.incomplete"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x" * needed)
 
