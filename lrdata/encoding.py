@@ -134,7 +134,7 @@ def checked_texts(documents: Documents, tokenizer: Tokenizer) -> list[str]:
     TooLongError, see `sifted`.
     """
     for text in documents.texts:
-        if type(text) is not str:
+        if isinstance(text, LongText):
             _refuse_too_long(text, "replay is not encoded in pieces")
     texts = [text if type(text) is str else str(text) for text in documents.texts]
     if texts and tokenizer.encoder != "tokenizers":

@@ -123,8 +123,9 @@ def test_cells_that_are_not_there_or_were_asked_otherwise_are_not_carried(tmp_pa
 
 
 _WITH_A_PROCESS_AT_WORK = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
 sys.path.insert(0, sys.argv[1])
 from cells import Cell, Study
 
