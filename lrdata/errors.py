@@ -6,6 +6,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -115,6 +116,12 @@ def describe(problem: BaseException) -> str:
     if isinstance(problem, OSError) and problem.errno is not None:
         return text
     return f"{type(problem).__name__}: {text} (add --debug for the traceback)"
+
+
+def told_by_the_system(problem: BaseException) -> int | None:
+    """The error number in what libraries written in Rust say in errors of their own."""
+    found = re.search(r"\(os error (\d+)\)", str(problem))
+    return int(found[1]) if found else None
 
 
 def one_line(problem: BaseException) -> str:

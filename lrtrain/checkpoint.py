@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lrdata.atomic import fsync, write_json
-from lrdata.errors import LongRecipeError, one_line
+from lrdata.errors import LongRecipeError, one_line, told_by_the_system
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.sharded import Rows
 
@@ -37,8 +37,6 @@ _ROWS = "rows"
 """In a file's metadata: of tensors that are not whole, which rows they are."""
 
 _NAME = re.compile(r"([a-z]+)-(\d{6,})")
-_OF_THE_DISK = re.compile(r"\(os error (\d+)\)")
-"""In what safetensors says of an error that is none of its own."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,10 @@ def _write_file(
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as problem:
-        found = _OF_THE_DISK.search(str(problem))
-        if found is None:
+        number = told_by_the_system(problem)
+        if number is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise OSError(number, os.strerror(number), str(path)) from None
     path.chmod(path.parent.stat().st_mode & 0o666)  # it has made the file for its owner alone
     fsync(path)
 

@@ -10,14 +10,13 @@ addresses.
 
 import errno
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lrdata.errors import LongRecipeError, one_line
+from lrdata.errors import LongRecipeError, one_line, told_by_the_system
 from lrdata.remote_io import pauses, retry_seconds
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ def talking(address: str, writing: bool = False) -> Iterator[None]:
         except LongRecipeError:
             raise
         except Exception as problem:
-            number = _of_the_disk(problem)
-            if number is not None:
+            number = told_by_the_system(problem)
+            if isinstance(problem, RuntimeError) and number in _DISK:  # of hf_xet
                 raise OSError(number, os.strerror(number)) from problem
             if not _is_the_hubs(problem):
                 raise
@@ -136,14 +135,6 @@ def _is_the_hubs(problem: BaseException) -> bool:
     named = (kind.__module__ for cause in _causes(problem) for kind in type(cause).__mro__)
     # The client says in a plain OSError that a download has another length than it should.
     return isinstance(problem, OSError) or any(name.startswith(_LIBRARIES) for name in named)
-
-
-def _of_the_disk(problem: BaseException) -> int | None:
-    """The error number of the disk that hf_xet tells in a RuntimeError, if it is one."""
-    found = re.search(r"\(os error (\d+)\)", str(problem))
-    if not isinstance(problem, RuntimeError) or found is None:
-        return None
-    return int(found[1]) if int(found[1]) in _DISK else None
 
 
 def _raised_in(problem: BaseException) -> str:

@@ -21,7 +21,7 @@ from lrtrain.evaluation.report import JSON_NAME, ModelEntry
 from lrtrain.evaluation.suite import Cell, Suite
 
 CELLS_NAME = "cells.jsonl"
-OF_MODELS = ("base", "dtype", "device")
+_OF_MODELS = ("base", "dtype", "device")
 """Settings by which evaluations do not differ: each model's own key tells what it is and reads
 with, and what was compared with another one is told from it by itself."""
 
@@ -114,13 +114,13 @@ def finished_cells(
     damaged. What is there to be overwritten stays until there is something new.
     """
     out.mkdir(parents=True, exist_ok=True)
-    asked = {name: said for name, said in asked.items() if name not in OF_MODELS}
+    asked = {name: said for name, said in asked.items() if name not in _OF_MODELS}
     path, asked = out / CELLS_NAME, json.loads(json.dumps(asked))
     with locked(out, out):
         path.touch()  # where nothing can be written: say so at once
         lines = [] if overwrite else _read(path)
         before = lines[0].get("asked", {}) if lines else {}
-        before = {name: said for name, said in before.items() if name not in OF_MODELS}
+        before = {name: said for name, said in before.items() if name not in _OF_MODELS}
         found = differences(before, asked) if lines else []
         if found and not any("cell" in line for line in lines):
             lines, found = [], []

@@ -108,7 +108,7 @@ def outcome(report: Report) -> dict[str, Any]:
 def test_a_model_of_the_hub_is_the_same_one_in_a_folder(
     two_models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fetched once, and an evaluation goes on whichever of the two is named."""
+    """With the same results and the same key, so that an evaluation goes on by either name."""
     download = download_from(Path(two_models[0]), tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     of_hub = evaluate(["one=me/model"], out=tmp_path / "hub", **SMALL)
