@@ -1,5 +1,6 @@
 """Files that exist under their final name only when they are complete and on the disk."""
 
+import errno
 import fcntl
 import json
 import os
@@ -99,7 +100,7 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
         raise LongRecipeError(busy) from None
     try:
         with suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, folder)
             held = os.path.samestat(os.fstat(handle), os.stat(path))
         if not held:
             raise LongRecipeError(busy)
@@ -113,6 +114,19 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
             for empty in (folder, out) if out_goes else (folder,):
                 with suppress(OSError):  # it is not, or another run has it by now
                     empty.rmdir()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock an open file, or raise BlockingIOError where another process has it locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        raise LongRecipeError(
+            f"the file system of {folder} locks no files ({os.strerror(problem.errno)}); choose "
+            "an --out on another, or have it mounted with flock"
+        ) from None
 
 
 def clear(folder: Path, keep: Collection[str] = ()) -> None:

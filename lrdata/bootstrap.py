@@ -47,18 +47,28 @@ def interval(found: np.ndarray) -> Interval:
     return Interval(value, min(low, value), max(high, value))
 
 
+def stretched(found: np.ndarray, alone: np.ndarray, units: int) -> np.ndarray:
+    """Resamples of so many units that vary as much as other samples would.
+
+    Drawn from n units, a mean has but (n - 1) / n of the variance that it should have. So what
+    resamples are off the value, found[0], is multiplied by sqrt(n / (n - 1)) (Rao and Wu,
+    "Resampling Inference With Complex Survey Data", 1988). They do not leave the range of what
+    units have alone.
+    """
+    wide = found[0] + (found - found[0]) * np.sqrt(units / max(1, units - 1))
+    inside = np.append(found, alone)
+    return np.asarray(np.clip(wide, inside.min(), inside.max()))
+
+
 def ratio(
     top: np.ndarray, bottom: np.ndarray, groups: Sequence[int] | np.ndarray | None = None
 ) -> Interval:
     """sum(top) / sum(bottom), with the percentiles of its resamples over units.
 
     With several groups, units are drawn within theirs: how groups differ does not widen the
-    interval. Drawn from n units, a mean has but (n - 1) / n of the variance that it should have,
-    and groups are often small. So what resamples are off the value is multiplied by
-    sqrt(n / (n - 1)), n being the size of the smallest group: exact for groups of one size, else a
-    little wide (Rao and Wu, "Resampling Inference With Complex Survey Data", 1988). It does
-    not leave the range of the units' own ratios. Where a group has a single unit, which says
-    nothing of how others would differ from it, all units are drawn together.
+    interval, which is `stretched` for the size of the smallest one: exact for groups of one size,
+    else a little wide. Where a group has a single unit, which says nothing of how others would
+    differ from it, all units are drawn together.
 
     Args:
         top, bottom: [units] each. Resamples without anything at the bottom are left out.
@@ -71,13 +81,8 @@ def ratio(
         picked = units[picks(len(units), index)]
         tops, bottoms = tops + top[picked].sum(1), bottoms + bottom[picked].sum(1)
     full = bottoms > 0
-    found = tops[full] / bottoms[full]
-    if len(members) > 1:
-        smallest = min(map(len, members))
-        alone = np.append(top[bottom > 0] / bottom[bottom > 0], found)
-        stretched = found[0] + np.sqrt(smallest / (smallest - 1)) * (found - found[0])
-        found = np.clip(stretched, alone.min(), alone.max())
-    return interval(found)
+    alone = top[bottom > 0] / bottom[bottom > 0]
+    return interval(stretched(tops[full] / bottoms[full], alone, min(map(len, members))))
 
 
 def _members(units: int, groups: Sequence[int] | np.ndarray | None) -> list[np.ndarray]:

@@ -8,9 +8,10 @@ goes on from there (`lrdata.staging`).
 
 import importlib.metadata
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,14 @@ class Sources:
         return _identity(options, self.tokenizer, self.entries, self.impact, self.chat)
 
     def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
-        """What must be equal for its units to be: they do not depend on replay, but may on the
-        version, which a finished dataset only names."""
+        """What must be equal for its units to be: they do not depend on replay, but may on
+        versions, which a finished dataset only names."""
         options = recipe.portable()
         for option in REPLAY_OPTIONS:
             del options[option]
         entries = self.entries[: len(self.files)]
         identity = _identity(options, self.tokenizer, entries, self.impact, chat=None)
-        return {**identity, "version of longrecipe": importlib.metadata.version("longrecipe")}
+        return identity | {f"version of {name}": one for name, one in _versions().items()}
 
 
 def build(
@@ -229,9 +230,14 @@ def _manifest(
         impact_sha256=sources.impact,
         chat_sha256=sources.chat,
         lsd=_has_lsd(by_kind, staging),
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        versions=_versions(),
     )
     return manifest, by_kind
+
+
+def _versions() -> dict[str, str]:
+    """What the bytes of a shard depend on besides the recipe."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def _has_lsd(entries: list[FileEntry], staging: Staging) -> bool:
@@ -308,13 +314,23 @@ def _hash_sources(
     recipe: BuildRecipe, files: list[SourceFile], workers: int, check: Callable[[], object]
 ) -> list[SourceEntry]:
     """check: raises when there is no use for them any more."""
+    ended = threading.Event()
+
+    def check_all() -> None:
+        check()
+        if ended.is_set():
+            raise CancelledError
+
     with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
-        entries = []
-        digests = pool.map(lambda file: source_hash(file, check), files)
-        for file, digest in zip(files, digests, strict=True):
-            licence = recipe.licences.get(file.source)
-            entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
-            task.advance()
+        try:
+            entries = []
+            digests = pool.map(lambda file: source_hash(file, check_all), files)
+            for file, digest in zip(files, digests, strict=True):
+                licence = recipe.licences.get(file.source)
+                entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
+                task.advance()
+        finally:  # whoever interrupts does not want to wait for the rest of a large file
+            ended.set()
     return entries
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lrdata.errors import LongRecipeError
+from lrdata.errors import LongRecipeError, one_line
 from lrdata.tokenizer import Tokenizer
 
 _PROMPT, _RESPONSE = "\ue000prompt\ue001", "\ue000response\ue001"
@@ -160,9 +160,9 @@ def _render(
     try:
         template = _sandbox().from_string(tokenizer.chat_template)
         return template.render(messages=messages, tools=None, documents=None, **options, **names)
-    except jinja2.TemplateError as problem:
+    except (jinja2.TemplateError, TypeError) as problem:  # the latter of `tools | length`
         raise LongRecipeError(
-            f"the chat template of {tokenizer.name} failed ({problem}); {remedy}"
+            f"the chat template of {tokenizer.name} failed ({one_line(problem)}); {remedy}"
         ) from None
 
 

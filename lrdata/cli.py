@@ -184,7 +184,7 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The new dataset folder.  [default: FOLDER-256k, beside it]",
+    help="The new dataset folder.  [default: beside it: FOLDER-256k]",
 )
 def retarget(folder: Path, target_len: int, out: Path | None) -> None:
     """Draw new positions for another window, without retokenizing.

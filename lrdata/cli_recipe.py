@@ -37,10 +37,10 @@ _RECIPE = (
         "--impact",
         default="digits",
         show_default=True,
-        help="What makes a token impactful: digits; returns (its type came before, but not lately; "
-        "returns:4k: 4k tokens ago or more); lexicon:FILE (see `lrdata lexicon`); "
-        "scores:DIR (see `lrtrain score`); random; or none (keep the start, or what cream and "
-        "endprompt place, or the two chunks that pose takes).",
+        help="What makes a token impactful: digits; returns (its type came before, but not in the "
+        "last 1/32 of the window; returns:4k: not in the last 4k tokens), best with --evidence; "
+        "lexicon:FILE (see `lrdata lexicon`); scores:DIR (see `lrtrain score`); random; or none "
+        "(keep the start, or what cream and endprompt place, or the two chunks that pose takes).",
     ),
     click.option(
         "--select",
@@ -66,8 +66,8 @@ _RECIPE = (
     click.option(
         "--replay",
         multiple=True,
-        help="Corpus for the annealing stage, of all of which a sample is drawn; what that is "
-        "drawn from is read twice, .gz, .zst and Arrow files to their end; repeatable.",
+        help="Short texts for the annealing stage: a file, folder or glob, of all of which a fair "
+        "sample is drawn, for which it is read twice; repeatable.",
     ),
     click.option(
         "--replay-ratio",
@@ -88,8 +88,8 @@ _RECIPE = (
         type=Share(),
         default="0%",
         show_default=True,
-        help="Share of documents kept out, as whole windows: those of a unit are joined. Replay of "
-        "the same file leaves them out too.",
+        help="Share of documents that are kept out of training and joined to whole windows, unit "
+        "by unit: too small a share fills none. Replay of the same file leaves them out too.",
     ),
     click.option("--max-rows", type=Count(), help="Stop after so many rows, in corpus order."),
     click.option(
@@ -111,8 +111,8 @@ _RECIPE = (
         "licence",
         multiple=True,
         metavar="SOURCE=ID",
-        help="A source's licence, for the dataset card; also when all is built, where others that "
-        "were stated stay; repeatable.",
+        help="A source's licence, for the dataset card. The same command with it adds it to a "
+        "finished dataset; earlier ones stay. Repeatable.",
     ),
     click.option("--text-field", default="text", show_default=True, help="Field of the text."),
     click.option("--id-field", help="Field of the document id.  [default: file and record]"),

@@ -155,6 +155,14 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             if not line or (line[0] <= 32 and bytes(line).isspace()):
                 continue
         parsed, sound = (too_long(file, at), True) if line is None else _parse(file, at, line)
+        line = line or b""
+        if (
+            labelled
+            and sound
+            and isinstance(parsed, dict)
+            and float in map(type, values_of(parsed))
+        ):
+            parsed = _parse_slowly(file, at, line)  # orjson makes a float of more than 64 bits
         item: Record | Rejected
         if isinstance(parsed, Rejected):
             item = parsed
@@ -162,22 +170,16 @@ def read_jsonl(piece: Piece, fields: Fields) -> Iterator[Record | Rejected]:
             if absent:
                 absent = [name for name in absent if _look_up(parsed, name) is MISSING]
                 present.add(parsed)
-            line = line or b""
             values = values_of(parsed)
-            if sound and labelled and float in map(type, values):  # of orjson: over 64 bits?
-                parsed = _parse_slowly(file, at, line)
-                values = values_of(parsed) if isinstance(parsed, dict) else ()
-            if isinstance(parsed, Rejected):
-                item = parsed
-            else:
-                plain = sound and _is_plain(line, values[0])
-                item = judge(at, len(line), *values, sound=sound, plain=plain)
+            plain = sound and _is_plain(line, values[0])
+            item = judge(at, len(line), *values, sound=sound, plain=plain)
         if blocks.damage and not ended and isinstance(item, Rejected):
             break  # the line that the damage cuts: its rejection is the file's
         yield item
     if blocks.damage:
         yield Rejected(file.name, blocks.position, blocks.damage)
-    for name in absent:
+    # Whether it is in the rest of the file is asked once a file: to know, all of it is read.
+    for name in absent if piece.start == 0 else ():
         if present.objects and not _occurs(piece, name):
             raise wrong_field(file, name, present.names)
 
@@ -301,11 +303,12 @@ def _look_up(record: dict[str, Any], name: str) -> Any:
 
 
 def _occurs(piece: Piece, name: str) -> bool:
-    """Whether the field is in a record of the file that lies outside the piece."""
+    """Whether the field is in a record of the file that lies behind the piece, its first."""
     file = piece.file
-    if file.compression or (piece.start == 0 and piece.stop == file.size):
+    if file.compression or piece.stop == file.size:
         return False
-    records = (_parse(file, at, line)[0] for at, line, _ in _lines(_Blocks(file)) if line)
+    lines = _lines(_Blocks(file, piece.stop - 1), skip=True)
+    records = (_parse(file, at, line)[0] for at, line, _ in lines if line)
     return any(
         not isinstance(record, Rejected) and _look_up(record, name) is not MISSING
         for record in records

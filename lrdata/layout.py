@@ -33,7 +33,8 @@ _REJECTED = re.compile(r"quarantine/\w[\w.-]*\.jsonl")
 
 def shard_name(kind: str, index: int, count: int) -> str:
     """The name of shard `index` of `count` of a kind."""
-    return f"{kind}/{SPLITS[kind]}-{index:05d}-of-{count:05d}.parquet"
+    width = max(5, len(str(count)))  # names sort as numbers do
+    return f"{kind}/{SPLITS[kind]}-{index:0{width}d}-of-{count:0{width}d}.parquet"
 
 
 def is_shard(path: str, kind: str | None = None) -> bool:

@@ -46,13 +46,16 @@ class LongText:
 
         Raises UnicodeDecodeError, and json.JSONDecodeError for a bad escape or control character.
         """
-        held = ""
+        held, without = "", 0
         for part in self._decoded():
             held += part
-            cut = last_cut(held)
+            cut = last_cut(held, without)
             if cut:
                 yield held[:cut]
                 held = held[cut:]
+            # What was looked through in vain is not looked through again, but for its last
+            # character, which had nothing behind it.
+            without = 0 if cut else len(held) - 1
         if held:
             yield held
 
@@ -76,20 +79,22 @@ class LongText:
         return stop
 
 
-def last_cut(text: str) -> int:
+def last_cut(text: str, without: int = 0) -> int:
     """Where a text may be cut, as late as possible; 0 for nowhere.
 
     After the line end of `X\\nY`, where X is no white space and Y a letter or number; where there
-    is none, before the space of `X Y` between two letters.
+    is none, before the space of `X Y` between two letters. without: so many characters at the
+    beginning are known to be no such line end or space.
     """
-    at = text.rfind("\n", 1, -1)
+    first = max(1, without)
+    at = text.rfind("\n", first, -1)
     while at > 0:
         if text[at + 1].isalnum() and not text[at - 1].isspace():
             return at + 1
-        at = text.rfind("\n", 1, at)
-    at = text.rfind(" ", 1, -1)
+        at = text.rfind("\n", first, at)
+    at = text.rfind(" ", first, -1)
     while at > 0:
         if text[at + 1].isalpha() and text[at - 1].isalpha():
             return at
-        at = text.rfind(" ", 1, at)
+        at = text.rfind(" ", first, at)
     return 0

@@ -8,11 +8,11 @@ number, the receipt last: a unit with a valid receipt is done.
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from lrdata.corpus import Unit
 from lrdata.draws import Draws
 from lrdata.encoding import DocumentEncoder, sifted
 from lrdata.errors import LongRecipeError
-from lrdata.impact import impact_sha256, open_scorer
+from lrdata.impact import Scorer, impact_sha256, open_scorer
 from lrdata.long_text import LongText
 from lrdata.manifest import FileEntry, Ledger, TokenizerEntry
 from lrdata.reader import read_unit
@@ -33,8 +33,6 @@ from lrdata.shelf import Shelf
 from lrdata.stopwatch import Stopwatch
 from lrdata.tokenizer import Encoder, Tokenizer, UnencodableError
 from lrdata.windows import Document, Tokens, Window, WindowJoiner
-
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -138,20 +136,6 @@ def _receipt_path(job: Job) -> Path:
     return job.staging / f"{unit_stem(job.unit.index)}.json"
 
 
-_loading = threading.Lock()
-_loaded: dict[object, object] = {}
-
-
-def _once(key: object, make: Callable[[], _Made]) -> _Made:
-    """What `make` gives, made once in each process; only the last few are kept."""
-    with _loading:
-        if key not in _loaded:
-            while len(_loaded) > 3:
-                del _loaded[next(iter(_loaded))]
-            _loaded[key] = make()
-        return cast(_Made, _loaded[key])
-
-
 def open_tokenizer(recipe: BuildRecipe) -> Tokenizer:
     """The recipe's tokenizer, loaded once in each process."""
     return _load(recipe.tokenizer, recipe.eot, recipe.encoder)
@@ -173,19 +157,31 @@ def warm_up(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
     return tokenizer
 
 
+# Loaded once in each process, and no more than the last two of them kept.
+
+
+@lru_cache(2)
 def _load(name: str, eot: str | None, encoder: Encoder) -> Tokenizer:
-    return _once((name, eot, encoder), lambda: Tokenizer.load(name, eot=eot, encoder=encoder))
+    return Tokenizer.load(name, eot=eot, encoder=encoder)
 
 
+@lru_cache(2)
 def _open_encoder(tokenizer: Tokenizer) -> DocumentEncoder:
-    return _once(("encoder", id(tokenizer)), lambda: DocumentEncoder(tokenizer))
+    return DocumentEncoder(tokenizer)
+
+
+@lru_cache(2)
+def _open_scorer(
+    impact: str, sha256: str | None, tokenizer: Tokenizer, join: str, thread: int
+) -> Scorer:
+    """sha256: of what it reads, which may change. thread: whose it is, as it may write to tables
+    of its own."""
+    return open_scorer(impact, tokenizer, join)
 
 
 def _open_compressor(recipe: BuildRecipe, tokenizer: Tokenizer, sha256: str | None) -> Compressor:
-    # What it reads is read once in each process, and again when it has changed.
-    impact, join = recipe.impact, recipe.join
-    key = ("scorer", impact, sha256, tokenizer.fingerprint, join)
-    return Compressor(recipe, _once(key, lambda: open_scorer(impact, tokenizer, join)))
+    thread = threading.get_ident()
+    return Compressor(recipe, _open_scorer(recipe.impact, sha256, tokenizer, recipe.join, thread))
 
 
 class _UnitBuilder:

@@ -11,6 +11,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -37,6 +38,7 @@ _ONE_THREAD = {
     "POLARS_MAX_THREADS": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "HF_HUB_DISABLE_XET": "1",
 }
 """For the server and its processes: each has a core, and a server with threads must not fork."""
 
@@ -109,7 +111,9 @@ class _Processes:
 
 
 def _begin_process() -> None:
-    """A process that ends with its parent: when that was killed, another build may go on."""
+    """A process that ends with its parent: when that was killed, another build may go on. The key
+    that interrupts a terminal's processes is the parent's to answer, see `crew`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare_for_bulk_work()
     parent = multiprocessing.parent_process()
 

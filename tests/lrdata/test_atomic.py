@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -151,6 +152,24 @@ def test_a_folder_is_locked_once_and_goes_when_it_is_empty(tmp_path: Path) -> No
         assert sorted(os.listdir(out / ".build")) == [LOCK, "unit"]
         clear(out / ".build")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_locks_nothing_is_one_clear_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre without its mount option, or NFS without a lock server."""
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    out = tmp_path / "out"
+    with (
+        pytest.raises(LongRecipeError, match=rf"file system of {out}/.build locks no files"),
+        locked(out / ".build", out),
+    ):
+        pass
 
 
 def test_the_lock_is_one_that_file_systems_tell_other_machines_of(

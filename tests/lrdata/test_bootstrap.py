@@ -28,9 +28,12 @@ def test_an_interval_is_that_of_a_loop_over_the_resamples(
         whole = sum(bottom[unit] for unit in picked)
         if whole:
             ratios.append(sum(top[unit] for unit in picked) / whole)
-    found = ratio(*sums)
-    assert found.value == pytest.approx(sum(top) / sum(bottom))
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    found, value = ratio(*sums), sum(top) / sum(bottom)
+    assert found.value == pytest.approx(value)
+    alone = [one / whole for one, whole in zip(top, bottom, strict=True) if whole]
+    spread = (len(top) / max(1, len(top) - 1)) ** 0.5  # of n units one knows the mean but for that
+    off = [value + spread * (one - value) for one in ratios]
+    low, high = np.percentile(np.clip(off, min(alone), max(alone)), [2.5, 97.5])
     assert found.low == pytest.approx(low)
     assert found.high == pytest.approx(high)
 
@@ -87,6 +90,19 @@ def test_the_interval_of_small_groups_has_the_analytic_standard_error(each: int)
     variances = [each * top[groups == group].var(ddof=1) for group in range(600 // each)]
     found = ratio(top, np.ones(600), groups)
     assert half_of(found) == pytest.approx(1.96 * np.sqrt(sum(variances)) / 600, rel=0.06)
+
+
+@pytest.mark.parametrize("units", [5, 12, 100])
+def test_the_interval_of_few_units_has_the_analytic_standard_error(units: int) -> None:
+    """The mean over many samples of how wide it is, where a normal one would be 1.96 s."""
+    draw = np.random.default_rng(units)
+    shares = []
+    for _ in range(200):
+        top = draw.normal(0.0, 1.0, units)
+        half = half_of(ratio(top, np.ones(units)))
+        shares.append(half / (1.96 * top.std(ddof=1) / np.sqrt(units)))
+    # The tails of a sum of five are those of no normal one.
+    assert np.mean(shares) == pytest.approx(1.0, rel=0.08 if units == 5 else 0.04)
 
 
 def test_a_group_of_a_single_unit_leaves_no_groups() -> None:

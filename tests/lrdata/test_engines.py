@@ -84,7 +84,8 @@ def warm_server(tokenizer: Path, **environment: str) -> dict[str, int]:
     """What a server has when it has imported all: its threads, and the tokenizers it holds."""
     program = (
         "import json, lrdata.engines.warm as warm, lrdata.unit as unit;"
-        "print(json.dumps({'threads': warm.threads(), 'loaded': len(unit._loaded)}))"
+        "loaded = [f.cache_info().currsize for f in (unit._load, unit._open_encoder)];"
+        "print(json.dumps({'threads': warm.threads(), 'loaded': sum(loaded)}))"
     )
     wanted = {"name": str(tokenizer), "eot": None, "encoder": "auto"}
     env = {**os.environ, **_ONE_THREAD, WARM: json.dumps(wanted), **environment}

@@ -238,9 +238,8 @@ def test_a_changed_lexicon_of_the_same_name_is_refused(
 
 
 def test_a_lexicon_that_changes_between_two_builds_of_a_process_is_read_again(
-    builds: Builds, lexicons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builds: Builds, lexicons: list[Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lrdata.unit._loaded", {})  # a process that has built nothing yet
     changing = tmp_path / "lexicon.parquet"
     made = []
     for number, path in enumerate(lexicons):

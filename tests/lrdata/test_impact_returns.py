@@ -1,6 +1,8 @@
 """Tokens that return: against a loop, and as what people type."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from lrdata.cli import main
 from lrdata.dataset import open_dataset
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
-from lrdata.impact import open_scorer
+from lrdata.impact import Scorer, open_scorer
 from lrdata.impact.returns import Returns
 from lrdata.recipe import BuildRecipe
 from lrdata.tokenizer import Tokenizer
+from lrdata.unit import _open_compressor
 from lrdata.vocabulary import StoredVocabulary
 from lrdata.windows import Document, Span, Window
 from tests.conftest import generated_text
@@ -108,6 +111,24 @@ def test_the_distance_is_a_share_of_the_window_unless_it_is_given() -> None:
     ids = [1, *[0] * 63, 1, 0]  # 66 tokens: 2 back by default
     assert scored(Returns(vocabulary(10)), ids) == returning(ids, 2)
     assert scored(Returns.open("1k", vocabulary(10)), ids) == [False] * 66
+
+
+def test_two_threads_of_a_process_share_no_table(tiny_tokenizer: Path) -> None:
+    """Two builds with one worker each, in a program of somebody's own."""
+    tokenizer = Tokenizer.load(str(tiny_tokenizer))
+    recipe = BuildRecipe(("a",), str(tiny_tokenizer), 1024, impact="returns")
+    with ThreadPoolExecutor(2) as pool:
+        together = threading.Barrier(2)
+
+        def opened(_: int) -> Scorer:
+            together.wait()
+            return _open_compressor(recipe, tokenizer, None).scorer
+
+        one, other = pool.map(opened, range(2))
+    assert one is not other
+    assert _open_compressor(recipe, tokenizer, None).scorer is (
+        _open_compressor(recipe, tokenizer, None).scorer
+    )
 
 
 @pytest.mark.parametrize("spec", ["returns:0", "returns:far", "returns:-1", "return"])

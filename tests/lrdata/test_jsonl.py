@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrdata import jsonl, records
+from lrdata.corpus import Piece
 from lrdata.errors import LongRecipeError
 from lrdata.long_text import LongText
 from lrdata.records import Fields
@@ -277,6 +278,26 @@ def test_a_field_in_no_record_is_an_error_and_one_in_a_single_record_is_not(
     found, rejected = read_file(path, Fields(text="body"), unit_bytes=100)
     assert found.texts == ["b"]
     assert len(rejected) == 50
+
+
+def test_a_field_that_begins_late_is_looked_for_once_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units that lack it are many where a corpus was joined from two."""
+    asked = []
+    real = jsonl._occurs
+
+    def occurs(piece: Piece, name: str) -> bool:
+        asked.append(piece.start)
+        return real(piece, name)
+
+    monkeypatch.setattr(jsonl, "_occurs", occurs)
+    lines = [json.dumps({"text": "a", "n": number}) for number in range(100)]
+    lines += [json.dumps({"body": "b", "n": number}) for number in range(100)]
+    path = _write(tmp_path, "\n".join(lines).encode())
+    found, rejected = read_file(path, Fields(text="body"), unit_bytes=200)
+    assert len(found.texts) == len(rejected) == 100
+    assert asked == [0]
 
 
 def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:

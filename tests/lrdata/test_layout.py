@@ -18,7 +18,9 @@ def test_shards_have_the_names_that_load_dataset_reads_in_order(kind: str) -> No
     assert names == sorted(names)
     assert all(is_shard(name, kind) and is_ours(name) for name in names)
     assert not any(is_shard(names[0], other) for other in KINDS if other != kind)
-    assert is_shard(shard_name(kind, 0, 123_456))
+    many = [shard_name(kind, index, 123_456) for index in (9, 10, 99_999, 100_000)]
+    assert many == sorted(many)
+    assert all(is_shard(name, kind) for name in many)
 
 
 @pytest.mark.parametrize(

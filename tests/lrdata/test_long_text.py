@@ -49,6 +49,31 @@ def test_every_piece_but_the_last_ends_at_a_cut(text: str) -> None:
         assert at_line or at_space
 
 
+@given(TEXTS)
+def test_pieces_end_where_a_look_at_all_that_is_held_would_end_them(text: str) -> None:
+    whole, held, wanted = LongText(memoryview(text.encode())), "", []
+    for part in whole._decoded():
+        held += part
+        if cut := last_cut(held):
+            wanted.append(held[:cut])
+            held = held[cut:]
+    assert list(whole) == [*wanted, *([held] if held else [])]
+
+
+def test_what_has_no_cut_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of numbers: 384 MB of it took half an hour when each part was looked for in all."""
+    looked = []
+
+    def counted(text: str, without: int = 0) -> int:
+        looked.append(len(text) - without)
+        return last_cut(text, without)
+
+    monkeypatch.setattr(long_text, "last_cut", counted)
+    text = "0.25 -1.5 " * 400
+    assert list(LongText(memoryview(text.encode()))) == [text]
+    assert sum(looked) < 1.2 * len(text)
+
+
 def test_cuts_are_late_and_prefer_line_ends() -> None:
     assert last_cut("one\ntwo three\nfour five") == len("one\ntwo three\n")
     assert last_cut("one two three") == len("one two")

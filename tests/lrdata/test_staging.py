@@ -1,8 +1,12 @@
 """The folder of a build: gone on with, overwritten, refused, and stated anew."""
 
+import importlib.metadata
 import json
 import os
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from click.testing import CliRunner
 
 from lrdata.building import build
 from lrdata.cli import main
+from lrdata.corpus import SourceFile
 from lrdata.errors import LongRecipeError
 from lrdata.hub import pull, push
 from lrdata.layout import PAGE, PICTURE
@@ -69,11 +74,52 @@ def test_units_of_another_version_are_not_joined(
     stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda name: "99.0")
-        with pytest.raises(LongRecipeError, match=r"\(version of longrecipe: '.*', not '99\.0'\)"):
+        with pytest.raises(LongRecipeError, match=r"\(version of .*: '.*', not '99\.0'\)"):
             build(recipe, out, workers=1)
     manifest = build(recipe, out, workers=1)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
     assert build(recipe, out, workers=1) == manifest
+
+
+def test_units_of_another_library_are_not_joined(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes may differ, and the manifest names one version of each."""
+    out = tmp_path / "shards"
+    stop_at("lrdata.building._manifest", recipe, out, monkeypatch)
+    real = importlib.metadata.version
+
+    def upgraded(name: str) -> str:
+        return "99.0" if name == "zstandard" else real(name)
+
+    monkeypatch.setattr("importlib.metadata.version", upgraded)
+    with pytest.raises(LongRecipeError, match=r"\(version of zstandard: '.*', not '99\.0'\)"):
+        build(recipe, out, workers=1)
+
+
+def test_who_interrupts_does_not_wait_for_the_rest_of_a_large_file(
+    recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hash of 50 GB is being made."""
+    files = [write_jsonl(tmp_path / name, some_texts(2, 1)) for name in ("a.jsonl", "b.jsonl")]
+    begun = threading.Event()
+
+    def endless(file: SourceFile, check: Callable[[], object]) -> str:
+        if file.name == "a.jsonl":
+            begun.wait()
+            return "0" * 64
+        while True:
+            begun.set()
+            time.sleep(0.001)
+            check()
+
+    def interrupted(*_: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lrdata.building.source_hash", endless)
+    monkeypatch.setattr("lrdata.progress.Task.advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(replace(recipe, corpora=tuple(map(str, files))), tmp_path / "shards", workers=2)
 
 
 def test_units_that_another_build_still_writes_are_not_taken(
