@@ -6,40 +6,32 @@ Work goes on in `<out>/.build`, with a receipt for each finished unit; the same 
 goes on from there (`lrdata.staging`).
 """
 
-import importlib.metadata
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from lrdata.atomic import locked
-from lrdata.corpus import SourceFile, Unit, find_files, plan_units, source_hash, unit_size
+from lrdata.corpus import SourceFile, Unit, plan_units, unit_size
 from lrdata.engines import Crew, open_engine
 from lrdata.errors import LongRecipeError
-from lrdata.impact import impact_sha256
-from lrdata.layout import refuse_own, shard_name
+from lrdata.layout import shard_name
 from lrdata.manifest import (
-    LARGEST_MANIFEST,
     MANIFEST,
     FileEntry,
     Ledger,
     Manifest,
-    SourceEntry,
-    TokenizerEntry,
     read_manifest,
     safe_path,
 )
 from lrdata.progress import Meter, progress
-from lrdata.recipe import REPLAY_OPTIONS, BuildRecipe, differences
+from lrdata.recipe import BuildRecipe
 from lrdata.replay import build_replay, same_files
 from lrdata.runtime import usable_cpus
 from lrdata.shards import KINDS, LSD_FIELD
+from lrdata.sources import Sources, versions
 from lrdata.staging import Staging, refuse_other, relicensed, restate
 from lrdata.stopwatch import Timing, total
 from lrdata.unit import (
@@ -47,81 +39,12 @@ from lrdata.unit import (
     Means,
     Receipt,
     build_unit,
-    describe_tokenizer,
     open_tokenizer,
     unit_stem,
 )
 
-_LIBRARIES = ("longrecipe", "numpy", "pyarrow", "tokenizers", "fastokens", "zstandard", "orjson")
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What goes into a build: its files, their manifest entries (of both, in this order), and the
-    tokenizer."""
-
-    files: list[SourceFile]
-    replay_files: list[SourceFile]
-    entries: list[SourceEntry]
-    tokenizer: TokenizerEntry
-    impact: str | None
-    """sha256 of what `--impact` reads."""
-    chat: str | None
-    """sha256 of what the chat template of replay puts around a record."""
-
-    @classmethod
-    def open(
-        cls,
-        recipe: BuildRecipe,
-        out: Path,
-        crew: Crew,
-        workers: int,
-        timing: Timing,
-        like: Manifest | None = None,
-    ) -> "Sources":
-        """Find the files, and hash them while the tokenizer is loaded: until that has failed.
-
-        out: where the dataset will be, which must not be a source of its own.
-        """
-        # A unit has one thread to encode with; the other cores have units of their own.
-        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-        impact = impact_sha256(recipe.impact)
-        files, replay_files = find_files(recipe.corpora), find_files(recipe.replay)
-        _refuse_too_many([*files, *replay_files])
-        refuse_own(out, (*recipe.corpora, *recipe.replay), [*files, *replay_files])
-        if like is None:  # else they are what they were
-            recipe.refuse_unknown_sources(files, replay_files)
-
-        def tokenizer() -> tuple[TokenizerEntry, str | None]:
-            began = time.perf_counter()
-            described = crew.call(describe_tokenizer, recipe)
-            timing.start = time.perf_counter() - began
-            return described
-
-        def check() -> None:
-            if loading.done():
-                loading.result()
-
-        with ThreadPoolExecutor(1) as beside:
-            loading = beside.submit(tokenizer)
-            entries = _hash_sources(recipe, [*files, *replay_files], workers, check)
-            entry, chat = loading.result()
-            return cls(files, replay_files, entries, entry, impact, chat)
-
-    def identity(self, recipe: BuildRecipe) -> dict[str, Any]:
-        """What must be equal for a build to be the same."""
-        options = recipe.portable()
-        return _identity(options, self.tokenizer, self.entries, self.impact, self.chat)
-
-    def identity_of_units(self, recipe: BuildRecipe) -> dict[str, Any]:
-        """What must be equal for its units to be: they do not depend on replay, but may on
-        versions, which a finished dataset only names."""
-        options = recipe.portable()
-        for option in REPLAY_OPTIONS:
-            del options[option]
-        entries = self.entries[: len(self.files)]
-        identity = _identity(options, self.tokenizer, entries, self.impact, chat=None)
-        return identity | {f"version of {name}": one for name, one in _versions().items()}
+_MUCH_TAIL = 0.05
+"""Of the tokens: more in tails is said to be much."""
 
 
 def build(
@@ -156,7 +79,7 @@ def build(
     with units_engine.crew(workers) as crew:
         sources = Sources.open(recipe, out, crew, workers, timing, like)
         if like is not None:
-            _refuse_unlike(sources, like)
+            sources.refuse_unlike(like)
         finished = None if overwrite else _finished(out, recipe, sources)
         if finished is not None:
             return finished
@@ -173,7 +96,7 @@ def _build(
     """Make and publish what is not there yet."""
     published = staging.published()
     if published is not None:
-        refuse_other(staging.out, _identity_of(published, sources), sources.identity(recipe))
+        refuse_other(staging.out, sources.identity_of(published), sources.identity(recipe))
         stated = relicensed(published, recipe.licences)
         if stated != published:
             restate(staging.out, published, stated)
@@ -230,14 +153,9 @@ def _manifest(
         impact_sha256=sources.impact,
         chat_sha256=sources.chat,
         lsd=_has_lsd(by_kind, staging),
-        versions=_versions(),
+        versions=versions(),
     )
     return manifest, by_kind
-
-
-def _versions() -> dict[str, str]:
-    """What the bytes of a shard depend on besides the recipe."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def _has_lsd(entries: list[FileEntry], staging: Staging) -> bool:
@@ -301,103 +219,13 @@ def refuse_bad(manifest: Manifest, max_bad: float, out: Path) -> None:
         )
 
 
-def _refuse_too_many(files: Sequence[SourceFile]) -> None:
-    """Before hours of work whose manifest could not be read again."""
-    if sum(400 + len(file.name) for file in files) > LARGEST_MANIFEST:
-        raise LongRecipeError(
-            f"the corpus has {len(files):,} files, more than a manifest can name; join them: many "
-            "records a file, as JSONL or Parquet"
-        )
-
-
-def _hash_sources(
-    recipe: BuildRecipe, files: list[SourceFile], workers: int, check: Callable[[], object]
-) -> list[SourceEntry]:
-    """check: raises when there is no use for them any more."""
-    ended = threading.Event()
-
-    def check_all() -> None:
-        check()
-        if ended.is_set():
-            raise CancelledError
-
-    with progress("hashing the corpus", len(files)) as task, ThreadPoolExecutor(workers) as pool:
-        try:
-            entries = []
-            digests = pool.map(lambda file: source_hash(file, check_all), files)
-            for file, digest in zip(files, digests, strict=True):
-                licence = recipe.licences.get(file.source)
-                entries.append(SourceEntry(file.name, file.source, licence, file.size, digest))
-                task.advance()
-        finally:  # whoever interrupts does not want to wait for the rest of a large file
-            ended.set()
-    return entries
-
-
-def _identity(
-    options: dict[str, Any],
-    tokenizer: TokenizerEntry,
-    sources: list[SourceEntry],
-    impact: str | None,
-    chat: str | None,
-) -> dict[str, Any]:
-    """Without the licences, which may be stated later."""
-    return {
-        **{name: value for name, value in options.items() if name != "licences"},
-        **tokenizer.identity(),
-        "tokenizer's chat template": chat,
-        "impact's sha256": impact,
-        **_identity_of_sources(sources),
-    }
-
-
-def _identity_of_sources(sources: list[SourceEntry]) -> dict[str, str]:
-    """A hash for each file. Names are unique in the corpora and in replay, which comes after them:
-    of two files of one name the second is replay's."""
-    found: dict[str, str] = {}
-    for entry in sources:
-        name = f"corpus file {entry.name}"
-        found[f"replay's {name}" if name in found else name] = _shortened(entry.sha256)
-    return found
-
-
-def _shortened(digest: str) -> str:
-    """Enough of a sha256; of a remote file's version, all."""
-    return digest if ":" in digest else digest[:16]
-
-
-def _identity_of(
-    manifest: Manifest, sources: Sources, options: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """That of a manifest, to compare with these sources; `options` in place of its recipe."""
-    return _identity(
-        manifest.recipe if options is None else options,
-        manifest.tokenizer,
-        manifest.sources,
-        manifest.impact_sha256,
-        manifest.chat_sha256 or sources.chat,  # an earlier version did not say
-    )
-
-
-def _refuse_unlike(sources: Sources, like: Manifest) -> None:
-    """Raise LongRecipeError, which names the first difference, unless both are of the same texts,
-    tokens and scores. Their names are their own."""
-    here = _identity({}, sources.tokenizer, sources.entries, sources.impact, sources.chat)
-    found = differences(here, _identity_of(like, sources, {}))
-    if found:
-        raise LongRecipeError(
-            f"this is not what the dataset was built from ({found[0]}); name the same files, "
-            "tokenizer and scores"
-        )
-
-
 def _finished(out: Path, recipe: BuildRecipe, sources: Sources) -> Manifest | None:
     """The manifest of an equal build that is already there; an error for any other, and for one
     whose files are not all there. They are not hashed: that is for `lrdata verify`."""
     if not (out / MANIFEST).exists():
         return None
     manifest = read_manifest(out)
-    refuse_other(out, _identity_of(manifest, sources), sources.identity(recipe))
+    refuse_other(out, sources.identity_of(manifest), sources.identity(recipe))
     if manifest.left_out:
         raise LongRecipeError(
             f"{out} is a part of this dataset, without {manifest.left_out[0].path}; choose another "
@@ -452,12 +280,11 @@ def _quarantine_moves(
 def describe(manifest: Manifest) -> list[str]:
     """A build in a few lines, for the terminal."""
     ledger = manifest.ledger
-    kinds = [(kind, [e for e in manifest.files if e.kind == kind]) for kind in KINDS]
     lines = [
         f"{kind:8} {sum(e.rows for e in files):>10,} rows {sum(e.tokens for e in files):>15,} "
         f"tokens {sum(e.bytes for e in files):>15,} bytes"
-        for kind, files in kinds
-        if files
+        for kind in KINDS
+        if (files := manifest.of_kind(kind))
     ]
     lines.append(
         f"windows of {manifest.target_len:,} tokens as rows of {manifest.train_len:,}; "
@@ -468,6 +295,13 @@ def describe(manifest: Manifest) -> list[str]:
         f"tokens: {ledger.encoded:,} encoded + {ledger.inserted:,} inserted = {ledger.kept:,} kept "
         f"+ {ledger.dropped:,} dropped + {ledger.tail:,} tail + {ledger.held_out:,} held out"
     )
+    sources = len({entry.source for entry in manifest.sources})
+    of_replay = manifest.replay_ledger is not None  # whose sources are among them
+    if sources > 1 and not of_replay and ledger.tail > _MUCH_TAIL * ledger.encoded:
+        lines.append(
+            f"{ledger.tail / ledger.encoded:.0%} of the tokens fill no window (tail): each of "
+            f"{sources:,} sources has windows of its own; a folder, or a pattern in quotes, is one"
+        )
     if manifest.recipe["impact"].startswith("scores:"):
         lines.append(f"scores: {ledger.scored:,} of {ledger.kept:,} kept tokens have an lsd")
     return lines

@@ -11,7 +11,8 @@ from lrdata.cli_json import json_option, print_json
 from lrdata.cli_look import inspect, report
 from lrdata.cli_recipe import recipe_of, recipe_options, without_foreign_sources
 from lrdata.cli_scores import lexicon, survival
-from lrdata.errors import Commands, LongRecipeError
+from lrdata.commands import Commands
+from lrdata.errors import LongRecipeError
 from lrdata.sizes import Count, Share
 from lrdata.visible import visible
 
@@ -202,7 +203,7 @@ def retarget(folder: Path, target_len: int, out: Path | None) -> None:
 
     made = default_out(folder, target_len) if out is None else out
     manifest = write_retargeted(folder, target_len, made)
-    rows = sum(entry.rows for entry in manifest.files if entry.kind == "extend")
+    rows = sum(entry.rows for entry in manifest.of_kind("extend"))
     click.echo(f"{made} is complete: {rows:,} rows whose positions span {target_len:,} tokens")
 
 

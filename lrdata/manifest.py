@@ -156,6 +156,10 @@ class Manifest:
     format: str = FORMAT
     format_version: str = FORMAT_VERSION
 
+    def of_kind(self, kind: str) -> list[FileEntry]:
+        """The files that are here with rows of a kind."""
+        return [entry for entry in self.files if entry.kind == kind]
+
     @property
     def holdout_unfilled(self) -> str | None:
         """Why there is no holdout row though documents were held out, and what to do; else None."""

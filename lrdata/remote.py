@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -211,17 +211,13 @@ def _found(corpus: str, files: list[RemoteFile], fixed: str, pattern: str, root:
     if not files:
         raise LongRecipeError(f"{shown(corpus)} is not there, or holds no file; check the address")
     if [file.path for file in files] == [fixed] and not pattern:
-        return Found([_renamed(files[0], _name(fixed))])
+        return Found([replace(files[0], path=_name(fixed))])
     start = len(fixed) + 1 if fixed else 0
-    inside = [_renamed(file, file.path[start:]) for file in files]
+    inside = [replace(file, path=file.path[start:]) for file in files]
     if pattern:
         steps = pattern.split("/")
         inside = [file for file in inside if matches(file.path.split("/"), steps)]
     return Found(inside, _name(fixed) or root, chosen=bool(pattern))
-
-
-def _renamed(file: RemoteFile, path: str) -> RemoteFile:
-    return RemoteFile(file.address, path, file.size, file.version, file.sha256)
 
 
 def _name(path: str) -> str:

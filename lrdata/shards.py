@@ -150,7 +150,7 @@ class Shards:
         return [kind for kind in KINDS if self.rows(kind)]
 
     def files(self, kind: str) -> list[FileEntry]:
-        return [entry for entry in self.manifest.files if entry.kind == kind]
+        return self.manifest.of_kind(kind)
 
     def rows(self, kind: str) -> int:
         return sum(entry.rows for entry in self.files(kind))

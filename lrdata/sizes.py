@@ -1,6 +1,7 @@
 """Sizes as people write them: 128k (= 131,072 tokens), 38400, 30%, 64MB; and 350GB a second."""
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +27,11 @@ def _parsed(text: str | int, thousand: int, what: str, whole: str) -> int:
     return int(value)
 
 
+def parse_counts(text: str | list[int]) -> list[int]:
+    """`8k,32k` -> [8192, 32768], a list as it is. Else raises LongRecipeError."""
+    return text if isinstance(text, list) else [parse_count(part) for part in text.split(",")]
+
+
 def parse_speed(text: str | int) -> int:
     """`350GB` -> 350,000,000,000, bytes a second as data sheets have them. Else LongRecipeError."""
     return _parsed(text, 1000, "a speed; write 350GB", "350GB")
@@ -43,54 +49,40 @@ def parse_share(text: str | float) -> float:
     return value
 
 
-class Count(click.ParamType):
-    """A click type for `parse_count`."""
+class _Parsed(click.ParamType):
+    """A click type for a function that raises LongRecipeError; what is parsed already stays."""
 
-    name = "size"
-    parse = staticmethod(parse_count)
+    parse: Callable[[Any], Any]
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             return self.parse(value)
         except LongRecipeError as problem:
             self.fail(str(problem), param, ctx)
 
 
-class Speed(Count):
+class Count(_Parsed):
+    """A click type for `parse_count`."""
+
+    name, parse = "size", staticmethod(parse_count)
+
+
+class Counts(_Parsed):
+    """A click type for `parse_counts`."""
+
+    name, parse = "sizes", staticmethod(parse_counts)
+
+
+class Speed(_Parsed):
     """A click type for `parse_speed`."""
 
-    name = "speed"
-    parse = staticmethod(parse_speed)
+    name, parse = "speed", staticmethod(parse_speed)
 
 
-class Counts(click.ParamType):
-    """A click type for a comma-separated list of sizes: `8k,32k,128k`."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        if isinstance(value, list):
-            return value
-        try:
-            return [parse_count(part) for part in str(value).split(",")]
-        except LongRecipeError as problem:
-            self.fail(str(problem), param, ctx)
-
-
-class Share(click.ParamType):
+class Share(_Parsed):
     """A click type for `parse_share`."""
 
-    name = "share"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            return parse_share(value)
-        except LongRecipeError as problem:
-            self.fail(str(problem), param, ctx)
+    name, parse = "share", staticmethod(parse_share)
 
 
 def format_tokens(count: int) -> str:

@@ -120,7 +120,7 @@ def _name_problems(manifest: Manifest) -> Iterator[str]:
         elif not is_shard(path, kind):
             yield f"{path}: not a name of {kind} rows; {kind}/{SPLITS[kind]}-*.parquet is"
     for kind in KINDS:
-        paths = [entry.path for entry in manifest.files if entry.kind == kind]
+        paths = [entry.path for entry in manifest.of_kind(kind)]
         if paths != sorted(paths):
             yield f"{kind}: the manifest does not name the files in the order of their names"
 

@@ -23,6 +23,7 @@ from lrtrain.attention_backends import (
     ON_CPU,
     Backend,
     load_backend,
+    parts,
     sdpa,
 )
 from lrtrain.attention_trials import Heads, fastest
@@ -43,17 +44,17 @@ def choose_backend(
 ) -> str:
     """Choose the backend of all later calls; returns its name, with what there is to say of others.
 
-    `auto` is the fastest that is right on this device for such `heads`: on a GPU they are tried,
-    with `split` also on pieces of rows.
+    `auto` is the fastest that is right on this device for such `heads`, or two, the second for rows
+    of several documents: on a GPU they are tried, with `split` also on pieces of rows.
     Raises LongRecipeError for one that is unknown or not installed.
     """
     global _chosen
     problems = list[str]()
     if name == "auto":
         name, problems = ("sdpa", []) if heads is None else fastest(heads, device, dtype, split)
-    elif device.type == "cpu" and name in BACKENDS and name not in ON_CPU:
+    elif device.type == "cpu" and set(parts(name)) & (set(BACKENDS) - set(ON_CPU)):
         raise LongRecipeError(f"--attention {name} needs a GPU; choose {', '.join(ON_CPU)}")
-    if split and name in NOT_SPLIT:
+    if split and set(parts(name)) & set(NOT_SPLIT):
         raise LongRecipeError(f"--attention {name} cannot take a row in pieces; choose auto")
     _chosen = load_backend(name)
     return f"{name} ({'; '.join(problems)})" if problems else name

@@ -218,9 +218,34 @@ NOT_SPLIT = ("cudnn",)
 """Has no kernel for fewer queries than keys."""
 
 
+def parts(name: str) -> list[str]:
+    """`cudnn+flash2` -> ["cudnn", "flash2"]; of one backend, that."""
+    return name.split("+", 1)
+
+
+def _by_row(of_one: Backend, of_several: Backend) -> Backend:
+    """Rows to extend with are single documents of one length, for which some kernels plan once and
+    are fastest; rows of replay have others each time."""
+
+    def backend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        seq_lengths: Sequence[int],
+        scale: float,
+    ) -> torch.Tensor:
+        chosen = of_one if len(seq_lengths) == 1 else of_several
+        return chosen(query, key, value, seq_lengths, scale)
+
+    return backend
+
+
 @cache
 def load_backend(name: str) -> Backend:
-    """A backend by name. Raises LongRecipeError, saying why, when it is not installed here."""
+    """A backend by name; of `one+other`, one is for rows of a single document, and other for rows
+    of several. Raises LongRecipeError, saying why, when it is not installed here."""
+    if len(names := parts(name)) == 2:
+        return _by_row(*map(load_backend, names))
     if name not in _LOADERS:
         raise LongRecipeError(f"--attention {name} is unknown; choose auto, {', '.join(BACKENDS)}")
     try:

@@ -9,7 +9,7 @@ whole window it would take log T. So the extend rows are trained with the softma
 under which the same weights must give logits log T / log L times as large; without the factor, as
 the model is used, they are sharp enough. Inference is unchanged, and rows of the whole window
 (L = T) are trained as ever. It is the inverse of what others do at inference: YaRN's attention
-factor (arXiv 2309.00071), Scalable-Softmax (2501.19399). A pilot is in bench/proof/PILOT.md.
+factor (arXiv 2309.00071), Scalable-Softmax (2501.19399). The study is in bench/proof/RESULTS.md.
 """
 
 import math

@@ -90,21 +90,24 @@ def try_backends(
 def fastest(
     heads: Heads, device: torch.device, dtype: torch.dtype, split: bool = False
 ) -> tuple[str, list[str]]:
-    """The name of the fastest backend that is right on this device, and why others that are
-    installed were left out; on a CPU it is sdpa. Raises LongRecipeError when none is right."""
+    """The name of the fastest backend that is right on this device, or of two, `one+other`, see
+    `load_backend`; and why others that are installed were left out. On a CPU it is sdpa. Raises
+    LongRecipeError when none is right."""
     if device.type == "cpu":
         return "sdpa", []
-    timed, problems = [], []
+    one, several, problems = [], [], []
     for trial in try_backends(heads, device, dtype, split=split):
         if trial.seconds is not None and trial.packed_seconds is not None:
-            timed.append((trial.seconds + trial.packed_seconds, trial.name))
+            one.append((trial.seconds, trial.name))
+            several.append((trial.packed_seconds, trial.name))
         elif trial.installed:
             problems.append(f"{trial.name} left out: {trial.problem}")
-    if not timed:
+    if not one:
         raise LongRecipeError(
             f"no attention backend is right on {device}: {'; '.join(problems)}; use --device cpu"
         )
-    return min(timed)[1], problems
+    names = dict.fromkeys((min(one)[1], min(several)[1]))
+    return "+".join(names), problems
 
 
 def largest_errors(

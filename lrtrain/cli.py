@@ -1,11 +1,12 @@
 """The `lrtrain` command: options and help; the work is elsewhere."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lrdata.errors import Commands
+from lrdata.commands import Commands
 from lrdata.sizes import Count, Counts
 from lrtrain.cli_next import eval_command
 from lrtrain.cli_run import doctor, plan, run
@@ -21,9 +22,16 @@ from lrtrain.cli_score import score
 def main() -> None:
     """Train a model for a longer window on shards made by `lrdata build`, and see that it works.
 
+    Sizes are written 128k (= 131,072), 2M or 80GB, by powers of 1,024; speeds (350GB) are in powers
+    of 1,000, and so are the GB that are printed.
+
     Needs the extra `train`: pip install 'longrecipe[train]'. Add --debug to any command to see
     the traceback of an error.
     """
+    # Gradients are made between activations of other sizes, for which segments of torch's allocator
+    # that cannot grow leave gaps (torchtitan does the same). It is read when torch is imported.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 for command in (run, plan, doctor, score):
@@ -105,17 +113,18 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
 @click.option(
     "--text",
     type=click.Path(path_type=Path),
-    help="Text for perplexity and short skills, likewise.",
+    help="File or folder of text for perplexity and short skills.  "
+    "[default: Python's documentation]",
 )
 @click.option(
     "--shards",
     type=click.Path(path_type=Path),
-    help="Use a dataset's holdout rows for them instead; with --keys, say if both are of the same "
-    "files.",
+    help="Measure perplexity and short skills on a dataset's holdout rows instead; with --keys, "
+    "say if both are of the same files.",
 )
 @click.option(
     "--eot",
-    help="End-of-text token of MODELS.  [default: what --shards were built with, else each one's]",
+    help="End-of-text token of MODELS.  [default: each one's; of rows, that of --shards]",
 )
 @click.option(
     "--keys",
@@ -123,7 +132,9 @@ def merge(base: str, tuned: str, out: Path, weight: float) -> None:
     help="What `lrtrain score` wrote, without --long-model, of text that MODELS were not trained "
     "on: windows and key tokens of longppl.",
 )
-@click.option("--needle", help="What is hidden.  ['The pass key is {value}. ...']")
+@click.option(
+    "--needle", help="What is hidden.  [default: 'The pass key is {value}. Remember it.']"
+)
 @click.option("--question", help="What stands before the answer; may hold {name}.")
 @click.option("--answer", help="The answer, with {value}.  [default: ' {value}']")
 @click.option("--values", help="Characters of values, or words with commas.  [default: digits]")

@@ -192,7 +192,8 @@ def _names_of_recipe() -> list[str]:
     default="auto",
     show_default=True,
     help="Backend: auto (the fastest here that is right), sdpa, cudnn, varlen, flash2, flash3, "
-    "flash4, or dense (the definition, for checks on short rows).",
+    "flash4, or dense (the definition, for checks on short rows); cudnn+flash2: the first for rows "
+    "of one document, the second for rows of several.",
 )
 @click.option(
     "--dtype",

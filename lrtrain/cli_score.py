@@ -18,12 +18,17 @@ from lrdata.sizes import Count, parse_count
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The folder for scores."
 )
-@click.option("--window", type=Count(), default=0, help="Long context.  [default: the model's]")
+@click.option(
+    "--window",
+    type=Count(),
+    default=0,
+    help="The long context.  [default: the model's window, up to 128k]",
+)
 @click.option(
     "--short-context",
     type=Count(),
     default=0,
-    help="K: the last tokens that are all of a short context.  [default: 1/8 of it, up to 4k]",
+    help="K, the tokens of a short context.  [default: 1/8 of the window, up to 4k]",
 )
 @click.option(
     "--stride",

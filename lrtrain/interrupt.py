@@ -3,7 +3,8 @@
 The other one after it is no second request: torchrun ends the ranks that are left when one has
 ended, by SIGTERM whatever that one was told. Nor is the same one soon after it, of what torchrun
 started: a scheduler that tells every process of a job tells torchrun too, which passes the same
-signal on to its ranks. A terminal tells torchrun alone: each rank is in a session of its own.
+signal on to its ranks. A terminal tells torchrun alone: each rank is in a session of its own. When
+the terminal goes, torchrun passes SIGHUP on, also where it was started with nohup.
 
 with stop_asked() as asked:
     while not asked():
@@ -19,7 +20,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ECHO = 10.0
 """Seconds in which the same signal is its echo; milliseconds, where nothing hangs."""
 
@@ -39,12 +39,18 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, ask) for number in _SIGNALS}
+    before = {number: signal.signal(number, ask) for number in _signals()}
     try:
         yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signals() -> list[signal.Signals]:
+    """nohup's is left as it is: ignored."""
+    of_torchrun = [signal.SIGHUP] if "WORLD_SIZE" in os.environ else []
+    return [signal.SIGINT, signal.SIGTERM, *of_torchrun]
 
 
 def speaks(rank: str = "RANK") -> bool:

@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,11 +16,12 @@ from lrdata.progress import progress
 from lrdata.shards import Shards
 from lrtrain.checkpoint import Checkpoints, random_state, set_random_state
 from lrtrain.distributed import ALONE, Elsewhere, Ranks
-from lrtrain.flops import peak_flops, training_flops
+from lrtrain.flops import peak_of, training_flops
 from lrtrain.interrupt import stop_asked
 from lrtrain.loader import Batch, StepLoader, to_batch
 from lrtrain.metrics import MetricsLog, note, peak_memory, speed
-from lrtrain.optim import AdamW, Storage
+from lrtrain.optim import AdamW
+from lrtrain.recipe import TrainRecipe
 from lrtrain.step import LossOptions, Stopped, accumulate, batch_loss
 
 CHECKPOINT_SECONDS = 20 * 60
@@ -32,26 +34,10 @@ class Stage:
     """What one stage does: `factor` is the schedule, step -> share of the peak rate."""
 
     name: str
-    kind: str
     steps: int
     lr: float
     factor: Callable[[int], float]
     attention_scale: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all stages share."""
-
-    betas: tuple[float, float]
-    weight_decay: float
-    storage: Storage
-    clip: float
-    chunk_tokens: int
-    holdout_every: int
-    holdout_rows: int
-    checkpoint_every: int | None
-    device: torch.device
 
 
 def train_stage(
@@ -59,7 +45,8 @@ def train_stage(
     shards: Shards,
     loader: StepLoader,
     stage: Stage,
-    settings: Settings,
+    recipe: TrainRecipe,
+    device: torch.device,
     log: MetricsLog,
     checkpoints: Checkpoints,
     ranks: Ranks = ALONE,
@@ -74,13 +61,15 @@ def train_stage(
     it between two micro-batches with a checkpoint of the last whole step and a KeyboardInterrupt;
     it waits for `finish`.
     """
-    how = (stage.lr, settings.betas, settings.weight_decay, settings.storage)
+    how = (stage.lr, (recipe.beta1, recipe.beta2), recipe.weight_decay, recipe.storage)
     optimizer: AdamW = ranks.agree(lambda: AdamW(model, *how))
-    device = settings.device
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    holdout = min(shards.rows("holdout"), settings.holdout_rows) > 0
-    done = saved = _restore(checkpoints, optimizer, ranks)
-    kept = time.monotonic()  # when what is done so far was on the disk
+    options = LossOptions(device, stage.attention_scale, recipe.chunk_tokens)
+    peak = peak_of(device, recipe.dtype)
+    holdout = min(shards.rows("holdout"), recipe.holdout_rows)
+    unscaled = replace(options, attention_scale=1.0)  # a holdout window has all its keys
+    measure = partial(holdout_loss, model, shards, holdout, unscaled, ranks)
+    saver = _Saver(checkpoints, optimizer, recipe.checkpoint_every, ranks)
+    done = saver.restore()
     if ranks.first:
         log.begin(after=done)
     model.train()
@@ -97,14 +86,12 @@ def train_stage(
                 steps = loader.steps(done, stage.steps)
                 for number in range(done, stage.steps):
                     batches = ranks.agree(lambda: next(steps))
-                    loss, norm = _whole_step(
-                        model, batches, stage, settings, optimizer, stop, ranks
-                    )
+                    loss, norm = _whole_step(model, batches, stage, options, optimizer, stop, ranks)
                     factor = stage.factor(number)
-                    optimizer.step(factor, norm, settings.clip)
+                    optimizer.step(factor, norm, recipe.clip)
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)  # the optimizer's kernels may still run
-                    seconds = time.monotonic() - started
+                    done, seconds = number + 1, time.monotonic() - started
                     values = {
                         "loss": loss,
                         "lr": stage.lr * factor,
@@ -112,36 +99,81 @@ def train_stage(
                         **speed(_work(model, batches, ranks), seconds, peak, ranks),
                         **peak_memory(device, ranks),
                     }
-                    if holdout and _is_due(number, stage.steps, settings.holdout_every):
-                        values["holdout_loss"] = _if_there_is_room(
-                            lambda: holdout_loss(model, shards, settings, ranks), device, ranks
-                        )
+                    if holdout and _is_due(done, stage.steps, recipe.holdout_every):
+                        if done == stage.steps:
+                            saver.save_for_all(done)
+                        values["holdout_loss"] = _if_there_is_room(measure, device, ranks)
                     if ranks.first:
-                        log.write(number + 1, **values)
+                        log.write(done, **values)
                     task.advance(note=note(values))
-                    done = number + 1
-                    if _is_to_be_kept(done, settings.checkpoint_every, kept, ranks):
-                        saved = _save(checkpoints, optimizer, done, ranks)
-                        kept = time.monotonic()
+                    saver.save_if_due(done)
                     if ranks.any(stop()):
                         raise Stopped
                     started = time.monotonic()  # a checkpoint is no part of the next step
             except Stopped:
-                if saved < done:
-                    _save(checkpoints, optimizer, done, ranks)
+                saver.save(done)
                 ranks.stop()
             try:
                 finish()
             except (Exception, Elsewhere):
-                if saved < done:
-                    with suppress(Exception, Elsewhere):  # what failed first is what is said
-                        _save(checkpoints, optimizer, done, ranks)
+                with suppress(Exception, Elsewhere):  # what failed first is what is said
+                    saver.save(done)
                 raise
             if ranks.any(stop()):
                 ranks.stop()
     finally:
         optimizer.close()
         log.close()
+
+
+class _Saver:
+    """What is kept of a stage's state, and when: after every so many steps, or by the clock."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, optimizer: AdamW, every: int | None, ranks: Ranks
+    ) -> None:
+        self._checkpoints, self._optimizer, self._ranks = checkpoints, optimizer, ranks
+        self._every, self._saved = every, 0
+        self._kept = time.monotonic()  # when what is done so far was on the disk
+
+    def restore(self) -> int:
+        """Take over the last checkpoint; returns how many steps it has behind it."""
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return 0
+        rank, rows = self._ranks.rank, self._optimizer.rows
+
+        def of_the_optimizer() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in latest.tensors(rows):
+                if name.startswith("random."):
+                    set_random_state(name, tensor, rank)
+                else:
+                    yield name, tensor
+
+        self._ranks.agree(lambda: self._optimizer.load(of_the_optimizer()))
+        self._saved = latest.step
+        return latest.step
+
+    def save(self, done: int) -> None:
+        """Keep the state after `done` steps, unless it is kept already."""
+        if done > self._saved:
+            state = chain(self._optimizer.state(), random_state(self._ranks.rank))
+            self._checkpoints.save(done, state, self._optimizer.rows)
+            self._saved, self._kept = done, time.monotonic()
+
+    def save_if_due(self, done: int) -> None:
+        """The same where it is time for it, on all ranks or on none, by each one's clock."""
+        if self._every is None:
+            due = self._ranks.any(time.monotonic() - self._kept >= CHECKPOINT_SECONDS)
+        else:
+            due = self._every > 0 and done % self._every == 0
+        if due:
+            self.save(done)
+
+    def save_for_all(self, done: int) -> None:
+        """The same before what many ranks do not outlive where it fails on one of them."""
+        if self._ranks.size > 1 and self._every != 0:
+            self.save(done)
 
 
 @contextmanager
@@ -152,7 +184,9 @@ def enough_memory(stage: str, device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise LongRecipeError(
-            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options save it"
+            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options save it: with "
+            "more of --checkpointing, --offload, --micro-tokens, --mlp-tokens and --chunk-tokens "
+            "the same command goes on in this folder"
         ) from None
 
 
@@ -164,43 +198,11 @@ def _work(model: Any, batches: list[Batch], ranks: Ranks) -> tuple[int, float]:
     return sum(all_tokens), sum(all_flops)
 
 
-def _is_to_be_kept(done: int, every: int | None, kept: float, ranks: Ranks) -> bool:
-    """Whether there is a checkpoint after `done` steps, on all ranks or on none. `kept`: when the
-    last one was made, by this rank's clock."""
-    if every is None:
-        return ranks.any(time.monotonic() - kept >= CHECKPOINT_SECONDS)
-    return every > 0 and done % every == 0
-
-
-def _save(checkpoints: Checkpoints, optimizer: AdamW, done: int, ranks: Ranks) -> int:
-    """Keep the state after `done` steps; returns `done`."""
-    state = chain(optimizer.state(), random_state(ranks.rank))
-    checkpoints.save(done, state, optimizer.rows)
-    return done
-
-
-def _restore(checkpoints: Checkpoints, optimizer: AdamW, ranks: Ranks) -> int:
-    """Take over the last checkpoint; returns how many steps it has behind it."""
-    latest = checkpoints.latest()
-    if latest is None:
-        return 0
-
-    def of_the_optimizer() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in latest.tensors(optimizer.rows):
-            if name.startswith("random."):
-                set_random_state(name, tensor, ranks.rank)
-            else:
-                yield name, tensor
-
-    ranks.agree(lambda: optimizer.load(of_the_optimizer()))
-    return latest.step
-
-
 def _whole_step(
     model: Any,
     batches: list[Batch],
     stage: Stage,
-    settings: Settings,
+    options: LossOptions,
     optimizer: AdamW,
     stop: Callable[[], bool],
     ranks: Ranks,
@@ -209,7 +211,6 @@ def _whole_step(
     rows = [row for batch in batches for row in batch.rows]
     if not ranks.any(any(batch.weights.any() for batch in batches)):
         ranks.fail(f"{stage.name}: no token of {_named(rows, ranks)} counts in the loss")
-    options = LossOptions(settings.device, stage.attention_scale, settings.chunk_tokens)
     loss, norm = accumulate(model, batches, optimizer, options, stop, ranks)
     ranks.arrived(norm)  # after the loss
     value = float(loss)
@@ -227,15 +228,15 @@ def _named(rows: list[str], ranks: Ranks) -> str:
     return ", ".join(names)[:400]
 
 
-def _is_due(number: int, steps: int, every: int) -> bool:
-    return number + 1 == steps or bool(every and (number + 1) % every == 0)
+def _is_due(done: int, steps: int, every: int) -> bool:
+    return done == steps or bool(every and done % every == 0)
 
 
 @torch.no_grad()
-def holdout_loss(model: Any, shards: Shards, settings: Settings, ranks: Ranks = ALONE) -> float:
-    """Mean cross-entropy on the first holdout windows: whole, at their own positions, scale 1."""
-    options = LossOptions(settings.device, chunk_tokens=settings.chunk_tokens)
-    count = min(settings.holdout_rows, shards.rows("holdout"))
+def holdout_loss(
+    model: Any, shards: Shards, count: int, options: LossOptions, ranks: Ranks = ALONE
+) -> float:
+    """Mean cross-entropy on the first `count` holdout windows: whole, at their own positions."""
     own = range(ranks.data_rank, count, ranks.data)
     rows = ranks.agree(lambda: [to_batch([shards.read_row("holdout", i)]) for i in own])
     batches, weight = ranks.in_step(rows)

@@ -28,14 +28,17 @@ class MetricsLog:
         self._board: Any = None
 
     def begin(self, after: int) -> None:
-        """Drop the lines of an earlier try beyond step `after`, and what a kill cut."""
+        """Drop the lines of an earlier try beyond step `after`, with all behind them, which are of
+        later stages; and what a kill cut."""
         if self._path.exists():
             kept = []
             for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
                 with suppress(ValueError):
                     values = json.loads(line)
-                    other = values["stage"] != self._stage
-                    if line.endswith("\n") and (other or values["step"] <= after):
+                    own = values["stage"] == self._stage
+                    if own and values["step"] > after:
+                        break
+                    if line.endswith("\n"):
                         kept.append(line)
             write_text(self._path, "".join(kept))
         if self._board_folder is not None:

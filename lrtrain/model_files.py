@@ -4,6 +4,7 @@ written as a stream.
 Memory is one tensor, however large the model is.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 from lrdata.errors import LongRecipeError, one_line
 
 _SYNCED_BYTES = 1024**3
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 _INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _INPUT, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {
@@ -178,3 +180,17 @@ def model_folder(path_or_id: str, patterns: Sequence[str] | None = None) -> Path
         return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as problem:
         raise LongRecipeError(f"no model at {path_or_id}: {str(problem).splitlines()[0]}") from None
+
+
+def sampled_fingerprint(folder: Path) -> str:
+    """A digest of a model's config and of parts of its weights, in a moment however large they are:
+    another one for another model or another training of it. A damaged copy may have the same."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for name in weight_files(folder):
+        with open(folder / name, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest.update(f"{name} {size}\n".encode())
+            for part in range(_SAMPLES):
+                stream.seek(size * part // _SAMPLES)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

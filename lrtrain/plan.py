@@ -64,8 +64,9 @@ class Plan:
     """What a run would take.
 
     flops: of a step, causal attention counted once; full_flops: of as many windows at full length;
-    and the same with all pairs of attention counted. peak: operations a second of the device, or
-    None. available, host_available: bytes of the device and of the host, or None.
+    and the same with all pairs of attention counted. peak: operations a second of the device, None
+    where it is not known, as in fp32. available, host_available: bytes of the device and of the
+    host, or None.
     """
 
     model: str
@@ -161,7 +162,6 @@ def make_plan(
         memory, host_memory = memory or on_device, host_memory or on_host
     if host_memory is not None:
         host_memory //= min(cluster.gpus, cluster.per_host)
-    peak = peak_flops(device_name) if device_name else None
     per_step = min(recipe.rows_per_step, rows)
     row = _micro_batch(shards, recipe, cluster.gpus)
     with progress("planning", len(_OPTIONS) + 2) as task:
@@ -175,6 +175,8 @@ def make_plan(
             others = _until_it_fits(_ways(recipe, measure, offload=False), memory, host_memory)
             ways += [way for way in others if way not in ways]
         last = ways[-1]
+        of_bf16 = device_name is not None and last.recipe.dtype == "bf16"
+        peak = peak_flops(str(device_name)) if of_bf16 else None
         whole = replace(last.recipe, checkpointing=True)
         name = last.name if last.recipe == whole else "--checkpointing"
         full_length = _way(name, config, whole, [shards.target_len], cluster.gpus)

@@ -17,9 +17,11 @@ _OF_NO_MATTER = dict.fromkeys(
     (
         *("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard"),
         *("context_parallel", "data_parallel", "rank_timeout", "holdout_every", "holdout_rows"),
+        *("device", "checkpointing", "mlp_tokens", "chunk_tokens", "micro_tokens"),
     )
 )
-"""Options in which two runs may differ and be the same: more stages of one recipe, for one."""
+"""Options in which two runs may differ and be the same: more stages of one recipe, for one; or
+another machine, where what saves memory changes no more than rounding."""
 
 
 def claim(

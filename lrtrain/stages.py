@@ -11,6 +11,8 @@ its last checkpoint in RUN/checkpoints, which go when it is done.
 """
 
 import gc
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import torch
 from lrdata.atomic import locked
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.recipe import differences
 from lrdata.runtime import usable_cpus
 from lrdata.shards import Shards, file_sha256
 from lrdata.tokenizer import Tokenizer
@@ -33,7 +36,7 @@ from lrtrain.checkpoint import Checkpoints
 from lrtrain.checks import attention_crosses_gaps, attention_stops_at_documents
 from lrtrain.distributed import Ranks, many
 from lrtrain.loader import StepLoader
-from lrtrain.loop import Settings, Stage, enough_memory, train_stage
+from lrtrain.loop import Stage, enough_memory, train_stage
 from lrtrain.merge import merge_models
 from lrtrain.metrics import METRICS, MetricsLog, summary_writer
 from lrtrain.model import (
@@ -47,11 +50,12 @@ from lrtrain.model import (
     open_weights,
     save_model,
 )
+from lrtrain.model_files import model_folder, sampled_fingerprint
 from lrtrain.moments import need_bitsandbytes
 from lrtrain.plan import check_memory
 from lrtrain.plots import plot_run
 from lrtrain.recipe import TrainRecipe
-from lrtrain.rope import parse_rope
+from lrtrain.rope import Rope, parse_rope
 from lrtrain.run_folder import claim
 from lrtrain.schedules import linear_to_zero, warmup_then
 from lrtrain.weights import NEED_LSD, WEIGHTS
@@ -106,6 +110,7 @@ def run(
                 if ranks.first:
                     stack.enter_context(locked(opened.out, opened.out))
 
+            _refuse_unlike_ranks(opened)
             ranks.agree(hold)  # before kernels are tried on a card that the other run fills
             say(f"attention: {_attention(opened)}, on {ranks.where(opened.device)}")
             ranks.first_works(partial(claim, opened.out, recipe, model, opened.shards))
@@ -180,6 +185,28 @@ def _open_run(
     return opened
 
 
+def _refuse_unlike_ranks(opened: Run) -> None:
+    """All ranks must train the same: each host has been started by itself, and may have copies of
+    its own of the model and the shards."""
+    ranks = opened.ranks
+    if ranks.size == 1:
+        return
+    files = "".join(entry.sha256 for entry in opened.shards.manifest.files)
+    own = {
+        **opened.recipe.as_json(),
+        "shards": hashlib.sha256(files.encode()).hexdigest()[:16],
+        "model": ranks.agree(lambda: sampled_fingerprint(model_folder(opened.model))),
+        "torch": torch.__version__,
+    }
+    said = ranks.exchange(own)
+    for rank, other in enumerate(said):
+        if found := differences(said[0], other):
+            ranks.fail(
+                f"rank {rank} was given something else than the first ({found[0]}); all ranks need "
+                "the same options, model, shards and versions"
+            )
+
+
 def _attention(opened: Run) -> str:
     """Choose the backend, the first rank's on all of them."""
     recipe, ranks = opened.recipe, opened.ranks
@@ -236,8 +263,13 @@ def _check_order(opened: Run) -> None:
 
 
 def _check_files(shards: Shards, ranks: Ranks) -> None:
-    """A damaged shard stops the run by its name, before the first step; each rank looks at some."""
-    for entry in shards.manifest.files[ranks.rank :: ranks.size]:
+    """A damaged shard stops the run by its name, before the first step; each rank looks at some, so
+    that each host looks at all: it may have a copy of its own."""
+    number, of = (
+        int(os.environ.get(name, default))
+        for name, default in (("LOCAL_RANK", ranks.rank), ("LOCAL_WORLD_SIZE", ranks.size))
+    )
+    for entry in shards.manifest.files[number::of]:
         if file_sha256(shards.path(entry)) != entry.sha256:
             raise LongRecipeError(
                 f"{shards.path(entry)} does not have the checksum of the manifest; pull or build "
@@ -259,19 +291,66 @@ def _check_weights(shards: Shards, weights: str) -> None:
         )
 
 
-def _train(opened: Run, name: str) -> None:
+@dataclass(frozen=True)
+class _Start:
+    """What a stage begins with. model: its weights; with the RoPE of the window where it is to be
+    extended. weights: see `lrtrain.weights`. schedule: for a number of steps."""
+
+    kind: str
+    model: str
+    rope: Rope | None
+    weights: str
+    steps: int | None
+    lr: float
+    schedule: Callable[[int], Callable[[int], float]]
+    attention_scale: float
+
+
+def _extending(opened: Run) -> _Start:
     recipe, shards = opened.recipe, opened.shards
-    extend = name == "extend"
+    return _Start(
+        kind="extend",
+        model=opened.model,
+        rope=parse_rope(recipe.rope),
+        weights=recipe.token_weights,
+        steps=recipe.steps,
+        lr=recipe.lr,
+        schedule=lambda steps: warmup_then(recipe.schedule, steps, recipe.warmup),
+        attention_scale=scale_in_training(
+            recipe.attention_scale, shards.train_len, shards.target_len
+        ),
+    )
+
+
+def _annealing(opened: Run) -> _Start:
+    """Replay rows have as many keys as positions: nothing is to be scaled."""
+    return _Start(
+        kind="replay",
+        model=str(opened.folder("extend")),
+        rope=None,
+        weights="none",
+        steps=opened.recipe.anneal_steps,
+        lr=opened.recipe.anneal_lr,
+        schedule=linear_to_zero,
+        attention_scale=1.0,
+    )
+
+
+_STARTS = {"extend": _extending, "anneal": _annealing}
+
+
+def _train(opened: Run, name: str) -> None:
+    recipe, shards, start = opened.recipe, opened.shards, _STARTS[name](opened)
     ranks, device = opened.ranks, opened.device
     torch.manual_seed(recipe.seed + ranks.rank)
-    if not extend:
-        ranks.see(opened.folder("extend"))
+    if start.model != opened.model:
+        ranks.see(Path(start.model))
     model = ranks.agree(
         lambda: load_model(
-            opened.model if extend else str(opened.folder("extend")),
+            start.model,
             dtype=TORCH_DTYPES[recipe.dtype],
-            rope=parse_rope(recipe.rope) if extend else None,
-            target_len=shards.target_len if extend else None,
+            rope=start.rope,
+            target_len=None if start.rope is None else shards.target_len,
             device=device,
             ranks=ranks,
         )
@@ -280,40 +359,19 @@ def _train(opened: Run, name: str) -> None:
         for check in (attention_crosses_gaps, attention_stops_at_documents):
             ranks.agree(partial(ranks.call, model, check))
     prepare(model, recipe.activations)
-    kind = "extend" if extend else "replay"
     loader = StepLoader(
         shards,
-        kind,
+        start.kind,
         recipe.seed,
         recipe.rows_per_step,
         recipe.micro_tokens,
-        WEIGHTS[recipe.token_weights if extend else "none"],
+        WEIGHTS[start.weights],
         rank=ranks.data_rank,
         world=ranks.data,
         pinned=device.type == "cuda",
     )
-    steps = (recipe.steps if extend else recipe.anneal_steps) or loader.steps_per_epoch
-    stage = Stage(
-        name=name,
-        kind=kind,
-        steps=steps,
-        lr=recipe.lr if extend else recipe.anneal_lr,
-        factor=warmup_then(recipe.schedule, steps, recipe.warmup)
-        if extend
-        else linear_to_zero(steps),
-        attention_scale=_attention_scale(opened, name),
-    )
-    settings = Settings(
-        betas=(recipe.beta1, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-        storage=recipe.storage,
-        clip=recipe.clip,
-        chunk_tokens=recipe.chunk_tokens,
-        holdout_every=recipe.holdout_every,
-        holdout_rows=recipe.holdout_rows,
-        checkpoint_every=recipe.checkpoint_every,
-        device=device,
-    )
+    steps = start.steps or loader.steps_per_epoch
+    stage = Stage(name, steps, start.lr, start.schedule(steps), start.attention_scale)
     log = MetricsLog(opened.out, name, recipe.tensorboard)
     checkpoints = Checkpoints(opened.out, name, recipe.keep_checkpoints, ranks)
     finish = partial(
@@ -322,19 +380,11 @@ def _train(opened: Run, name: str) -> None:
         opened.model,
         opened.folder(name),
         target_len=shards.target_len,
-        card=_card(opened, name, steps),
+        card=_card(opened, name, start, steps),
         ranks=ranks,
     )
-    train_stage(model, shards, loader, stage, settings, log, checkpoints, ranks, finish)
+    train_stage(model, shards, loader, stage, recipe, device, log, checkpoints, ranks, finish)
     _clean(opened, name)
-
-
-def _attention_scale(opened: Run, stage: str) -> float:
-    """Of extend rows; replay rows have as many keys as positions."""
-    shards = opened.shards
-    if stage != "extend":
-        return 1.0
-    return scale_in_training(opened.recipe.attention_scale, shards.train_len, shards.target_len)
 
 
 def _free_memory() -> None:
@@ -371,28 +421,31 @@ def _merge(opened: Run, stop: Callable[[], bool]) -> None:
         torch.set_num_threads(threads)
 
 
-def _card(opened: Run, stage: str, steps: int) -> str:
+def _card(opened: Run, stage: str, start: _Start, steps: int) -> str:
     """The model card of a stage: what it is and how it was made."""
     recipe, shards = opened.recipe, opened.shards
-    manifest = shards.manifest
+    made = shards.manifest.recipe
+    names = ("positions", "impact", "evidence")
+    how = ", ".join(f"{name} {made[name]}" for name in names if made.get(name))
+    annealed = ", and annealed on replayed short texts" if stage == "anneal" else ""
     rows: dict[str, Any] = {
         "stage": stage,
         "base model": Path(opened.model).name,
         "window": f"{shards.target_len:,} tokens",
-        "rows": f"{shards.rows('extend'):,} of {shards.train_len:,} tokens, positions "
-        f"{manifest.recipe['positions']}, impact {manifest.recipe['impact']}",
+        "extended with": f"{shards.rows('extend'):,} rows of {shards.train_len:,} tokens, {how}",
+        "rows of this stage": f"{shards.rows(start.kind):,}",
         "steps": steps,
-        "rows per step": recipe.rows_per_step,
-        "learning rate": recipe.lr if stage == "extend" else f"{recipe.anneal_lr}, linear to 0",
+        "rows per step": min(recipe.rows_per_step, shards.rows(start.kind)),
+        "learning rate": f"{start.lr}, {recipe.schedule if stage == 'extend' else 'linear to 0'}",
         "RoPE": recipe.rope,
-        "attention scale in training": f"{_attention_scale(opened, stage):.3g}",
-        "token weights": recipe.token_weights if stage == "extend" else "none",
+        "attention scale in training": f"{start.attention_scale:.3g}",
+        "token weights": start.weights,
         "precision": recipe.dtype,
         "seed": recipe.seed,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"# {Path(opened.model).name}, {shards.target_len:,}-token window ({stage})\n\n"
-        "Extended with longrecipe (LongRecipe, arXiv 2409.00509): rows of selected sentences "
-        "whose position ids span the whole window.\n\n| | |\n|---|---|\n" + table + "\n"
+        "Its window was extended with longrecipe (LongRecipe, arXiv 2409.00509)"
+        f"{annealed}.\n\n| | |\n|---|---|\n{table}\n"
     )

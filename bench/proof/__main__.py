@@ -29,7 +29,7 @@ from cells import OutOfTime, Study, made
 from small import SEEDS, SmallProof
 
 from lrdata.atomic import write_json
-from lrdata.errors import Commands
+from lrdata.commands import Commands
 from lrdata.runtime import usable_cpus
 
 _OPTIONS = (

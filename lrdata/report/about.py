@@ -5,7 +5,7 @@ All of it is a function of the manifest alone, so equal manifests give equal wor
 
 import hashlib
 
-from lrdata.manifest import FileEntry, Manifest
+from lrdata.manifest import Manifest
 from lrdata.positions import INSIDE_SEGMENTS
 from lrdata.rules import window_len
 from lrdata.shards import KINDS
@@ -36,16 +36,10 @@ COLUMNS = {
 }
 """What each column holds, in schema order."""
 
-SPLITS = {"extend": "train", "replay": "train", "holdout": "test"}
-
 
 def kinds_present(manifest: Manifest) -> list[str]:
     """The kinds that have a file, in the order of KINDS."""
-    return [kind for kind in KINDS if files_of(manifest, kind)]
-
-
-def files_of(manifest: Manifest, kind: str) -> list[FileEntry]:
-    return [entry for entry in manifest.files if entry.kind == kind]
+    return [kind for kind in KINDS if manifest.of_kind(kind)]
 
 
 def is_compressed(manifest: Manifest) -> bool:

@@ -7,13 +7,12 @@ Made from the manifest alone, so equal manifests give equal cards. What a manife
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lrdata.layout import SPLITS
 from lrdata.manifest import Ledger, Manifest
 from lrdata.report.about import (
     COLUMNS,
-    SPLITS,
     TAGS,
     description,
-    files_of,
     is_compressed,
     kinds_present,
     left_out,
@@ -112,7 +111,7 @@ def _kinds(manifest: Manifest) -> Iterator[str]:
             (
                 f"`{kind}`",
                 *(
-                    f"{sum(getattr(entry, what) for entry in files_of(manifest, kind)):,}"
+                    f"{sum(getattr(entry, what) for entry in manifest.of_kind(kind)):,}"
                     for what in ("rows", "tokens", "bytes")
                 ),
                 _ABOUT[kind] if is_compressed(manifest) or kind != "extend" else "whole windows",

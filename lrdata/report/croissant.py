@@ -15,7 +15,6 @@ from lrdata.report.about import (
     COLUMNS,
     TAGS,
     description,
-    files_of,
     kinds_present,
     licences,
     name,
@@ -127,7 +126,7 @@ def _record_set(manifest: Manifest, kind: str) -> dict[str, Any]:
         "@type": "cr:RecordSet",
         "@id": kind,
         "name": kind,
-        "description": f"{sum(entry.rows for entry in files_of(manifest, kind))} rows",
+        "description": f"{sum(entry.rows for entry in manifest.of_kind(kind))} rows",
         "key": {"@id": f"{kind}/sample_id"},
         "field": [_field(kind, column) for column in schema_of(manifest, kind)],
     }

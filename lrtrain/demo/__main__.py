@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from lrdata.commands import Commands
 from lrdata.draws import Draws
-from lrdata.errors import Commands, LongRecipeError
+from lrdata.errors import LongRecipeError
 from lrtrain.demo.base import WINDOW, train_base
 from lrtrain.demo.corpus import (
     ANSWER,
@@ -70,7 +71,7 @@ class Folders:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(out: Path, seed: int) -> None:
-    """Teach a tiny model with a window of 256 tokens to retrieve from 2,048, in five minutes."""
+    """Teach a tiny model with a window of 256 tokens to retrieve from 2,048, in minutes."""
     if out.exists() and any(out.iterdir()):
         raise LongRecipeError(f"{out} is not empty; remove it or choose another --out")
     Demo(Folders(out), seed, Console(stderr=True)).show()

@@ -33,7 +33,7 @@ def print_summary(
     manifest = read_manifest(out / "shards")
     rows = sum(entry.rows for entry in manifest.files if entry.path.startswith("extend/"))
     console.print(
-        f"{rows:,} rows of {manifest.train_len:,} tokens stood for windows of "
+        f"{rows:,} rows of {manifest.train_len:,} tokens were built for windows of "
         f"{target_len:,}; chance is 1/62."
     )
     spent = ", ".join(f"{what} {value:.0f}" for what, value in seconds.items())

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,8 @@ class OpenModel:
 
     @cached_property
     def key(self) -> str:
-        """A digest of what tells it from other models, whatever it is called."""
+        """A digest of what tells it from other models, whatever it is called, and of the code that
+        measures it."""
         from lrtrain.model import model_fingerprint
 
         spec, reads = self.spec, self.tokenizer
@@ -94,6 +95,7 @@ class OpenModel:
             [reads.fingerprint, reads.probe_fingerprint, reads.bos_id, reads.eot_id],
             [reads.chat_template, reads.bos_token],
             [spec.rope, spec.target_len, str(self.dtype), self.device.type],
+            _code(),
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
@@ -106,6 +108,8 @@ class OpenModel:
         from lrtrain.model import check_vocabulary
 
         spec, tokenizer = self.spec, self.tokenizer
+        if self.device.type == "cuda":
+            _settle_kernels(self.dtype)
         model = _load_weights(spec, self.folder, self.config, self.dtype)
         if _written(spec) != self.written:
             raise LongRecipeError(
@@ -125,6 +129,32 @@ class OpenModel:
             parameters=sum(weight.numel() for weight in model.parameters()),
             layers_width=int(text.num_hidden_layers * text.hidden_size),
         )
+
+
+@cache
+def _code() -> str:
+    """A digest of what measures: an installation from a checkout has any state of one version."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for file in sorted(here.rglob("*.py")):
+        if not file.is_relative_to(here / "report"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _settle_kernels(dtype: "torch.dtype") -> None:
+    """Of transformers' sdpa on GPUs, for this process.
+
+    cuDNN's attention comes first in newer versions of torch, and has been wrong more than once
+    (pytorch issues 169849 and 193893). For fp32 and grouped heads torch has but the kernel that
+    makes the S x S matrix, unless keys and values are repeated, which transformers does with a mask
+    alone.
+    """
+    import torch
+    from transformers.integrations import sdpa_attention
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if dtype == torch.float32:
+        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def open_model(spec: ModelSpec, *, dtype: str, device: str, eot: str | None = None) -> OpenModel:

@@ -309,7 +309,7 @@ class NeedleSuite:
     name: ClassVar[str] = "needle"
     kind: ClassVar[type[NeedleCell]] = NeedleCell
     compares: ClassVar[bool] = False
-    joins: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
 
     def settings(self) -> dict[str, object]:
         return {
@@ -328,7 +328,8 @@ class NeedleSuite:
     def check(self, opened: OpenModel) -> None:
         """Raises LongRecipeError where a prompt has no room, or the model no chat template."""
         maker = self._maker(opened.tokenizer)
-        maker.make(self.seeds[0], min(self.lengths), 0.0, 0)
+        for seed, depth, sample in product(self.seeds, self.depths, range(self.samples)):
+            maker.make(seed, min(self.lengths), depth, sample)
 
     def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[NeedleCell]:
         """A cell for each length and depth."""

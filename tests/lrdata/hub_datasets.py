@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import lrdata
 from lrdata import cli_hub
-from lrdata.errors import Commands
+from lrdata.commands import Commands
 from lrdata.manifest import read_manifest
 from lrdata.staging import complete
 from tests.corpora import content

@@ -416,3 +416,20 @@ def test_a_wrong_tokenizer_is_said_before_a_long_corpus_is_hashed(tmp_path: Path
 def test_what_no_manifest_holds_is_no_recipe(wrong: dict[str, Any], recipe: BuildRecipe) -> None:
     with pytest.raises(LongRecipeError):
         replace(recipe, **wrong)
+
+
+def test_what_many_small_sources_lose_is_said(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """A pattern that the shell expands makes a source of each file."""
+    corpus = tmp_path / "corpus"
+    files = [write_jsonl(corpus / f"{n}.jsonl", some_texts(8, n)) for n in range(4)]
+
+    def said(*corpora: Path) -> str:
+        out = tmp_path / f"out-{len(corpora)}"
+        words = ["build", *corpora, "--out", out, "--target-len", "4k", "--workers", "1"]
+        done = CliRunner().invoke(main, [*map(str, words), "--tokenizer", str(tiny_tokenizer)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    line = "of the tokens fill no window (tail): each of 4 sources has windows of its own"
+    assert line in said(*files)
+    assert line not in said(corpus)

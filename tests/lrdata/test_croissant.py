@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lrdata.atomic import write_json
+from lrdata.layout import SPLITS
 from lrdata.manifest import Manifest
-from lrdata.report.about import SPLITS
 from lrdata.report.croissant import croissant
 from lrdata.shard_writer import writing_shard
 from lrdata.shards import LSD_FIELD, SCHEMA, schema_of

@@ -8,7 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lrdata.errors import Commands, LongRecipeError, describe
+from lrdata.commands import Commands
+from lrdata.errors import LongRecipeError, describe
 
 
 def fails_with(problem: BaseException) -> Callable[[], None]:
@@ -107,7 +108,8 @@ def test_success_and_explicit_exit_codes() -> None:
 
 def test_arguments_come_from_the_command_line_of_a_real_process() -> None:
     program = (
-        "from lrdata.errors import Commands, LongRecipeError\n"
+        "from lrdata.commands import Commands\n"
+        "from lrdata.errors import LongRecipeError\n"
         "tool = Commands('tool')\n"
         "@tool.command()\n"
         "def work(): raise LongRecipeError('wrong here')\n"

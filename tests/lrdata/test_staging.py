@@ -116,7 +116,7 @@ def test_who_interrupts_does_not_wait_for_the_rest_of_a_large_file(
     def interrupted(*_: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lrdata.building.source_hash", endless)
+    monkeypatch.setattr("lrdata.sources.source_hash", endless)
     monkeypatch.setattr("lrdata.progress.Task.advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(replace(recipe, corpora=tuple(map(str, files))), tmp_path / "shards", workers=2)

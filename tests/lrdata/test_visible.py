@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrdata.errors import Commands, LongRecipeError
+from lrdata.commands import Commands
+from lrdata.errors import LongRecipeError
 from lrdata.visible import visible
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrdata.errors import LongRecipeError
-from lrtrain import attention_backends, attention_trials
+from lrtrain import attention, attention_backends, attention_trials
 from lrtrain.attention import choose_backend
 from lrtrain.attention_backends import Backend, load_backend, sdpa
 from lrtrain.attention_trials import Heads, fastest, try_backends
@@ -23,7 +23,8 @@ def test_a_gpu_has_a_choice_and_takes_the_fastest() -> None:
     trials = list(try_backends(HEADS, torch.device("cuda"), torch.bfloat16, 4096))
     timed = {trial.name: trial.seconds for trial in trials if trial.seconds is not None}
     assert "sdpa" in timed
-    assert fastest(HEADS, torch.device("cuda"), torch.bfloat16)[0] in timed
+    chosen = fastest(HEADS, torch.device("cuda"), torch.bfloat16)[0]
+    assert set(attention_backends.parts(chosen)) <= set(timed)
 
 
 def _blind(q: Any, k: Any, v: Any, seq_lengths: Sequence[int], scale: float) -> torch.Tensor:
@@ -193,7 +194,7 @@ def _after(seconds: Callable[[Sequence[int]], float]) -> Backend:
     return backend
 
 
-def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
+def test_a_backend_that_takes_its_time_for_each_new_length_is_for_rows_that_are_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known = set[tuple[int, ...]]()
@@ -207,4 +208,39 @@ def test_a_backend_that_takes_its_time_for_each_new_length_is_not_the_fastest(
     _as_if_on_a_gpu(monkeypatch, planned=_after(plan), steady=_after(lambda _: 0.005))
     name, _ = fastest(HEADS, torch.device("cuda"), torch.float32)
     load_backend.cache_clear()
-    assert name == "steady"
+    assert name == "planned+steady"
+
+
+def test_rows_of_one_document_and_of_several_have_their_own_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cuDNN plans each new length: nothing is faster where all rows are as long."""
+    used = list[str]()
+
+    def noted(name: str, seconds: Callable[[Sequence[int]], float]) -> Backend:
+        def backend(q: Any, k: Any, v: Any, lengths: Sequence[int], scale: float) -> torch.Tensor:
+            used.append(name)
+            return _after(seconds)(q, k, v, lengths, scale)
+
+        return backend
+
+    load_backend.cache_clear()
+    one = noted("one", lambda lengths: 0.1 * (len(lengths) > 1))
+    several = noted("several", lambda lengths: 0.02)
+    _as_if_on_a_gpu(monkeypatch, one=one, several=several)
+    monkeypatch.setattr(attention, "_chosen", sdpa)
+    name = choose_backend("auto", HEADS, torch.device("cuda"), torch.float32)
+    assert name == "one+several"
+    for lengths, expected in (([64], "one"), ([40, 24], "several")):
+        query, key, value = attention_trials._inputs(HEADS, 64, CPU, torch.float32)
+        used.clear()
+        found = attention._chosen(query, key, value, lengths, 0.1)
+        assert used == [expected]
+        torch.testing.assert_close(found, sdpa(query, key, value, lengths, 0.1))
+    with pytest.raises(LongRecipeError, match="--attention nine is unknown"):
+        load_backend("one+nine")
+    load_backend.cache_clear()
+    with pytest.raises(LongRecipeError, match=r"--attention sdpa\+cudnn needs a GPU"):
+        choose_backend("sdpa+cudnn")
+    with pytest.raises(LongRecipeError, match="cannot take a row in pieces"):
+        choose_backend("cudnn+sdpa", None, torch.device("cuda"), split=True)

@@ -1,6 +1,7 @@
 """The lrtrain command: help that teaches, one line for what is wrong, exit codes."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -159,3 +160,19 @@ def test_choices_of_run_are_those_of_the_recipe(option: str, known: tuple[str, .
     assert isinstance(found.type, click.Choice)
     assert tuple(found.type.choices) == known
     assert found.default == getattr(recipe.TrainRecipe(), option)
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "b:1"}]
+)
+def test_segments_of_device_memory_grow_unless_somebody_has_chosen(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+        if name in own:
+            monkeypatch.setenv(name, own[name])
+    refused(2, "merge")
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == (own or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})

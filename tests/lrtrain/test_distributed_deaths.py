@@ -58,6 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 STOPS: dict[str, tuple[int, int, Blow, int]] = {
     "one, in the middle of a step": (2, 2, Blow([1], signal.SIGTERM, "in a step", 3), 2),
     "the first, after a step": (2, 1, Blow([0], signal.SIGTERM, "after a step", 3), 3),
+    "one, whose terminal has gone": (2, 1, Blow([1], signal.SIGHUP, "in a step", 3), 2),
     "all, in the middle of a step": (4, 2, Blow(range(4), signal.SIGTERM, "in a step", 3), 2),
     "all, after the last step": (2, 2, Blow(range(2), signal.SIGINT, "after a step", 5), 5),
     "one, while the model is saved": (2, 1, Blow([0], signal.SIGTERM, "in an export"), 0),

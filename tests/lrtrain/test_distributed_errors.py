@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 
 import lrtrain.checkpoint
 import lrtrain.distributed
+import lrtrain.loop
 import lrtrain.model
 import lrtrain.stages
 from lrdata.atomic import locked
 from lrdata.dataset import open_dataset
 from lrdata.errors import LongRecipeError
+from lrdata.retargeting import retarget
 from lrtrain.cli import main
 from lrtrain.model_files import SINGLE
 from lrtrain.recipe import TrainRecipe
@@ -162,6 +164,32 @@ def _after_claiming(
     work(inputs, out, recipe)
 
 
+def _train_something_else(
+    inputs: Inputs, other: Inputs, out: Path, recipe: TrainRecipe, changed: TrainRecipe
+) -> None:
+    """On the second rank: as where another host has a copy of its own, or was started by hand."""
+    second = os.environ["RANK"] == "1"
+    train(other if second else inputs, out, changed if second else recipe)
+
+
+def test_ranks_that_were_given_different_things(inputs: Inputs, tmp_path: Path) -> None:
+    """Each host's half of the weights would be another model's, and nobody would know."""
+    out, alike = tmp_path / "run", "rank 1 was given something else than the first"
+    retarget(inputs.shards, 600, tmp_path / "600")
+    for pattern, other, recipe in (
+        (rf"{alike} \(lr: ", inputs, replace(RECIPE, lr=1e-3)),
+        (rf"{alike} \(model: ", changed_model(inputs, tmp_path / "model", _halved), RECIPE),
+        (rf"{alike} \(shards: ", replace(inputs, shards=tmp_path / "600"), RECIPE),
+    ):
+        refused(2, pattern, _train_something_else, inputs, other, out, RECIPE, recipe)
+    assert not out.exists()
+
+
+def _halved(tensors: dict[str, torch.Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor /= 2
+
+
 def changed_model(inputs: Inputs, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Inputs:
     shutil.copytree(inputs.model, folder)
     tensors = load_file(folder / SINGLE)
@@ -262,3 +290,24 @@ def test_a_model_that_cannot_be_saved_costs_no_step(inputs: Inputs, tmp_path: Pa
     """All ranks keep what they have, though the first alone knows why."""
     refused(2, "no tokenizer", _train_without_a_tokenizer, inputs, tmp_path / "run", RECIPE)
     assert latest(tmp_path / "run") == RECIPE.steps
+
+
+def _train_without_room(inputs: Inputs, out: Path, recipe: TrainRecipe) -> None:
+    def full(*_: Any) -> float:
+        raise torch.OutOfMemoryError
+
+    if os.environ["RANK"] == "1":
+        lrtrain.loop.holdout_loss = full
+    train(inputs, out, recipe)
+
+
+def test_a_last_holdout_window_that_does_not_fit_costs_no_step(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    """It is whole, where a row is a third of it; and the others are in the middle of it."""
+    out, recipe = tmp_path / "run", replace(RECIPE, checkpoint_every=None)
+    ended = Ranks(2, _train_without_room, inputs, out, recipe).end()
+    assert "ran out of memory in a holdout window" in ended[1].said
+    assert latest(out) == recipe.steps
+    on_ranks(2, _train_without_room, inputs, out, recipe)
+    assert (out / "extend" / SINGLE).exists()

@@ -15,7 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrdata.shards import Row
 from lrtrain.loader import to_batch
-from lrtrain.loss import chunked_weighted_cross_entropy, piece_loss, training_loss
+from lrtrain.loss import (
+    chunked_log_probs,
+    chunked_weighted_cross_entropy,
+    piece_loss,
+    training_loss,
+)
 
 
 def _problem(
@@ -366,3 +371,17 @@ def test_the_first_token_of_a_document_never_counts(documents: list[list[int]], 
         batch.weights,
     )
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.gpu
+def test_log_probs_of_bf16_are_those_of_float64_on_a_gpu() -> None:
+    """The products of bf16 are exact in fp32, and so are sums that tensor cores keep there."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 512, generator=generator).bfloat16().cuda()
+    weight = torch.randn(40_000, 512, generator=generator).bfloat16().cuda()
+    targets = torch.randint(0, 40_000, (300,), generator=generator).cuda()
+    logits = hidden.double() @ weight.double().T
+    own = logits.gather(1, targets[:, None])[:, 0]
+    wanted = torch.stack([own - logits.logsumexp(-1), own])
+    found = chunked_log_probs(hidden, weight, targets, chunk_tokens=128)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)

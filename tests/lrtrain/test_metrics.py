@@ -70,6 +70,14 @@ def test_later_lines_of_its_own_stage_are_dropped(tmp_path: Path, after: int) ->
     assert numbers(tmp_path) == steps("extend", *range(1, 6)) + steps("anneal", *range(1, 8))
 
 
+def test_lines_of_later_stages_go_with_what_they_came_from(tmp_path: Path) -> None:
+    """As where a person removed the models, to have them made anew: else they are drawn first."""
+    write_steps(tmp_path, "extend", range(1, 6))
+    write_steps(tmp_path, "anneal", range(1, 4))
+    write_steps(tmp_path, "extend", range(3, 6))
+    assert numbers(tmp_path) == steps("extend", *range(1, 6))
+
+
 def test_what_a_kill_cut_is_dropped(tmp_path: Path) -> None:
     """At any byte, of this stage and of the one before."""
     write_steps(tmp_path, "extend", range(1, 3))

@@ -596,13 +596,18 @@ def stopped(inputs: Inputs, recipe: TrainRecipe, out: Path) -> Run:
 
 
 @pytest.mark.parametrize(
-    "change", [{"checkpoint_every": 0}, {"checkpoint_every": 1, "keep_checkpoints": 3}]
+    "change",
+    [
+        {"checkpoint_every": 0},
+        {"checkpoint_every": 1, "keep_checkpoints": 3},
+        {"checkpointing": True, "device": "cpu"},  # as where there is less memory
+    ],
 )
-def test_how_often_it_is_saved_may_change(
-    change: dict[str, int], inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
+def test_what_changes_no_number_may_change(
+    change: dict[str, Any], inputs: Inputs, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     alive = stopped(inputs, SHORT, tmp_path / "run")
-    changed = Run(inputs, replace(SHORT, **change), alive.out)  # type: ignore[arg-type]
+    changed = Run(inputs, replace(SHORT, **change), alive.out)
     assert changed.live() == 0
     whole = undisturbed(SHORT)
     recipes = [json.loads((out / "recipe.json").read_text()) for out in (alive.out, whole)]

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from lrdata.bootstrap import Interval, interval, picks, ratio
+from lrdata.bootstrap import Interval, interval, picks, ratio, stretched
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,8 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
     """Two means compared, with the bootstrap interval of what comes out.
 
     Both are of the same samples and are drawn together: how hard a sample is for both of them does
-    not widen the interval. Drawn from n samples, a mean has but (n - 1) / n of the variance that it
-    should have: what resamples are off the value is multiplied by sqrt(n / (n - 1)), inside the
-    range of what single samples have, see `lrdata.bootstrap.ratio`. Resamples that have no such
-    value are left out; None where the samples themselves have none.
+    not widen the interval. Resamples that have no such value are left out; None where the samples
+    themselves have none.
     """
     count = len(one.values)
     picked = picks(count)
@@ -94,10 +92,8 @@ def _paired(one: Samples, other: Samples, compare: Callable[..., np.ndarray]) ->
     alone = [each.sums(np.arange(count)[:, None]) for each in (one, other)]
     with np.errstate(divide="ignore", invalid="ignore"):
         singly = compare(*(top / bottom for top, bottom in alone))
-    found = found[np.isfinite(found)]
-    inside = np.append(found, singly[np.isfinite(singly)])
-    stretched = found[0] + (found - found[0]) * math.sqrt(count / max(1, count - 1))
-    return Mean.of(interval(np.clip(stretched, inside.min(), inside.max())), count)
+    wide = stretched(found[np.isfinite(found)], singly[np.isfinite(singly)], count)
+    return Mean.of(interval(wide), count)
 
 
 def as_perplexity(nats: Mean) -> list[float | None]:

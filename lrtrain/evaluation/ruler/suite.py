@@ -104,7 +104,7 @@ class RulerSuite:
     name: ClassVar[str] = "ruler"
     kind: ClassVar[type[RulerCell]] = RulerCell
     compares: ClassVar[bool] = False
-    joins: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
 
     def settings(self) -> dict[str, object]:
         return {
@@ -122,8 +122,8 @@ class RulerSuite:
     def check(self, opened: OpenModel) -> None:
         """Raises LongRecipeError where a prompt has no room, or the model no chat template."""
         maker = self._maker(opened.tokenizer)
-        for task in self.tasks:
-            maker.make(task, self.seeds[0], min(self.lengths), 0)
+        for task, seed, sample in product(self.tasks, self.seeds, range(self.samples)):
+            maker.make(task, seed, min(self.lengths), sample)
 
     def cells(self, loaded: LoadedModel, done: int = 0) -> Iterator[RulerCell]:
         """A cell for each length and task."""
