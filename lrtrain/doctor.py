@@ -37,10 +37,10 @@ from lrtrain.model import (
     save_config,
 )
 from lrtrain.moments import need_bitsandbytes
+from lrtrain.opening import check_tokenizer
 from lrtrain.plan import check_memory
 from lrtrain.recipe import TrainRecipe
 from lrtrain.rope import head_dim_of, parse_rope, set_rope
-from lrtrain.stages import check_tokenizer
 
 
 @dataclass(frozen=True)

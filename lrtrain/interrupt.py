@@ -1,4 +1,4 @@
-"""Stop when it suits: SIGINT and SIGTERM ask for it, and the same one again does not wait.
+"""Stop when it suits: a signal asks for it, and the same one again does not wait.
 
 The other one after it is no second request: torchrun ends the ranks that are left when one has
 ended, by SIGTERM whatever that one was told. Nor is the same one soon after it, of what torchrun

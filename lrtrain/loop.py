@@ -100,8 +100,11 @@ def train_stage(
                         **peak_memory(device, ranks),
                     }
                     if holdout and _is_due(done, stage.steps, recipe.holdout_every):
-                        if done == stage.steps:
-                            saver.save_for_all(done)
+                        if done == stage.steps and ranks.size > 1:
+                            # Many ranks do not outlive it where one has no room: nothing is lost.
+                            if ranks.first:
+                                log.write(done, **values)
+                            saver.save_if_it_can(done)
                         values["holdout_loss"] = _if_there_is_room(measure, device, ranks)
                     if ranks.first:
                         log.write(done, **values)
@@ -170,10 +173,11 @@ class _Saver:
         if due:
             self.save(done)
 
-    def save_for_all(self, done: int) -> None:
-        """The same before what many ranks do not outlive where it fails on one of them."""
-        if self._ranks.size > 1 and self._every != 0:
-            self.save(done)
+    def save_if_it_can(self, done: int) -> None:
+        """The same where nobody asked for it, and a full disk is no reason to stop."""
+        if self._every != 0:
+            with suppress(Exception, Elsewhere):
+                self.save(done)
 
 
 @contextmanager
@@ -184,9 +188,9 @@ def enough_memory(stage: str, device: torch.device) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise LongRecipeError(
-            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options save it: with "
-            "more of --checkpointing, --offload, --micro-tokens, --mlp-tokens and --chunk-tokens "
-            "the same command goes on in this folder"
+            f"{stage}: {device} ran out of memory; `lrtrain plan` says which options need less: "
+            "the same command goes on in this folder with --checkpointing, --offload, or smaller "
+            "--micro-tokens, --mlp-tokens and --chunk-tokens"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """What a run says of each step: JSON lines, TensorBoard where it is asked for, peak memory."""
 
 import json
+import os
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ class MetricsLog:
         self._path, self._stage = run / METRICS, stage
         self._board_folder = run / "tensorboard" / stage if tensorboard else None
         self._board: Any = None
+        self._last = 0, 0
+        """The step that was written last, and where its line begins."""
 
     def begin(self, after: int) -> None:
         """Drop the lines of an earlier try beyond step `after`, with all behind them, which are of
@@ -45,8 +48,11 @@ class MetricsLog:
             self._board = summary_writer()(str(self._board_folder), purge_step=after + 1)
 
     def write(self, step: int, **values: Any) -> None:
-        """One line; `step` counts from 1."""
+        """One line; `step` counts from 1. Written again, its line is another one."""
         with open(self._path, "a", encoding="utf-8") as stream:
+            if self._last[0] == step:
+                stream.truncate(self._last[1])
+            self._last = step, os.fstat(stream.fileno()).st_size
             stream.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
         if self._board is not None:
             for name, value in values.items():

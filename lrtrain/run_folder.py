@@ -17,11 +17,12 @@ _OF_NO_MATTER = dict.fromkeys(
     (
         *("stages", "checkpoint_every", "keep_checkpoints", "offload", "tensorboard"),
         *("context_parallel", "data_parallel", "rank_timeout", "holdout_every", "holdout_rows"),
-        *("device", "checkpointing", "mlp_tokens", "chunk_tokens", "micro_tokens"),
+        *("device", "attention", "compile", "checkpointing"),
+        *("mlp_tokens", "chunk_tokens", "micro_tokens"),
     )
 )
 """Options in which two runs may differ and be the same: more stages of one recipe, for one; or
-another machine, where what saves memory changes no more than rounding."""
+another machine, and what saves memory or time and changes no more than rounding."""
 
 
 def claim(

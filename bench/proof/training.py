@@ -84,7 +84,10 @@ class Setting:
 
         Replay rows are in all of them. Where they are, the corpora need not be.
         """
-        out = self.folder / "shards" / self.rows_by / method.rows_key(self.target)
+        name = method.rows_key(self.target)
+        if method.build.get("impact") == "lexicon" and self.lexicon is not None:
+            name += f"-{file_sha256(self.lexicon)[:8]}"  # the code that made it is not in `rows_by`
+        out = self.folder / "shards" / self.rows_by / name
         with _one_at_a_time(self.folder / "shards"):  # two cells may need the same ones
             if not (out / "manifest.json").exists():
                 self._build(method, rows, out)

@@ -115,8 +115,8 @@ def evaluate(
         windows: spans of the perplexity suite, and windows of the short suite. They are
             short_tokens long, else as the shortest of `lengths`, at most 512. text: as haystack;
             shards: a dataset whose holdout rows are the text.
-        eot: the end-of-text token of all models; else what the shards were built with, or what
-            each one's tokenizer names.
+        eot: the end-of-text token of all models; else what each one's tokenizer names, or, where
+            rows of shards are read, what these were built with.
         keys: a folder of `lrtrain score` with the key tokens of the longppl suite, which reads all
             its windows, whatever `lengths` and `windows` are. With shards the report says if they
             are of the same files, which a model that was trained on the shards may know.

@@ -2,7 +2,8 @@
 
 OUT/cells.jsonl has a line of what was asked for, a line for each model that was loaded, and one for
 each cell, which is on the disk before the next is begun. What is asked again, of more models
-perhaps, is taken from there: a model is the same one while its weights, tokenizer and RoPE are.
+perhaps, is taken from there: a model is the same one while its weights, tokenizer and RoPE are, and
+the code that measures it.
 """
 
 import json

@@ -134,10 +134,11 @@ class OpenModel:
 @cache
 def _code() -> str:
     """A digest of what measures: an installation from a checkout has any state of one version."""
-    here, digest = Path(__file__).parent, hashlib.sha256()
-    for file in sorted(here.rglob("*.py")):
-        if not file.is_relative_to(here / "report"):
-            digest.update(file.read_bytes())
+    here = Path(__file__).parent
+    files = {*here.rglob("*.py"), here.with_name("loss.py")} - {*here.glob("report/*.py")}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

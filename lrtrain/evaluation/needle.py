@@ -309,7 +309,7 @@ class NeedleSuite:
     name: ClassVar[str] = "needle"
     kind: ClassVar[type[NeedleCell]] = NeedleCell
     compares: ClassVar[bool] = False
-    joins: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {

@@ -71,8 +71,8 @@ class Suite(Protocol):
 
     @property
     def joins(self) -> bool:
-        """Whether the end of text matters to it: between documents, as in rows, or behind an
-        answer. Then it is the one that the shards were built with, where there are any."""
+        """Whether it reads documents one after another, as rows do, with the end of text between
+        them."""
 
     def settings(self) -> dict[str, object]:
         """What it takes to repeat it, ready for JSON."""

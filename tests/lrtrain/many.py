@@ -36,8 +36,9 @@ from lrdata.recipe import BuildRecipe
 from lrtrain.metrics import METRICS, read_metrics
 from lrtrain.model import copy_tokenizer
 from lrtrain.model_files import SINGLE
+from lrtrain.opening import FOLDERS
 from lrtrain.recipe import TrainRecipe
-from lrtrain.stages import FOLDERS, run
+from lrtrain.stages import run
 from tests.conftest import generated_text
 from tests.lrtrain.tiny_models import save_tiny
 from tests.lrtrain.tiny_runs import save_tiny_model

@@ -30,6 +30,7 @@ from tests.lrtrain.blows import (
     stopped,
     train_until,
 )
+from tests.lrtrain.lives import command
 from tests.lrtrain.many import (
     Inputs,
     Ranks,
@@ -38,7 +39,6 @@ from tests.lrtrain.many import (
     on_ranks,
     train,
 )
-from tests.lrtrain.test_resume import command
 
 ROOT = Path(__file__).parents[2]
 

@@ -36,7 +36,9 @@ from tests.lrtrain.blows import (
     StoppedAfterThree,
     assert_said_once,
     latest,
+    steps_of,
 )
+from tests.lrtrain.lives import command
 from tests.lrtrain.many import (
     Inputs,
     Ranks,
@@ -44,7 +46,6 @@ from tests.lrtrain.many import (
     on_ranks,
     train,
 )
-from tests.lrtrain.test_resume import command
 
 
 @pytest.fixture(scope="module")
@@ -309,5 +310,7 @@ def test_a_last_holdout_window_that_does_not_fit_costs_no_step(
     ended = Ranks(2, _train_without_room, inputs, out, recipe).end()
     assert "ran out of memory in a holdout window" in ended[1].said
     assert latest(out) == recipe.steps
+    assert steps_of(out) == list(range(1, recipe.steps + 1))
     on_ranks(2, _train_without_room, inputs, out, recipe)
+    assert steps_of(out) == list(range(1, recipe.steps + 1))
     assert (out / "extend" / SINGLE).exists()

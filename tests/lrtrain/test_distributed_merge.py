@@ -23,8 +23,8 @@ import lrtrain.stages
 from lrdata.errors import LongRecipeError
 from lrtrain.distributed import ALONE, Ranks
 from lrtrain.model_files import SINGLE
+from lrtrain.opening import Run
 from lrtrain.recipe import TrainRecipe
-from lrtrain.stages import Run
 from tests.lrtrain.blows import RECIPE, assert_said_once
 from tests.lrtrain.many import Inputs, build_inputs, on_ranks, train
 from tests.lrtrain.many import Ranks as StartedRanks

@@ -23,8 +23,8 @@ from lrdata.dataset import open_dataset
 from lrdata.shards import Row
 from lrtrain.metrics import METRICS, read_metrics
 from lrtrain.model_files import SINGLE
+from lrtrain.opening import FOLDERS
 from lrtrain.recipe import TrainRecipe
-from lrtrain.stages import FOLDERS
 from lrtrain.weights import none
 from tests.lrtrain.many import (
     Inputs,

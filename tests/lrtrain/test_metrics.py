@@ -70,6 +70,15 @@ def test_later_lines_of_its_own_stage_are_dropped(tmp_path: Path, after: int) ->
     assert numbers(tmp_path) == steps("extend", *range(1, 6)) + steps("anneal", *range(1, 8))
 
 
+def test_a_step_that_is_written_again_has_one_line(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, "extend")
+    log.begin(after=0)
+    for step, loss in ((1, 1.0), (2, 2.0), (2, 0.5), (3, 3.0)):
+        log.write(step, loss=loss)
+    assert [line["loss"] for line in read_metrics(tmp_path / METRICS)] == [1.0, 0.5, 3.0]
+    assert numbers(tmp_path) == steps("extend", 1, 2, 3)
+
+
 def test_lines_of_later_stages_go_with_what_they_came_from(tmp_path: Path) -> None:
     """As where a person removed the models, to have them made anew: else they are drawn first."""
     write_steps(tmp_path, "extend", range(1, 6))

@@ -9,13 +9,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lrdata.building import build
 from lrdata.recipe import BuildRecipe
 from lrtrain.model import copy_tokenizer
+from lrtrain.recipe import TrainRecipe
 from tests.conftest import generated_text
 
 WINDOW, TARGET, ROW = 128, 512, 144
-
-
 WIDE = 256
 """Of rows that are so wide running averages may be kept in 8 bits."""
+RECIPE = TrainRecipe(
+    steps=4, anneal_steps=3, rows_per_step=4, lr=3e-3, anneal_lr=1e-3, dtype="fp32", device="cpu"
+)
+"""A run of all stages in seconds."""
 
 
 def save_tiny_model(tokenizer: Path, folder: Path, window: int = WINDOW, width: int = 32) -> Path:

@@ -104,7 +104,7 @@ class RulerSuite:
     name: ClassVar[str] = "ruler"
     kind: ClassVar[type[RulerCell]] = RulerCell
     compares: ClassVar[bool] = False
-    joins: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {
