@@ -20,7 +20,7 @@ from lrtrain.evaluation.report.statistics import Samples, difference, share
 _SCALED, _PLAIN, _NO_GAPS, _POSE, _RANDPOS, _FULL = (method.name for method in PLANS["16k"].methods)
 PAIRS = (
     (_SCALED, _PLAIN),
-    (_PLAIN, _NO_GAPS),
+    *((one, _NO_GAPS) for one in (_SCALED, _PLAIN, _POSE, _RANDPOS)),
     *((one, other) for one in (_SCALED, _PLAIN) for other in (_FULL, _POSE, _RANDPOS)),
     *(
         (trained, untrained)
