@@ -15,11 +15,13 @@ from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Tokenizer
 from lrtrain.evaluation.needle import (
     Haystack,
+    NeedleSuite,
     NeedleTemplate,
     PromptMaker,
     answers_right,
     measure,
 )
+from lrtrain.evaluation.text import Text
 from tests.conftest import generated_text
 from tests.fetch import fetch
 
@@ -276,3 +278,26 @@ def test_answers_of_several_lengths_share_a_batch(maker: PromptMaker) -> None:
     for row, count in enumerate(counts):
         expected = choices[row, -count - 1 : -1] == ids[row, -count:]
         assert np.array_equal(together[row], expected.numpy())
+
+
+def test_a_length_has_room_for_each_prompt_of_a_suite(tiny_bos_tokenizer: Any) -> None:
+    """Values may be words of any length: the first prompt tells nothing of the others."""
+    tokenizer = Tokenizer.load(str(tiny_bos_tokenizer))
+    words = ("a", "an " * 20 + "end")
+    template = NeedleTemplate(value_alphabet=words, value_length=1)
+    maker = maker_of(tokenizer, value_alphabet=words, value_length=1)
+    lengths = [(seed, length) for length in range(20, 200) for seed in range(9)]
+    seed, length = next(one for one in lengths if _fits(maker, *one))
+    text = Text([TEXT], "generated", "")
+    opened: Any = SimpleNamespace(tokenizer=tokenizer)
+    NeedleSuite(text, [length], [0.0], 1, template, [seed]).check(opened)
+    with pytest.raises(LongRecipeError, match=f"{length} tokens has no room"):
+        NeedleSuite(text, [length], [0.0, 1.0], 20, template, [seed, seed + 1]).check(opened)
+
+
+def _fits(maker: PromptMaker, seed: int, length: int) -> bool:
+    try:
+        maker.make(seed, length, 0.0, 0)
+    except LongRecipeError:
+        return False
+    return True
