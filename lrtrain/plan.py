@@ -175,8 +175,7 @@ def make_plan(
             others = _until_it_fits(_ways(recipe, measure, offload=False), memory, host_memory)
             ways += [way for way in others if way not in ways]
         last = ways[-1]
-        of_bf16 = device_name is not None and last.recipe.dtype == "bf16"
-        peak = peak_flops(str(device_name)) if of_bf16 else None
+        peak = peak_flops(device_name) if device_name and last.recipe.dtype == "bf16" else None
         whole = replace(last.recipe, checkpointing=True)
         name = last.name if last.recipe == whole else "--checkpointing"
         full_length = _way(name, config, whole, [shards.target_len], cluster.gpus)

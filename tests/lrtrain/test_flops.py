@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lrtrain.flops import linear_weights, peak_flops, training_flops
+from lrtrain.flops import linear_weights, peak_flops, peak_of, training_flops
 from tests.lrtrain.tiny_models import FAMILIES, llama3_8b_config, tiny_config
 
 
@@ -80,3 +80,11 @@ def test_a_row_of_30_percent_costs_what_design_says() -> None:
 def test_known_devices(name: str, tflops: float) -> None:
     assert peak_flops(name) == tflops * 1e12
     assert peak_flops("a pocket calculator") is None
+
+
+def test_fp32_has_no_peak_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    gpu = torch.device("cuda")
+    assert peak_of(gpu, "bf16") == 989e12
+    assert peak_of(gpu, "fp32") is None
+    assert peak_of(torch.device("cpu"), "bf16") is None
