@@ -171,7 +171,7 @@ def test_all_ranks_save_when_it_is_time_for_one(
 ) -> None:
     recipe = replace(RECIPE, checkpoint_every=None)
     saved = on_ranks(2, _train_by_clock, inputs, tmp_path / "run", recipe)
-    assert saved == [[3], [3]]
+    assert saved == [[3, 5], [3, 5]], "and before the holdout rows of the last step"
     assert_same_bits(inputs, tmp_path / "run", undisturbed(inputs, RECIPE, 2))
 
 

@@ -251,7 +251,7 @@ def test_the_fastest_that_fits_is_taken() -> None:
 
 @pytest.fixture(scope="module")
 def plan_of_8(shards: Path, model: Path) -> Any:
-    recipe = TrainRecipe(dtype="fp32", rows_per_step=16, context_parallel=2)
+    recipe = TrainRecipe(rows_per_step=16, context_parallel=2)
     cluster = Cluster(8)
     return make_plan(
         shards, str(model), recipe, memory=10**9, device_name="H100", cluster=cluster, mfu=0.5
@@ -277,7 +277,7 @@ def test_a_plan_of_many_ranks_has_every_mix_and_the_time_of_the_one_asked_for(
 
 def test_a_rank_joins_no_more_rows_than_it_gets(shards: Path, model: Path) -> None:
     """Of 8 rows a step: 4 on each of two groups, 2 or 8 with another mix."""
-    recipe = TrainRecipe(dtype="fp32", rows_per_step=8, micro_tokens=100 * ROW, context_parallel=2)
+    recipe = TrainRecipe(rows_per_step=8, micro_tokens=100 * ROW, context_parallel=2)
     how: dict[str, Any] = {
         "memory": 10**9,
         "device_name": "H100",
@@ -293,7 +293,7 @@ def test_a_rank_joins_no_more_rows_than_it_gets(shards: Path, model: Path) -> No
 
 
 def test_the_command_shows_them(shards: Path, model: Path) -> None:
-    options = ["--gpus", "4", "--gpu", "H100", "--gpu-memory", "80GB", "--dtype", "fp32"]
+    options = ["--gpus", "4", "--gpu", "H100", "--gpu-memory", "80GB"]
     done = CliRunner().invoke(main, ["plan", str(shards), "--model", str(model), *options])
     assert done.exit_code == 0, done.output
     for text in ("4 GPUs, 8 a host", "4 x 1", "2 x 2", "1 x 4", "fastest: --data-parallel 4"):
