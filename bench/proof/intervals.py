@@ -10,6 +10,14 @@ _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95 % quantiles of Student's t with 1 to 10 degrees of freedom."""
 
 
+def _t(freedom: int) -> float:
+    """The same with any number: beyond 10 by the expansion of Cornish and Fisher, to 0.002."""
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over seeds, and how far to either side its 95 % interval goes."""
@@ -32,7 +40,7 @@ class Interval:
 def over_seeds(values: Sequence[float]) -> Interval:
     """Student's t over seeds: few of them, but whole repetitions of everything that is drawn."""
     spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return Interval(float(np.mean(values)), _T[len(values) - 2] * spread)
+    return Interval(float(np.mean(values)), _t(len(values) - 1) * spread)
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Interval:
@@ -50,13 +58,14 @@ def share_of_means(one: Sequence[float], other: Sequence[float]) -> Interval:
 
 
 def over_spans(one: np.ndarray, other: np.ndarray) -> float:
-    """How far the 95 % interval of sum(one) / sum(other) goes to either side over spans of text.
+    """How far the 95 % interval of sum(one) / sum(other) goes to either side over spans of text,
+    by the delta method.
 
     one, other: float [spans], nats of the same spans, summed over seeds.
     """
     ratio = one.sum() / other.sum()
     rest = (one - ratio * other) / other.mean()
-    return float(1.96 * rest.std(ddof=1) / len(one) ** 0.5)
+    return over_seeds(rest.tolist()).half
 
 
 def share(one: Sequence[float], other: Sequence[float]) -> Interval:
