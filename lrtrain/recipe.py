@@ -37,7 +37,7 @@ class TrainRecipe:
     warmup: float = 0.05
     """Share of the extend steps over which the learning rate rises."""
     schedule: str = "cosine"
-    """Of the extend stage, to a tenth of `lr`; anneal is always linear, to exactly zero."""
+    """Of the extend stage, to a tenth of `lr`; anneal is linear, to zero."""
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95

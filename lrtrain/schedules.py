@@ -28,5 +28,9 @@ def warmup_then(schedule: str, steps: int, warmup: float) -> Callable[[int], flo
 
 
 def linear_to_zero(steps: int) -> Callable[[int], float]:
-    """Step -> factor: 1 at step 0, exactly 0 at the last of `steps` (1 when there is only one)."""
-    return lambda step: (steps - 1 - step) / (steps - 1) if steps > 1 else 1.0
+    """Step -> factor: 1 at step 0, and less by 1 / `steps` at each next one.
+
+    0 is where a step after the last would be: at 0 the last would learn nothing, of which there
+    may be two.
+    """
+    return lambda step: (steps - step) / steps

@@ -44,7 +44,7 @@ _LIBRARY_BYTES = 6_000_000
 def record(draws: Draws, prose: Sequence[str]) -> str:
     """A document of 12 to 44 sentences and a code, twice, for each 3.5 of them."""
     lines = _LINES[0] + int(draws.stream("lines").below(_LINES[1] - _LINES[0], 1)[0])
-    codes = draw_codes(draws, int(lines / _LINES_PER_CODE))
+    codes = draw_codes(draws.stream("codes"), int(lines / _LINES_PER_CODE))
     text = [prose[index] for index in draws.stream("prose").below(len(prose), lines).tolist()]
     distances = log_uniform(draws, lines, len(codes))
     firsts = draws.stream("firsts").below(np.maximum(lines + 1 - distances, 1))

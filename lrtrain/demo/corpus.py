@@ -83,7 +83,7 @@ def _prose() -> list[str]:
 
 def ledger(draws: Draws, prose: Sequence[str], codes: int = 18, lines: int = 26) -> str:
     """A document of `lines` lines of prose, with the same `codes` codes in each half."""
-    planted = draw_codes(draws, codes)
+    planted = draw_codes(draws.stream("codes"), codes)
     order = draws.stream("order")
     text = [prose[index] for index in draws.stream("prose").below(len(prose), lines).tolist()]
     halves = []
@@ -110,13 +110,13 @@ def short_documents(draws: Draws, library: Library, count: int) -> Iterator[str]
         if kind == 1:
             yield "\n".join(lines)
         else:
-            planted = draw_codes(Draws(number, "short"), 3)
+            planted = draw_codes(own, 3)
             yield "\n".join(_scatter([*planted, *planted], lines, own))
 
 
-def draw_codes(draws: Draws, count: int) -> list[str]:
+def draw_codes(draws: Stream, count: int) -> list[str]:
     """So many codes, each a line."""
-    values = draws.stream("codes").below(len(SYMBOLS), count * (CUE + ANSWER))
+    values = draws.below(len(SYMBOLS), count * (CUE + ANSWER))
     return [
         CODE_PREFIX + "".join(SYMBOLS[value] for value in row) + "."
         for row in values.reshape(count, -1).tolist()

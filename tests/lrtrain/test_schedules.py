@@ -51,8 +51,9 @@ def test_warm_up_rises_strictly(schedule: str, steps: int, warmup: float) -> Non
 
 
 @given(steps=st.integers(2, 500))
-def test_annealing_ends_at_exactly_zero(steps: int) -> None:
+def test_annealing_goes_to_zero_and_no_step_is_lost(steps: int) -> None:
     factor = linear_to_zero(steps)
     assert factor(0) == 1.0
-    assert factor(steps - 1) == 0.0
-    assert all(factor(step) > factor(step + 1) for step in range(steps - 1))
+    assert factor(steps) == 0.0, "there is no such step"
+    falls = [factor(step) - factor(step + 1) for step in range(steps)]
+    assert falls == pytest.approx([1 / steps] * steps)
