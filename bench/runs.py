@@ -184,6 +184,7 @@ def _build_command(
     options = {
         "--tokenizer": bench.tokenizer.parent,
         "--target-len": target_len,
+        "--impact": "digits",  # `bench/impact.py` has the others, as multiples of it
         "--workers": workers,
         "--out": out,
     }

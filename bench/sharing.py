@@ -41,7 +41,9 @@ def main(corpus: Path | None, tokenizer: Path | None, mb: float, target_len: int
             english = next(one for one in default_corpora(200) if one.name == "english")
             corpus = first(english, mb, scratch).path
         lines = corpus.read_bytes().splitlines(keepends=True)
-        recipe = lrdata.BuildRecipe((str(corpus),), str(tokenizer or fetch("llama3")), target_len)
+        recipe = lrdata.BuildRecipe(
+            (str(corpus),), str(tokenizer or fetch("llama3")), target_len, impact="digits"
+        )
         datasets = build_all(scratch, lines, recipe)
         print_table(datasets, scratch, len(lines))
 

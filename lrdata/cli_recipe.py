@@ -35,12 +35,13 @@ _RECIPE = (
     ),
     click.option(
         "--impact",
-        default="digits",
+        default="returns",
         show_default=True,
-        help="What makes a token impactful: digits; returns (its type came before, but not in the "
-        "last 1/32 of the window; returns:4k: not in the last 4k tokens), best with --evidence; "
-        "lexicon:FILE (see `lrdata lexicon`); scores:DIR (see `lrtrain score`); random; or none "
-        "(keep the start, or what cream and endprompt place, or the two chunks that pose takes).",
+        help="What makes a token impactful: returns (its type came before, but not in the last "
+        "1/32 of the window; returns:4k: not in the last 4k tokens); lexicon:FILE (see `lrdata "
+        "lexicon`); scores:DIR (see `lrtrain score`); digits (the rule of the paper's released "
+        "code); random; or none (keep the start, or what cream and endprompt place, or the two "
+        "chunks that pose takes).",
     ),
     click.option(
         "--select",
@@ -52,10 +53,10 @@ _RECIPE = (
     click.option(
         "--evidence",
         type=Count(),
-        default=0,
         metavar="TOKENS",
         help="Keep sentences with impactful tokens together with what these may be copied from: "
-        "the same rare words, at least so far back (4k).  [default: no]",
+        "the same rare words, at least so far back (4k); 0: do not.  [default: as far back as "
+        "`returns` looks; 0 with other scorers]",
     ),
     click.option(
         "--join",
@@ -152,6 +153,8 @@ def recipe_of(options: dict[str, Any]) -> BuildRecipe:
         for source, value in _pairs("--weight", options.pop("weight")).items()
     }
     options["train_len"] = _train_len(options.pop("train_len"), options["target_len"])
+    if options["evidence"] is None:
+        del options["evidence"]  # the recipe derives it
     recipe = BuildRecipe(**options)
     _refuse_places(recipe)
     return recipe

@@ -48,12 +48,12 @@ class BuildRecipe:
     positions: str = "longrecipe"
     segment_tokens: int = 88
     """Aim for the length of a segment; 88 as in the paper."""
-    impact: str = "digits"
+    impact: str = "returns"
     select: str = "auto"
     """Which sentences go first; auto is `top` for the scorers in RANKED, else `draw`."""
-    evidence: int = 0
+    evidence: int = -1
     """Keep sentences with impactful tokens together with what these may be copied from, so many
-    tokens back or more; 0: do not."""
+    tokens back or more; 0: do not; -1: as far back as `returns` looks, with that scorer alone."""
     join: str = "attend"
     """Whether documents joined into one window attend to each other."""
     replay: tuple[str, ...] = ()
@@ -86,6 +86,9 @@ class BuildRecipe:
             object.__setattr__(self, "train_len", length)
         if self.select == "auto":
             object.__setattr__(self, "select", _derived_select(self.impact))
+        if self.evidence == -1:
+            evidence = _derived_evidence(self.impact, self.positions, self.target_len)
+            object.__setattr__(self, "evidence", evidence)
         self._refuse_unstorable()
         for name, value, known in (
             ("--positions", self.positions, POSITIONS),
@@ -128,7 +131,7 @@ class BuildRecipe:
                 "--evidence needs sentences to choose from: leave it out with --impact none and "
                 "--positions full"
             )
-        for name, distance in (("--evidence", self.evidence), ("--impact", _returns(self.impact))):
+        for name, distance in (("--impact", _returns(self.impact)), ("--evidence", self.evidence)):
             if distance >= self.target_len:
                 raise LongRecipeError(
                     f"{name}: {distance:,} tokens back is outside a window of {self.target_len:,}"
@@ -222,6 +225,12 @@ def _derived_select(impact: str) -> str:
     return "top" if impact.startswith(RANKED) else "draw"
 
 
+def _derived_evidence(impact: str, positions: str, target_len: int) -> int:
+    if impact.partition(":")[0] != "returns" or positions == "full":
+        return 0
+    return _returns(impact) or target_len // 32  # where `returns` begins to look by itself
+
+
 def without_derived(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as manifests store it, without what a BuildRecipe derives from the rest of it: with
     another window or scorer it is derived anew. What is no recipe is left as it is."""
@@ -232,6 +241,10 @@ def without_derived(stored: Mapping[str, Any]) -> dict[str, Any]:
     with suppress(KeyError, AttributeError):
         if left["select"] == _derived_select(left["impact"]):
             del left["select"]
+    with suppress(KeyError, AttributeError, TypeError, ValueError, OverflowError):
+        of = (left["impact"], left["positions"], left["target_len"])
+        if left["evidence"] == _derived_evidence(*of):
+            del left["evidence"]
     return left
 
 

@@ -21,14 +21,13 @@ def main(corpus: str, model: str, out: str, target_len: int = 2048, steps: int =
     """Build rows of `corpus` for `model`, train a few steps on a CPU, and measure."""
     folder = Path(out)
 
-    # lrdata build CORPUS --tokenizer MODEL --target-len 2k --impact returns:256 --evidence 256 \
-    #     --holdout 5% --out OUT/shards
+    # lrdata build CORPUS --tokenizer MODEL --target-len 2k --impact returns:256 --holdout 5% \
+    #     --out OUT/shards
     recipe = lrdata.BuildRecipe(
         corpora=(corpus,),
         tokenizer=model,
         target_len=target_len,
         impact=f"returns:{target_len // 8}",
-        evidence=target_len // 8,
         holdout=0.05,
     )
     manifest = lrdata.build(recipe, folder / "shards")

@@ -149,7 +149,9 @@ def test_max_rows_takes_the_first_rows(built: Path, recipe: BuildRecipe, tmp_pat
 @pytest.mark.parametrize("join", ["attend", "mask"])
 def test_every_scheme_builds(scheme: str, join: str, recipe: BuildRecipe, tmp_path: Path) -> None:
     out = tmp_path / "shards"
-    made = replace(recipe, positions=scheme, join=join, train_len=0, replay=(), max_rows=20)
+    made = replace(
+        recipe, positions=scheme, join=join, train_len=0, evidence=-1, replay=(), max_rows=20
+    )
     build(made, out, workers=1)
     shards = open_dataset(out)
     jumps_inside = 0

@@ -122,6 +122,9 @@ def test_what_a_recipe_derives_is_derived_anew_from_what_is_written(tmp_path: Pa
     asked = other("--impact", "returns", "--target-len", "16k", train_len=4000, select="top")
     assert (asked.select, asked.train_len) == ("top", 4000)
     assert other("--impact", "digits", impact="returns", select="draw").select == "draw"
+    assert (wide.evidence, other("--target-len", "16k", evidence=100).evidence) == (512, 100)
+    assert other("--impact", "none").evidence == other("--positions", "full").evidence == 0
+    assert other("--impact", "returns", impact="digits").evidence == 256
 
 
 @pytest.mark.parametrize(

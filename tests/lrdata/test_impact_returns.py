@@ -138,6 +138,22 @@ def test_a_distance_that_is_none_is_one_line(spec: str, tiny_tokenizer: Path) ->
     assert len(str(problem.value).splitlines()) == 1
 
 
+def test_by_itself_evidence_is_as_far_back_as_returns_looks() -> None:
+    def found(**options: Any) -> int:
+        return BuildRecipe(("a",), "b", 4096, **options).evidence
+
+    assert found() == found(impact="returns") == 4096 // 32
+    assert found(impact="returns:1k") == 1024
+    assert found(impact="digits") == found(impact="none") == found(positions="full") == 0
+    assert found(evidence=0) == 0
+    assert found(impact="digits", evidence=7) == 7
+    with pytest.raises(LongRecipeError, match="--evidence -2 must be at least 0"):
+        found(evidence=-2)
+    ids = Draws(0).stream("ids").below(128, 4096).tolist()
+    looks = [scored(Returns(vocabulary(128), distance), ids) for distance in (None, found(), 127)]
+    assert looks[0] == looks[1] != looks[2]
+
+
 def test_scores_that_rank_choose_by_rank_unless_told_otherwise() -> None:
     def chosen(impact: str, **options: str) -> str:
         return BuildRecipe(("a",), "b", 4096, impact=impact, **options).select

@@ -115,7 +115,7 @@ def test_segments_are_recovered_from_the_pieces_of_a_row(
 
 @pytest.mark.parametrize("scheme", RETARGETABLE)
 @pytest.mark.parametrize("tokenizer", ["tiny_tokenizer", "tiny_bos_tokenizer"])
-@pytest.mark.parametrize("impact", ["none", "digits", "random"])
+@pytest.mark.parametrize("impact", ["none", "digits", "random", "returns"])
 def test_at_the_target_of_the_build_positions_are_those_of_the_build(
     scheme: str,
     tokenizer: str,
@@ -129,6 +129,7 @@ def test_at_the_target_of_the_build_positions_are_those_of_the_build(
         positions=scheme,
         tokenizer=str(request.getfixturevalue(tokenizer)),
         impact=impact,
+        evidence=-1,
         weights={"corpus": 2.0},
         replay=(),
     )
