@@ -8,6 +8,7 @@ GPU. For a machine that takes files of 60 MB at most, `pack` cuts what `run` nee
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -249,6 +250,9 @@ def run(study: Study, plan: Plan) -> dict[str, Any]:
 
     The base with the texts and prompts of every seed, as the methods are.
     """
+    # On a CPU the C library would keep freed blocks: a row of full length to 16k takes 15 GB, and
+    # took more than 24 so.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1048576")
     skills = skills_of(study.out, plan)
     texts = (study.out / _TEXTS).read_text(encoding="utf-8")
     settings = {seed: setting_of(study.out, plan, seed).with_base(texts) for seed in plan.seeds}

@@ -67,7 +67,7 @@ BUDGETS = (
     Budget("tokens", "equal tokens", full_rows=3, short_rows=10, steps=120),
     Budget("rows", "equal rows and steps", full_rows=3, short_rows=3, steps=120, first_seed=1000),
 )
-RATES, MORE_RATES = (1e-3, 2e-3), 4
+RATES, MORE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3), 4
 """Every method is trained with each of them on the tuning seed, with equal tokens; while the best
 is the least or the greatest, half or twice of it is tried too, so many times at most."""
 SEEDS, TUNING_SEED = tuple(range(10, 15)), 200
