@@ -150,7 +150,7 @@ def _print_builds(out: Path, corpus: Corpus, model: Path, name: str, rounds: int
     impacts = {
         "digits": ("digits",),
         "lexicon": (f"lexicon:{out / name}.parquet",),
-        "returns": ("returns",),
+        "returns": ("returns", "--evidence", "0"),
         "returns, evidence": ("returns", "--evidence", "4k"),
     }
     seconds: dict[str, list[float]] = {impact: [] for impact in impacts}
