@@ -64,9 +64,12 @@ def crew(workers: int) -> Iterator["_Processes | _ThisProcess"]:
     try:
         yield _Processes(pool, workers)
     except KeyboardInterrupt:  # whoever pressed the key does not want to wait for units
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)  # another thread may be starting processes
+        ours = [process for process in multiprocessing.active_children() if process not in others]
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
