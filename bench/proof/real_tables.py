@@ -21,7 +21,8 @@ _SCALED, _PLAIN, _NO_GAPS, _POSE, _RANDPOS, _FULL = (method.name for method in P
 PAIRS = (
     (_SCALED, _PLAIN),
     *((one, _NO_GAPS) for one in (_SCALED, _PLAIN, _POSE, _RANDPOS)),
-    *((one, other) for one in (_SCALED, _PLAIN) for other in (_FULL, _POSE, _RANDPOS)),
+    *((one, _FULL) for one in (_SCALED, _PLAIN, _NO_GAPS, _POSE, _RANDPOS)),
+    *((one, other) for one in (_SCALED, _PLAIN) for other in (_POSE, _RANDPOS)),
     *(
         (trained, untrained)
         for untrained in ("new theta", "base")
