@@ -54,55 +54,63 @@ def find_evidence(
     Args:
         ids: int32 [n]. among: bool [n], the tokens that are asked for; by default all.
     """
-    lengths = np.zeros(len(ids), np.int64)
+    count = len(ids)
+    lengths = np.zeros(count, np.int64)
     tokens, sources = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for size, later, earlier in reversed(list(_rare_pairs(ids))):
-        wanted = lengths[later] == 0
-        if among is not None:
-            wanted &= among[later]
-        later, earlier = later[wanted], earlier[wanted]
-        lengths[later] = size
-        lengths[later[later - earlier < least_distance]] = _NEAR
-        far = lengths[later] > 0
-        tokens.append(later[far])
-        sources.append(earlier[far])
+    asked = np.ones(count, bool) if among is None else among
+    for size, ends, ranks in reversed(list(_rare(ids.astype(np.int64), asked))):
+        later = np.flatnonzero((ranks > 0) & asked.take(ends) & (lengths.take(ends) == 0))
+        near = ends.take(later) - ends.take(later - 1) < least_distance
+        lengths[ends.take(later)] = np.where(near, _NEAR, size)
+        later = later[~near]
+        for back in range(1, MOST):
+            later = later[ranks.take(later) >= back]
+            tokens.append(ends.take(later))
+            sources.append(ends.take(later - back))
     # One sort of integers: by token, and the nearest source first.
-    bits = len(ids).bit_length()
-    order = np.sort(np.concatenate(tokens) << bits | len(ids) - np.concatenate(sources))
-    found = order >> bits
-    return Evidence(found, len(ids) - (order & ((1 << bits) - 1)), lengths[found])
+    found, behind = _sorted(np.concatenate(tokens), count - np.concatenate(sources), count)
+    return Evidence(found, count - behind, lengths.take(found))
 
 
-def _rare_pairs(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(size, later, earlier): all pairs of places where the same rare n-gram of a size ends."""
-    ends, grams = np.arange(len(ids)), ids.astype(np.int64)
+def _rare(ids: np.ndarray, asked: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(size, ends, ranks): where each n-gram ends that comes again, is rare and ends in a token
+    that is asked for, by n-gram and increasing, and how many of its ends are before: int64 [m]."""
+    bits = int(ids.max(initial=0)).bit_length()
+    ends = _ends_like(ids, asked)
+    grams = ids.take(ends)
     for size in range(SHORTEST, LONGEST + 1):
-        # An n-gram that repeats ends in a shorter one that does: few are left after each size.
-        grams, ends = grams[ends >= size - 1], ends[ends >= size - 1]
-        grams = _numbered(grams << 32 | ids[ends - size + 1])
-        counts = np.bincount(grams)[grams] if len(grams) else grams
-        rare = (counts >= 2) & (counts <= MOST)
-        yield size, *_pairs(grams[rare], ends[rare])
-        grams, ends = grams[counts >= 2], ends[counts >= 2]
+        # An n-gram that comes again ends in a shorter one that does: few are left after each size.
+        whole = ends >= size - 1
+        keys = grams[whole] << bits | ids.take(ends[whole] - (size - 1))
+        grams, ends = _sorted(keys, ends[whole], len(ids))
+        starts = np.flatnonzero(np.diff(grams, prepend=-1))
+        counts = np.diff(starts, append=len(grams))
+        again = (counts >= 2) & np.logical_or.reduceat(asked.take(ends), starts)
+        ends, counts = ends[np.repeat(again, counts)], counts[again]
+        grams = np.repeat(np.arange(len(counts)), counts)
+        ranks = np.arange(len(ends)) - (np.cumsum(counts) - counts).take(grams)
+        rare = (counts <= MOST).take(grams)
+        yield size, ends[rare], ranks[rare]
 
 
-def _numbered(values: np.ndarray) -> np.ndarray:
-    """Equal values as equal numbers from 0 on: int64 [n]. Hashing is faster than a sort."""
-    numbers = pa.array(values).dictionary_encode().indices
-    return np.asarray(numbers.to_numpy()).astype(np.int64)
+def _ends_like(ids: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Where pairs of tokens end that are those of a token that is asked for, and by their hashes a
+    few others: int64 [m], increasing. The rest is not worth sorting."""
+    size = 1 << len(ids).bit_length()
+    pairs = ids[1:] * 2654435761  # Knuth's; it wraps
+    pairs ^= ids[:-1]
+    pairs &= size - 1
+    wanted = np.zeros(size, bool)
+    wanted[pairs[asked[1:]]] = True
+    return np.flatnonzero(wanted.take(pairs)) + 1
 
 
-def _pairs(grams: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of ends of each n-gram, of 2 to MOST each, the later and the earlier: int64 [m]."""
-    bits = int(ends[-1]).bit_length() if len(ends) else 0
-    order = np.sort(grams << bits | ends)
-    places, grams = order & ((1 << bits) - 1), order >> bits
-    starts = np.flatnonzero(np.diff(grams, prepend=-1))
-    counts = np.diff(starts, append=len(grams))
-    later, earlier = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for last in range(1, MOST):
-        whole = starts[counts > last]
-        for first in range(last):
-            later.append(places[whole + last])
-            earlier.append(places[whole + first])
-    return np.concatenate(later), np.concatenate(earlier)
+def _sorted(keys: np.ndarray, places: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both by key, then by place, in one sort of integers: keys >= 0, 0 <= places <= count.
+
+    Keys that leave no bits for places are numbered first: equal ones stay so, of any order."""
+    bits = count.bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits > 63:
+        keys = np.asarray(pa.array(keys).dictionary_encode().indices.to_numpy()).astype(np.int64)
+    order = np.sort(keys << bits | places)
+    return order >> bits, order & ((1 << bits) - 1)

@@ -12,12 +12,11 @@ import numpy as np
 from lrdata.draws import Draws
 from lrdata.errors import LongRecipeError
 from lrdata.impact.scorer import Scorer
+from lrdata.recipe import FAR_SHARE
 from lrdata.sizes import parse_count
 from lrdata.vocabulary import Vocabulary
 from lrdata.windows import Window
 
-_SHARE = 32
-"""The default distance is the window's length by this: 4,096 of 128k, LongPPL's K."""
 _BLOCK = 4096
 
 
@@ -47,7 +46,7 @@ class Returns(Scorer):
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:
         ids = window.ids
-        distance = self._distance or max(1, len(ids) // _SHARE)
+        distance = self._distance or max(1, len(ids) // FAR_SHARE)
         scores = np.empty(len(ids), bool)
         last, first = self._last, self._first
         begins = self._begins(window)
