@@ -43,6 +43,7 @@ from runs import Bench, Contestant, Failed, Measured, Run, contestants, ours
 
 from lrdata.errors import LongRecipeError
 from lrdata.progress import Task, progress
+from lrdata.recipe import BuildRecipe
 from lrdata.sizes import Count
 from lrdata.tokenizer import Tokenizer
 
@@ -58,6 +59,7 @@ _QUICK = {"mb": 8, "repeat": 1, "tokenizers_mb": 2.0, "datatrove_mb": 3.0, "scal
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder.  [default: Llama-3]")
 @click.option("--workers", default="1,2", show_default=True, help="Of lrdata build.")
 @click.option("--target-len", type=Count(), default="128k", show_default=True)
+@click.option("--impact", default=BuildRecipe.impact, show_default=True, help="Of lrdata build.")
 @click.option("--only", default=",".join(PARTS), show_default=True, help="Which parts to run.")
 @click.option("--scale", help=f"How many times the largest corpus.  [default: {_FULL['scale']}]")
 @click.option("--repeat", type=click.IntRange(1), help="Timed rounds.  [default: 3]")
@@ -72,6 +74,7 @@ def main(
     tokenizer: Path | None,
     workers: str,
     target_len: int,
+    impact: str,
     only: str,
     datatrove_python: str | None,
     quick: bool,
@@ -96,6 +99,7 @@ def main(
             tokenizer=folder.resolve() / "tokenizer.json",
             eot=_end_of_text(folder),
             target_len=target_len,
+            impact=impact,
             workers=tuple(_numbers("--workers", workers)),
             tokenizers_mb=sizes["tokenizers_mb"],
             datatrove_mb=sizes["datatrove_mb"],
@@ -249,6 +253,7 @@ def _machine(bench: Bench) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "target_len": f"{bench.target_len:,}",
+        "impact": bench.impact,
     }
 
 

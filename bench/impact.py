@@ -37,17 +37,20 @@ WAYS = (
 )
 
 
+_PARTS = "Which parts. builds alone scores nothing: without a lexicon, unless one is there."
+
+
 @click.command(help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    "))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("/tmp/impact"))
 @click.option("--tokens", type=int, default=TOKENS, show_default=True, help="Of each kind of text.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Of the builds.")
 @click.option("--corpus-mb", type=int, default=200, show_default=True)
-@click.option("--only", default="scores,survival,builds", show_default=True, help="Which parts.")
+@click.option("--only", default="scores,survival,builds", show_default=True, help=_PARTS)
 def main(out: Path, tokens: int, rounds: int, corpus_mb: int, only: str) -> None:
     parts = only.split(",")
     corpora = {corpus.name: corpus for corpus in default_corpora(corpus_mb)[:2]}
     model = fetch("smollm2")
-    for name, corpus in corpora.items():
+    for name, corpus in corpora.items() if parts != ["builds"] else ():
         size = ("--window", WINDOW, "--short-context", SHORT, "--stride", SHORT)
         source = (corpus.path, "--model", model, "--tokens", tokens)
         _run("lrtrain", "score", *source, *size, "--out", out / name)
@@ -147,11 +150,12 @@ def _value(found: list[float] | None) -> str:
 
 def _print_builds(out: Path, corpus: Corpus, model: Path, name: str, rounds: int) -> None:
     """Scorers in turns, each build in a fresh process; a pair is two of one round."""
-    impacts = {
+    lexicon = out / f"{name}.parquet"  # that the part `scores` leaves
+    impacts: dict[str, tuple[str, ...]] = {
         "digits": ("digits",),
-        "lexicon": (f"lexicon:{out / name}.parquet",),
+        **({"lexicon": (f"lexicon:{lexicon}",)} if lexicon.exists() else {}),
         "returns": ("returns", "--evidence", "0"),
-        "returns, evidence": ("returns", "--evidence", "4k"),
+        "returns, evidence": ("returns",),
     }
     seconds: dict[str, list[float]] = {impact: [] for impact in impacts}
     for _ in range(rounds + 1):  # the first round warms up

@@ -83,6 +83,8 @@ class Bench:
     """tokenizer.json."""
     eot: str
     target_len: int
+    impact: str
+    """What scores tokens; `returns`, the default of a build, with its evidence."""
     workers: tuple[int, ...]
     tokenizers_mb: float
     datatrove_mb: float
@@ -184,7 +186,7 @@ def _build_command(
     options = {
         "--tokenizer": bench.tokenizer.parent,
         "--target-len": target_len,
-        "--impact": "digits",  # `bench/impact.py` has the others, as multiples of it
+        "--impact": bench.impact,
         "--workers": workers,
         "--out": out,
     }

@@ -101,7 +101,7 @@ def _ends_like(ids: np.ndarray, asked: np.ndarray) -> np.ndarray:
     pairs ^= ids[:-1]
     pairs &= size - 1
     wanted = np.zeros(size, bool)
-    wanted[pairs[asked[1:]]] = True
+    wanted[pairs.take(np.flatnonzero(asked[1:]))] = True
     return np.flatnonzero(wanted.take(pairs)) + 1
 
 

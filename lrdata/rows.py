@@ -88,10 +88,9 @@ class Compressor:
         tokens, sources, sizes = evidence.nearest()
         # Of all tokens of the n-gram that would be copied: sentences may be shorter than it.
         back = np.minimum(np.arange(LONGEST)[:, None], sizes - 1)
-        ends = np.cumsum(lengths)
-        needed = np.searchsorted(ends, (sources - back).ravel(), side="right")
-        needing = np.searchsorted(ends, tokens, side="right")
-        return select.pair_keys(keys, np.tile(needing, LONGEST), needed)
+        sentence = np.repeat(np.arange(len(lengths)), lengths)  # of each token
+        needed = sentence.take((sources - back).ravel())
+        return select.pair_keys(keys, np.tile(sentence.take(tokens), LONGEST), needed)
 
     def holdout_row(self, window: Window) -> Row:
         """The whole window at its own positions."""

@@ -111,7 +111,7 @@ def pair_keys(keys: np.ndarray, needing: np.ndarray, needed: np.ndarray) -> np.n
     pair = np.full(len(keys), len(keys))  # the first that brings it in
     np.minimum.at(pair, needing, ranks[needing])
     np.minimum.at(pair, needed, ranks[needing])
-    order = np.lexsort((ranks, pair))
+    order = np.argsort(pair * len(keys) + ranks)
     ranks[order] = np.arange(len(keys))
     return _spread(ranks.astype(np.uint64))
 
