@@ -73,8 +73,8 @@ def find_evidence(
 
 
 def _rare(ids: np.ndarray, asked: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(size, ends, ranks): where each n-gram ends that comes again, is rare and ends in a token
-    that is asked for, by n-gram and increasing, and how many of its ends are before: int64 [m]."""
+    """(size, ends, ranks): where each n-gram ends that is rare and comes again in a token that
+    is asked for, by n-gram and increasing, and how many of its ends are before: int64 [m]."""
     bits = int(ids.max(initial=0)).bit_length()
     ends = _ends_like(ids, asked)
     grams = ids.take(ends)
@@ -85,7 +85,9 @@ def _rare(ids: np.ndarray, asked: np.ndarray) -> Iterator[tuple[int, np.ndarray,
         grams, ends = _sorted(keys, ends[whole], len(ids))
         starts = np.flatnonzero(np.diff(grams, prepend=-1))
         counts = np.diff(starts, append=len(grams))
-        again = (counts >= 2) & np.logical_or.reduceat(asked.take(ends), starts)
+        later = asked.take(ends)
+        later[starts] = False  # nothing is before the first, nor before a longer one there
+        again = np.logical_or.reduceat(later, starts)
         ends, counts = ends[np.repeat(again, counts)], counts[again]
         grams = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(ends)) - (np.cumsum(counts) - counts).take(grams)
