@@ -49,6 +49,9 @@ _END_OF_TEXT = (
     "<|im_end|>",
 )
 
+_CACHED_WORDS = 10_000
+"""What `tokenizers` takes by itself."""
+
 
 class UnencodableError(LongRecipeError):
     """There is a text that no encoder can take, such as ten million spaces in a row."""
@@ -114,6 +117,8 @@ class Tokenizer:
             fast, note = None, "asked for"
             if loading is not None:
                 fast, note = _proven(loading.result, reference, marked, eot_id, texts, expected)
+        if fast is None:
+            _resize_cache(reference, _CACHED_WORDS)
         if fast is None and encoder == "fastokens":
             raise LongRecipeError(
                 f"fastokens cannot encode for {path_or_id}: {note}; use the encoder tokenizers"
@@ -189,7 +194,16 @@ def _load_reference(file: Path) -> tokenizers.Tokenizer:
     reference.encode_special_tokens = True
     if getattr(reference.model, "dropout", None):
         reference.model.dropout = None  # it would make every encoding another
+    _resize_cache(reference, 0)
     return reference
+
+
+def _resize_cache(reference: tokenizers.Tokenizer, words: int) -> None:
+    """What `tokenizers` 0.23 has cached is not freed with the tokenizer: by the probe 10 MB each
+    time that one is loaded. Only where it encodes is the cache worth that."""
+    resize = getattr(reference.model, "_resize_cache", None)  # only BPE and Unigram have one
+    if resize is not None:
+        resize(words)
 
 
 def _load_fast(file: Path) -> Any:

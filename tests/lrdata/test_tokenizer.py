@@ -2,6 +2,8 @@
 
 import json
 import pydoc
+import subprocess
+import sys
 import unicodedata
 from functools import cache
 from itertools import pairwise
@@ -22,6 +24,7 @@ from lrdata.errors import LongRecipeError
 from lrdata.tokenizer import Encoder, Tokenizer, UnencodableError
 from tests.conftest import BOS, CHAT_TEMPLATE, CHAT_TOKENS, EOT
 from tests.fetch import fetch
+from tests.lrdata.build_runs import ROOT
 
 ENCODERS: tuple[Encoder, ...] = ("fastokens", "tokenizers")
 REAL = ("llama3", "qwen", "deepseek", "mistral-tekken", "smollm2")
@@ -284,6 +287,32 @@ def test_the_encoder_can_be_chosen(tiny_tokenizer: Path) -> None:
     text = f"{EOT}a{CHAT_TOKENS[0]}"
     assert slow.encode_with_specials(text).tolist() == fast.encode_with_specials(text).tolist()
     assert slow.probe_fingerprint == fast.probe_fingerprint
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.parametrize("encoder", ["auto", "tokenizers"])
+def test_who_loads_tokenizers_again_and_again_keeps_no_memory(
+    tiny_tokenizer: Path, encoder: str
+) -> None:
+    """What `tokenizers` caches is not freed with the tokenizer: 10 MB of a probe."""
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from lrdata.tokenizer import Tokenizer\n"
+        "def resident():\n"
+        "    pages = int(Path('/proc/self/statm').read_text().split()[1])\n"
+        "    return pages * os.sysconf('SC_PAGE_SIZE') / 2**20\n"
+        "def load(times):\n"
+        "    for _ in range(times):\n"
+        "        Tokenizer.load(sys.argv[1], encoder=sys.argv[2])\n"
+        "load(3)\n"
+        "before = resident()\n"
+        "load(20)\n"
+        "print(resident() - before)\n"
+    )
+    command = [sys.executable, "-c", script, str(tiny_tokenizer), encoder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 20, "MB more after twenty"
 
 
 def test_a_model_that_fastokens_cannot_read_is_encoded_by_the_library(tmp_path: Path) -> None:
