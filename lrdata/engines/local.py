@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -61,15 +61,15 @@ def crew(workers: int) -> Iterator["_Processes | _ThisProcess"]:
     context = multiprocessing.get_context("forkserver")
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
+    processes = _Processes(pool, workers)
     try:
-        yield _Processes(pool, workers)
+        yield processes
     except KeyboardInterrupt:  # whoever pressed the key does not want to wait for units
-        pool.shutdown(wait=False, cancel_futures=True)  # another thread may be starting processes
-        ours = [process for process in multiprocessing.active_children() if process not in others]
-        for process in ours:
-            process.terminate()
-        for process in ours:
-            process.join()
+        with processes.starting:  # one that another thread starts now would be waited for
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            pool.shutdown(cancel_futures=True)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -87,10 +87,12 @@ class _ThisProcess:
 class _Processes:
     pool: ProcessPoolExecutor
     workers: int
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    """Held while work is handed over, for which the pool starts processes."""
 
     def call(self, function: Callable[[Job], Result], job: Job) -> Result:
         with _plain_errors():
-            with _environment(_ONE_THREAD):
+            with self.starting, _environment(_ONE_THREAD):
                 result = self.pool.submit(function, job)
                 for _ in range(self.workers - 1):
                     self.pool.submit(os.getpid)  # have the others begin: units come next
@@ -100,7 +102,7 @@ class _Processes:
         results: list[Future[Result]] = []
         try:
             with _plain_errors():
-                with _environment(_ONE_THREAD):
+                with self.starting, _environment(_ONE_THREAD):
                     results += [self.pool.submit(function, job) for job in jobs]
                 for result in results:
                     yield result.result()
