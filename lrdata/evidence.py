@@ -99,7 +99,7 @@ def _ends_like(ids: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Where pairs of tokens end that are those of a token that is asked for, and by their hashes a
     few others: int64 [m], increasing. The rest is not worth sorting."""
     size = 1 << len(ids).bit_length()
-    pairs = ids[1:] * 2654435761  # Knuth's; it wraps
+    pairs = ids[1:] * 2654435761  # Knuth's: spreads ids over the lower bits
     pairs ^= ids[:-1]
     pairs &= size - 1
     wanted = np.zeros(size, bool)

@@ -24,8 +24,8 @@ RANKED = ("returns", "lexicon", "scores")
 JOINS = ("attend", "mask")
 TRAIN_SHARE = 0.30
 """The paper's share of the target length; the length is floored to a multiple of 16."""
-FAR_SHARE = 32
-"""`returns` and its evidence begin a 32nd of the window back: 4,096 of 128k, LongPPL's K."""
+FAR_SHARE = 1 / 32
+"""Of the window: `returns` and its evidence begin so far back, 4,096 of 128k, LongPPL's K."""
 SHORTEST_TARGET, SHORTEST_ROW = 64, 16
 
 REPLAY_OPTIONS = ("replay", "replay_ratio", "prompt_field", "response_field", "chat_template")
@@ -230,7 +230,7 @@ def _derived_select(impact: str) -> str:
 def _derived_evidence(impact: str, positions: str, target_len: int) -> int:
     if impact.partition(":")[0] != "returns" or positions == "full":
         return 0
-    return _returns(impact) or target_len // FAR_SHARE
+    return _returns(impact) or int(target_len * FAR_SHARE)
 
 
 def without_derived(stored: Mapping[str, Any]) -> dict[str, Any]:

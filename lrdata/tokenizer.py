@@ -117,12 +117,12 @@ class Tokenizer:
             fast, note = None, "asked for"
             if loading is not None:
                 fast, note = _proven(loading.result, reference, marked, eot_id, texts, expected)
-        if fast is None:
-            _resize_cache(reference, _CACHED_WORDS)
         if fast is None and encoder == "fastokens":
             raise LongRecipeError(
                 f"fastokens cannot encode for {path_or_id}: {note}; use the encoder tokenizers"
             )
+        if fast is None:
+            _resize_cache(reference, _CACHED_WORDS)
         return cls(
             name=path_or_id,
             vocab_size=len(flags),

@@ -46,7 +46,7 @@ class Returns(Scorer):
 
     def score(self, window: Window, draws: Draws) -> np.ndarray:
         ids = window.ids
-        distance = self._distance or max(1, len(ids) // FAR_SHARE)
+        distance = self._distance or max(1, int(len(ids) * FAR_SHARE))
         scores = np.empty(len(ids), bool)
         last, first = self._last, self._first
         begins = self._begins(window)
